@@ -1,0 +1,77 @@
+"""Files that are either whole or absent: atomic writes, working folders, content hashes.
+
+A stage writes into a *working folder* beside its final place; only a finished one is renamed there.
+Nothing that reads artefacts ever looks into a working folder, so a kill, a full disk or Ctrl-C leaves no half artefact.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Files that say how a run went rather than what it made: they differ between two equal runs and stay out of content hashes.
+MEASURED_FILES = frozenset({"cost.json", "timings.jsonl", "groundup.json"})
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write `data` so that `path` holds either its old content or all of the new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.partial")
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def working_folder(out: Path) -> Path:
+    """The folder in which a stage writes before its result is renamed to `out`."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def finish_folder(working: Path, out: Path) -> None:
+    """Rename a finished working folder to `out`; an older result there is replaced as a whole."""
+    replaced = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        os.replace(out, replaced)
+    os.replace(working, out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex; the same as `sha256sum` prints."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file that belongs to a folder's content: {relative path: hex}, sorted.
+
+    Hidden entries (working files) and `MEASURED_FILES` are no content.
+    """
+    return {
+        str(path.relative_to(folder)): hash_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in MEASURED_FILES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+
+
+def hash_value(value: Mapping[str, Any] | list[Any] | str) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), hex."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
