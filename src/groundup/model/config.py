@@ -1,0 +1,116 @@
+"""What a model is made of, as data: nested dataclasses, each validated where it is built.
+
+A family (LLaMA, nanochat, …) is a `ModelConfig`, never a subclass. `layers` is written out once, one `LayerSpec` per
+layer, so no code ever asks which layer it is.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+NormKind = Literal["rms", "rms_without_weight"]
+Activation = Literal["silu", "relu_squared"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root-mean-square norm (Zhang and Sennrich 2019), with or without a learned weight."""
+
+    kind: NormKind = "rms"
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding (Su et al. 2021), pairing dimension i with i + head_dim / 2.
+
+    reversed: rotate by the negative angle, as nanochat does.
+    """
+
+    theta: float = 10_000.0
+    reversed: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention (Ainslie et al. 2023): `heads` queries share `kv_heads` keys and values.
+
+    query_key_norm: a norm without weight on each rotated query and key head (nanochat), or None.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    query_key_norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"`heads` ({self.heads}) must be a multiple of `kv_heads` ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"`head_dim` must be even for rotary positions, not {self.head_dim}")
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Position-wise network of inner width `width`; gated means SwiGLU-like (Shazeer 2020): act(gate) · up."""
+
+    width: int
+    activation: Activation
+    gated: bool
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only language model.
+
+    family: names the Hugging Face layout it is saved in (`formats/families/`); changes nothing in the forward pass.
+    embedding_norm: a norm right after the token embedding, or None.
+    tied_head: the output head is the embedding matrix.
+    logit_softcap: logits become cap · tanh(logits / cap), or None.
+    max_positions: longest sequence, in tokens, that the model is meant for.
+    """
+
+    family: str
+    vocab_size: int
+    width: int
+    layers: tuple[LayerSpec, ...]
+    rope: Rope
+    final_norm: Norm
+    embedding_norm: Norm | None
+    tied_head: bool
+    logit_softcap: float | None
+    max_positions: int
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a model needs at least one layer")
+        if self.vocab_size < 1 or self.width < 1:
+            raise ValueError(f"`vocab_size` ({self.vocab_size}) and `width` ({self.width}) must be positive")
+
+    def matmul_parameters(self) -> int:
+        """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up."""
+        total = self.vocab_size * self.width
+        for layer in self.layers:
+            attention, feed_forward = layer.attention, layer.feed_forward
+            total += 2 * self.width * attention.head_dim * (attention.heads + attention.kv_heads)
+            total += (3 if feed_forward.gated else 2) * self.width * feed_forward.width
+        return total
+
+    def attention_flops_per_token(self, context: int) -> int:
+        """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
+        return sum(12 * layer.attention.heads * layer.attention.head_dim * context for layer in self.layers)
+
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs of one training token: 6 per matmul parameter, plus attention over the full context.
+
+        Attention is counted without halving for causality (PaLM, appendix B; the convention of nanochat).
+        """
+        return 6 * self.matmul_parameters() + self.attention_flops_per_token(context)

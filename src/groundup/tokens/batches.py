@@ -1,0 +1,140 @@
+"""Training batches as a pure function of (seed, row number): there is no loader state to save, restore or reshard.
+
+A run is a sequence of *rows* of `context` target tokens each, numbered from 0 over all epochs. Step s trains on rows
+[s · R, (s + 1) · R); which rank or micro-batch takes which of them changes nothing about the rows. A row's place in the
+data comes from a keyed permutation of the epoch, computed per row and never written down.
+
+Every *segment* (a document, or its continuation after a row boundary) starts with `<|begin_of_text|>` as input, sees
+nothing of its neighbours, and counts its positions from 0.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+# Target value that carries no loss; PyTorch's own default.
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows, each array (rows, context): inputs, the next token of each, place in its segment, segment number."""
+
+    input_ids: Int64s
+    targets: Int64s
+    positions: Int64s
+    segments: Int32s
+
+    def target_count(self) -> int:
+        """Targets that carry loss."""
+        return int((self.targets != IGNORE).sum())
+
+
+class RowSource(Protocol):
+    """Anything that can produce row number n of an endless run."""
+
+    def rows(self, numbers: Int64s) -> Rows: ...
+
+    @property
+    def rows_per_epoch(self) -> int: ...
+
+
+class TokenStream(Protocol):
+    """What packing needs of token shards: one long array of tokens and where each document starts."""
+
+    @property
+    def offsets(self) -> Int64s: ...
+
+    @property
+    def total_tokens(self) -> int: ...
+
+    def tokens(self, start: int, stop: int) -> Int64s: ...
+
+
+def rank_rows(step: int, rows_per_step: int, rank: int, ranks: int) -> Int64s:
+    """The row numbers that one of `ranks` trains on in `step`; together they are the same for any number of ranks."""
+    numbers = np.arange(step * rows_per_step, (step + 1) * rows_per_step, dtype=np.int64)
+    return numbers[rank::ranks]
+
+
+class PackedDocuments:
+    """Rows cut from token shards for pre-training.
+
+    The stream of all documents is cut every `context` tokens; the first cut shifts from epoch to epoch, so that a token
+    seen twice is seen with another past. Rows are visited in the order of the epoch's keyed permutation.
+    """
+
+    def __init__(self, stream: TokenStream, context: int, bos_id: int, seed: int) -> None:
+        self.stream, self.context, self.bos_id, self.seed = stream, context, bos_id, seed
+        # One row less than fits, so that every epoch's shift leaves the same number of rows.
+        self._rows_per_epoch = max(1, stream.total_tokens // context - 1)
+        if stream.total_tokens < 2 * context:
+            raise ValueError(
+                f"the training text has {stream.total_tokens:,} tokens, fewer than two rows of `context` {context}"
+            )
+
+    @property
+    def rows_per_epoch(self) -> int:
+        return self._rows_per_epoch
+
+    def row_start(self, number: int) -> int:
+        """Where in the stream the targets of row `number` begin."""
+        epoch, index = divmod(int(number), self._rows_per_epoch)
+        shift = keyed_integer(self.seed, f"shift {epoch}") % self.context
+        return shift + self.context * permute(index, self._rows_per_epoch, keyed_integer(self.seed, f"order {epoch}"))
+
+    def rows(self, numbers: Int64s) -> Rows:
+        starts = np.array([self.row_start(number) for number in numbers], dtype=np.int64)
+        targets = np.stack([self.stream.tokens(start, start + self.context) for start in starts.tolist()])
+        return rows_at(starts, targets, self.stream.offsets, self.bos_id)
+
+
+def rows_at(starts: Int64s, targets: Int64s, offsets: Int64s, bos_id: int) -> Rows:
+    """Rows whose targets (rows, context) stand at `starts` of a stream with documents at `offsets`."""
+    context = targets.shape[1]
+    places = starts[:, None] + np.arange(context, dtype=np.int64)
+    documents = np.searchsorted(offsets, places, side="right") - 1
+    # A segment starts with its document or, for one that began in an earlier row, with the row.
+    segment_starts = np.maximum(offsets[documents], starts[:, None])
+    inputs = np.concatenate([np.full((len(starts), 1), bos_id, dtype=np.int64), targets[:, :-1]], axis=1)
+    inputs[places == segment_starts] = bos_id
+    segments = (documents - documents[:, :1]).astype(np.int32)
+    return Rows(inputs, targets, places - segment_starts, segments)
+
+
+def keyed_integer(seed: int, label: str) -> int:
+    """A 63-bit integer that depends on seed and label alone, on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{label}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def permute(index: int, size: int, key: int) -> int:
+    """Where `index` goes in a pseudo-random permutation of range(size), in constant memory.
+
+    A four-round Feistel network over the next even number of bits, walked until the value falls inside (Black and
+    Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    half = max(1, -(-(size - 1).bit_length() // 2))
+    mask = (1 << half) - 1
+    value = index
+    while True:
+        left, right = value >> half, value & mask
+        for turn in range(4):
+            left, right = right, left ^ (_mix(right + (turn << 32) ^ key) & mask)
+        value = left << half | right
+        if value < size:
+            return value
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's finaliser (Steele et al. 2014)."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
