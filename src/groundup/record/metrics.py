@@ -27,6 +27,8 @@ _PLAIN_INTERVAL_SECONDS = 10.0
 # The rate is that of the recent past: start-up costs (compilation) would spoil the time left for the whole run.
 _RATE_WINDOW_SECONDS = 30.0
 
+_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 
 class MetricsWriter:
     """Writes the two metrics files of folder `out`, line by line, each line whole after a kill.
@@ -182,7 +184,7 @@ class _TerminalLine:
         from rich.table import Column
 
         self._bar = RichProgress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, min_width=len(title))),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=Console(stderr=True),
@@ -225,18 +227,17 @@ def _is_silent() -> bool:
 
 
 def format_amount(amount: float) -> str:
-    """A count in at most four figures: 950, 12.3k, 4.56M, 1.2G."""
-    for limit, divisor, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(amount) >= limit:
-            return (
-                f"{amount / divisor:.3g}{letter}" if abs(amount) < 1000 * divisor else f"{amount / divisor:.0f}{letter}"
-            )
-    return f"{amount:.0f}" if abs(amount) >= 100 or amount == int(amount) else f"{amount:.3g}"
+    """A count in at most four figures: 950, 9999, 12.3k, 4.56M, 1.2G."""
+    if abs(amount) < 1e4:
+        return f"{amount:.0f}" if abs(amount) >= 100 or amount == int(amount) else f"{amount:.3g}"
+    rounded = float(f"{amount:.3g}")  # first, lest 999,600 become 1000k
+    divisor, letter = next(scale for scale in _SCALES if abs(rounded) >= scale[0])
+    return f"{rounded / divisor:g}{letter}"
 
 
 def format_duration(seconds: float) -> str:
     """A length of time as a person would say it: 0.4 s, 42 s, 3:07, 1:02:09 (hours)."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
