@@ -119,7 +119,7 @@ class Progress:
         self._started = time.monotonic()
         self._started_at = self._done
         self._recent.append((self._started, self._done))
-        if not _is_silent():
+        if not is_silent():
             self._display = _TerminalLine(self._title) if sys.stderr.isatty() else _PlainLines()
         return self
 
@@ -222,7 +222,8 @@ class _PlainLines:
     finish = show
 
 
-def _is_silent() -> bool:
+def is_silent() -> bool:
+    """Whether this process is to print nothing about its progress: the user's wish, or a later rank's manners."""
     return os.environ.get("GROUNDUP_QUIET", "") not in ("", "0") or os.environ.get("RANK", "0") != "0"
 
 
