@@ -22,9 +22,13 @@ from groundup.errors import UserError
 Config = TypeVar("Config")
 
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field with its default value and one line of documentation."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, one_of: str | None = None) -> Any:
+    """A dataclass field with its default value and one line of documentation.
+
+    one_of: name of a group of fields that exclude each other (`minutes` or `tokens`): a flag for one of them takes the
+        place of whatever another of them was set to by a recipe.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "one_of": one_of})
 
 
 def read_table(kind: type[Config], table: Mapping[str, Any], where: str) -> Config:
@@ -58,7 +62,7 @@ def write_table(config: Any) -> dict[str, Any]:
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -> None:
+def add_flags(parser: argparse._ActionsContainer, kind: type, prefix: str = "") -> None:
     """Add one flag per field of `kind`: `--vocab-size`, or `--tokenizer.vocab-size` with prefix `tokenizer.`."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -76,14 +80,22 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -> 
 
 def read_flags(kind: type[Config], flags: argparse.Namespace, base: Mapping[str, Any], prefix: str = "") -> Config:
     """Build `kind` from the table `base` with the flags that were given laid over it."""
-    table = dict(base)
     hints = typing.get_type_hints(kind)
+    given = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         raw = getattr(flags, f"{prefix}{field.name}", None)
         if raw is not None:
             flag = f"--{prefix}{field.name.replace('_', '-')}"
-            table[field.name] = _parse(raw, hints[field.name], flag)
+            given[field.name] = _parse(raw, hints[field.name], flag)
+    table = {name: value for name, value in base.items() if not _is_replaced(kind, name, given)} | given
     return read_table(kind, table, prefix.rstrip(".") or "the command line")
+
+
+def _is_replaced(kind: type, name: str, given: Mapping[str, Any]) -> bool:
+    """Whether a value given for another field of the same `one_of` group takes the place of `name`."""
+    groups = {field.name: field.metadata.get("one_of") for field in dataclasses.fields(kind)}
+    group = groups.get(name)
+    return group is not None and group in (groups[other] for other in given)
 
 
 def _aliases(prefix: str, name: str) -> list[str]:
