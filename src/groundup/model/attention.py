@@ -2,9 +2,9 @@
 
 Shape suffixes: b batch, t query time, s key time, h heads, k head dimension, d model width.
 
-Every token belongs to a *segment* (a packed document; -1 for padding) and has an index in the row. A query sees a key if
-both are in the same segment and the key is not later. Training packs, left padding and the cache all say what they mean
-with segments alone; padding rows see themselves, so no softmax is ever empty.
+Every token belongs to a *segment* (a packed document; -1 for padding) and has an index in the row. A query sees a key
+if both are in the same segment and the key is not later. Training packs, left padding and the cache all say what they
+mean with segments alone; padding rows see themselves, so no softmax is ever empty.
 """
 
 from collections.abc import Callable

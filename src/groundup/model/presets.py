@@ -1,8 +1,5 @@
 """Named families at any depth: one dial from which the other sizes follow."""
 
-import torch
-from torch import nn
-
 from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm, Rope
 
 WIDTH_PER_LAYER = 64

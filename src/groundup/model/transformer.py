@@ -93,7 +93,9 @@ class Decoder(nn.Module):
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
         logits_btv = nn.functional.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
-        return softcap(logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float(), self.config.logit_softcap)
+        return softcap(
+            logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float(), self.config.logit_softcap
+        )
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:

@@ -9,6 +9,7 @@ nothing of its neighbours, and counts its positions from 0.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,16 @@ class Rows:
     def target_count(self) -> int:
         """Targets that carry loss."""
         return int((self.targets != IGNORE).sum())
+
+    def arrays(self) -> tuple[Int64s, Int64s, Int64s, Int32s]:
+        """Inputs, targets, positions, segments."""
+        return self.input_ids, self.targets, self.positions, self.segments
+
+    def split(self, most: int) -> Iterator["Rows"]:
+        """The same rows in order, `most` at a time."""
+        for first in range(0, len(self.input_ids), most):
+            part = slice(first, first + most)
+            yield Rows(self.input_ids[part], self.targets[part], self.positions[part], self.segments[part])
 
 
 class RowSource(Protocol):

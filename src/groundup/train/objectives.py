@@ -23,7 +23,7 @@ class TokenLoss(NamedTuple):
     """
 
     total: Tensor
-    count: Tensor
+    targets: Tensor
 
 
 def next_token_loss(hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, softcap: float | None = None) -> TokenLoss:

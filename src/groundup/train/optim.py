@@ -6,10 +6,13 @@ equally far. Equal-shaped matrices are stacked and orthogonalised together, in b
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from groundup.model.transformer import Decoder
 
 # (a, b, c) of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, one triple per iteration: Amsel et al. 2025, table for five steps.
 POLAR_EXPRESS = (
@@ -94,7 +97,65 @@ class Muon(torch.optim.Optimizer):
 
 
 def _normalise_rows(update: Tensor, row_square: Tensor, decay: float) -> Tensor:
-    """Even out the rows of an update by their running mean square, keeping its Frobenius norm (NorMuon, algorithm 1)."""
+    """Even out the rows of an update by their running mean square, keeping its Frobenius norm (NorMuon)."""
     row_square.lerp_(update.square().mean(dim=1, keepdim=True), 1 - decay)
     evened = update * torch.rsqrt(row_square + 1e-10)
     return evened * (update.norm() / (evened.norm() + 1e-10))
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates: Muon's for layer matrices; AdamW's for embedding and head, given for a width of 768."""
+
+    matrices: float
+    embedding: float
+    head: float
+    weight_decay: float = 0.0
+
+
+# AdamW's rate for norm weights, which start at 1 and need no scaling with the width.
+VECTOR_LEARNING_RATE = 0.02
+REFERENCE_WIDTH = 768
+# Muon's momentum rises over the first steps, while the average still consists of few gradients (Jordan et al. 2024).
+FIRST_MOMENTUM, LAST_MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
+
+
+def build_optimizers(model: Decoder, rates: LearningRates) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for every matrix inside the layers, AdamW for embedding, head and norm weights."""
+    matrices = [parameter for parameter in model.layers.parameters() if parameter.ndim == 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    scale = (model.config.width / REFERENCE_WIDTH) ** -0.5
+    embedding_rate = rates.head if model.head is None else rates.embedding
+    groups: list[dict[str, Any]] = [{"params": [model.embedding], "lr": embedding_rate * scale}]
+    if model.head is not None:
+        groups.append({"params": [model.head.weight], "lr": rates.head * scale})
+    if vectors:
+        groups.append({"params": vectors, "lr": VECTOR_LEARNING_RATE})
+    optimizers = (
+        Muon(matrices, lr=rates.matrices, momentum=FIRST_MOMENTUM, weight_decay=rates.weight_decay),
+        torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True),
+    )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def schedule(spent: float, warmup: float, cooldown: float) -> float:
+    """Warm-up, plateau, linear cool-down to zero (Hägele et al. 2024): the factor on every peak learning rate.
+
+    spent: part of the budget that is spent, 0 to 1.
+    """
+    rising = 1.0 if warmup == 0 else min(1.0, (spent + 1e-3) / warmup)
+    falling = 1.0 if cooldown == 0 else min(1.0, (1 - spent) / cooldown)
+    return min(rising, falling)
+
+
+def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float, step: int) -> None:
+    """Put the schedule's factor, and Muon's momentum of this step, into the parameter groups."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+            if isinstance(optimizer, Muon):
+                risen = min(1.0, step / MOMENTUM_STEPS)
+                group["momentum"] = FIRST_MOMENTUM + (LAST_MOMENTUM - FIRST_MOMENTUM) * risen

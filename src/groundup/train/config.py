@@ -1,0 +1,62 @@
+"""Settings of pre-training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from groundup.settings import setting
+
+Precision = Literal["auto", "bfloat16", "float32"]
+Compile = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training of a decoder from random weights.
+
+    One dial, `depth`, sets the other sizes; one budget (`minutes`, `tokens` or `flops`) sets how long it takes.
+    """
+
+    preset: Literal["llama", "nanochat"] = setting(
+        "nanochat", "family of the model; both load in transformers, nanochat learns faster (figures in docs/log.md)"
+    )
+    depth: int = setting(4, "number of layers; the width follows, 64 per layer")
+    width: int | None = setting(None, "model width, when it should not follow from the depth")
+    head_dim: int = setting(128, "width of an attention head")
+    context: int = setting(512, "tokens a row holds and the model can look back")
+    minutes: float | None = setting(None, "budget: wall-clock minutes, compilation included")
+    tokens: int | None = setting(None, "budget: tokens to train on")
+    flops: float | None = setting(None, "budget: floating-point operations of training")
+    batch_tokens: int = setting(4096, "tokens per optimizer step, over all ranks")
+    micro_batch_tokens: int = setting(8192, "tokens per forward pass; lower it when memory is short")
+    matrix_learning_rate: float = setting(0.02, "Muon's, for the matrices inside the layers")
+    embedding_learning_rate: float = setting(
+        0.2, "AdamW's, for the embedding (at width 768; scales with 1/sqrt(width))"
+    )
+    head_learning_rate: float = setting(0.004, "AdamW's, for the output head and a tied embedding (scales likewise)")
+    weight_decay: float = setting(0.0, "Muon's, applied only where it agrees with the update")
+    warmup: float = setting(0.0, "part of the budget in which the learning rate rises from 0")
+    cooldown: float = setting(0.65, "last part of the budget, in which the learning rate falls linearly to 0")
+    precision: Precision = setting("auto", "of activations and matrix products; weights are float32 in any case")
+    compile: Compile = setting(
+        "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
+    )
+    evaluations: int = setting(8, "how often held-out loss and samples are taken on the way")
+    checkpoint_minutes: float = setting(2.0, "minutes between checkpoints to resume from")
+    sample_prompts: tuple[str, ...] = setting(
+        ("import ", "def ", "The "), "texts that the samples on the way go on from"
+    )
+    seed: int = setting(0, "of weights and of data order")
+    track: tuple[str, ...] = setting((), "also send metrics to: tensorboard, wandb (needs the extra `track`)")
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("minutes", "tokens", "flops") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(given)}")
+        if self.batch_tokens % self.context:
+            raise ValueError(f"`batch_tokens` ({self.batch_tokens}) must be a multiple of `context` ({self.context})")
+        if self.warmup + self.cooldown > 1:
+            raise ValueError("`warmup` and `cooldown` together must not pass 1")
+        for name in ("depth", "context", "batch_tokens", "micro_batch_tokens", "minutes", "tokens", "flops"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be positive, not {value}")

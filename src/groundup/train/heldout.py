@@ -1,0 +1,66 @@
+"""Held-out loss: text cut into consecutive windows, every token predicted once, from its window alone."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from groundup.model.transformer import Decoder
+from groundup.tokens.batches import TokenStream, rows_at
+
+
+class HeldoutStream(TokenStream, Protocol):
+    """A token stream that knows how many bytes of text it stands for."""
+
+    @property
+    def total_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class HeldoutLoss:
+    """nats: summed loss over `tokens` targets, end-of-text tokens included; bytes: UTF-8 bytes of their text."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes
+
+
+@torch.no_grad()
+def heldout_loss(
+    model: Decoder, stream: HeldoutStream, context: int, bos_id: int, windows: int | None = None, rows: int = 16
+) -> HeldoutLoss:
+    """Loss over the whole stream, or over `windows` windows spread evenly over it.
+
+    The bytes of a part of the stream are taken as its share of the tokens, which is exact for the whole.
+    rows: windows per forward pass.
+    """
+    starts = np.arange(0, stream.total_tokens, context, dtype=np.int64)
+    if windows is not None and windows < len(starts):
+        starts = starts[np.linspace(0, len(starts) - 1, windows).astype(np.int64)]
+    nats, tokens = 0.0, 0
+    # The last window may be shorter; it goes alone so that the others stay rectangular.
+    full = starts[starts + context <= stream.total_tokens]
+    batches = [full[first : first + rows] for first in range(0, len(full), rows)]
+    batches += [starts[len(full) :]] if len(full) < len(starts) else []
+    device = model.embedding.device
+    for batch in batches:
+        width = min(context, stream.total_tokens - int(batch[0]))
+        targets = np.stack([stream.tokens(int(start), int(start) + width) for start in batch])
+        packed = rows_at(batch, targets, stream.offsets, bos_id)
+        hidden = model.hidden(
+            torch.from_numpy(packed.input_ids).to(device),
+            torch.from_numpy(packed.positions).to(device),
+            torch.from_numpy(packed.segments).to(device),
+        )
+        logits = model.logits(hidden).flatten(0, 1)
+        flat_targets = torch.from_numpy(targets).flatten().to(device)
+        nats += float(F.cross_entropy(logits, flat_targets, reduction="sum").double())
+        tokens += targets.size
+    return HeldoutLoss(nats, tokens, max(1, round(stream.total_bytes * tokens / stream.total_tokens)))

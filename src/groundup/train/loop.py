@@ -1,0 +1,236 @@
+"""The training loop, whole in one place: rows in, one optimizer step out, until the budget is spent.
+
+It never asks what it trains or why: a `RowSource` gives the rows, `watch` takes held-out loss and samples. Two runs
+with equal inputs write equal weights and metrics to the bit, however often they were killed and taken up again (on CPU,
+with the same number of threads; a budget in seconds follows the clock and is exempt).
+"""
+
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from groundup.errors import UserError
+from groundup.model.transformer import Decoder
+from groundup.record.metrics import MetricsWriter, Progress
+from groundup.tokens.batches import Rows, RowSource, rank_rows
+from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
+from groundup.train.config import Compile, Precision
+from groundup.train.objectives import TokenLoss, next_token_loss
+from groundup.train.optim import LearningRates, build_optimizers, schedule, set_learning_rates
+from groundup.train.parallel import Ranks
+
+# Steps at the start whose speed says nothing: compilation and first touches of memory.
+WARM_STEPS = 3
+# Below this many training FLOPs compilation (about 15 s on two cores) is not repaid (docs/log.md).
+COMPILE_FROM_FLOPS = 1.5e13
+COMPILE_FROM_SECONDS = 60.0
+
+LossFunction = Callable[[Rows], TokenLoss]
+# Called at each evaluation with the number of finished steps; returns figures for the metrics stream.
+Watch = Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the loop needs to know, whoever calls it.
+
+    Exactly one of `steps` and `seconds` is the budget. rows_per_step counts all ranks; micro_rows is the most that one
+    forward pass takes. warmup and cooldown are parts of the budget. peak_flops is the machine's, for the utilisation.
+    """
+
+    title: str
+    steps: int | None
+    seconds: float | None
+    rows_per_step: int
+    micro_rows: int
+    learning_rates: LearningRates
+    warmup: float
+    cooldown: float
+    compute_dtype: torch.dtype
+    compile: bool
+    evaluations: int
+    checkpoint_seconds: float
+    bytes_per_token: float
+    flops_per_token: float
+    peak_flops: float
+    track: tuple[str, ...] = ()
+
+    def spent(self, counters: Counters) -> float:
+        """How much of the budget is spent, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, counters.step / self.steps)
+        assert self.seconds is not None
+        return min(1.0, counters.seconds / self.seconds)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished loop says of itself; the speed is the median over this process's steps after the first few."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+
+
+def train(
+    model: Decoder, source: RowSource, config: LoopConfig, out: Path, watch: Watch, ranks: Ranks
+) -> TrainingResult:
+    """Train `model` in place, keeping checkpoint and metrics in `out`; goes on from a checkpoint that lies there.
+
+    Raises UserError when the loss is no number any more, and KeyboardInterrupt after Ctrl-C or SIGTERM, both with a
+    checkpoint on disk.
+    """
+    model.compute_dtype = config.compute_dtype
+    optimizers = build_optimizers(model, config.learning_rates)
+    counters = load_checkpoint(out, model, optimizers) or Counters()
+    started = time.monotonic() - counters.seconds
+    speeds: list[float] = []
+    with (
+        _compiled(model, config.compile) as loss_of,
+        _metrics(out, counters, config, ranks) as metrics,
+        _progress(config, counters) as progress,
+        Keeper(out, model, optimizers, config.checkpoint_seconds, ranks) as keeper,
+    ):
+        while (spent := config.spent(counters)) < 1:
+            step_started = time.monotonic()
+            rate = schedule(spent, config.warmup, config.cooldown)
+            set_learning_rates(optimizers, rate, counters.step)
+            loss = _accumulate_gradients(loss_of, source, counters.step, config, ranks)
+            ranks.add_gradients(model.parameters())
+            values = _values(model, loss, rate, counters, config)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            now = time.monotonic()
+            speeds.append(int(loss.targets) / (now - step_started))
+            counters = Counters(counters.step + 1, counters.tokens + int(loss.targets), ranks.agree(now - started))
+            if _passes_mark(spent, config.spent(counters), config.evaluations):
+                with torch.compiler.set_stance("force_eager"):
+                    values |= watch(counters.step)
+            metrics.write(counters.step, values, _measured(counters, speeds[-1], config))
+            progress.advance((config.spent(counters) - spent) * 100, loss=values["loss"], tokens=counters.tokens)
+            keeper.after_step(counters)
+    return TrainingResult(
+        counters.step, counters.tokens, counters.seconds, statistics.median(speeds[WARM_STEPS:] or speeds or [0.0])
+    )
+
+
+def resolve_dtype(precision: Precision, computes_bfloat16: bool) -> torch.dtype:
+    """The type to compute in; `auto` takes bfloat16 where the machine multiplies it natively."""
+    if precision == "auto":
+        return torch.bfloat16 if computes_bfloat16 else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def resolve_compile(choice: Compile, steps: int | None, seconds: float | None, flops_per_step: float) -> bool:
+    """Whether to compile; `auto` does where a C++ compiler is present and the budget repays the start-up."""
+    if choice != "auto":
+        return choice == "always"
+    if shutil.which("g++") is None and not torch.cuda.is_available():
+        return False
+    if steps is not None:
+        return steps * flops_per_step >= COMPILE_FROM_FLOPS
+    return seconds is not None and seconds >= COMPILE_FROM_SECONDS
+
+
+def check_split(rows_per_step: int, micro_rows: int, ranks: int) -> None:
+    """Refuse a batch that ranks and micro-batches cannot share evenly (compiled code has fixed shapes)."""
+    rows_per_rank, rest = divmod(rows_per_step, ranks)
+    if rest:
+        raise UserError(f"a batch of {rows_per_step} rows cannot be split evenly over {ranks} ranks")
+    if rows_per_rank > micro_rows and rows_per_rank % micro_rows:
+        raise UserError(
+            f"{rows_per_rank} rows per rank cannot be split evenly into micro-batches of {micro_rows} rows; "
+            "choose `micro_batch_tokens` so that it divides `batch_tokens`"
+        )
+
+
+def _accumulate_gradients(
+    loss_of: LossFunction, source: RowSource, step: int, config: LoopConfig, ranks: Ranks
+) -> TokenLoss:
+    """Gradients of this rank's rows, of (sum of losses) / (targets in the global batch); returns the global loss."""
+    rows = source.rows(rank_rows(step, config.rows_per_step, ranks.rank, ranks.count))
+    count = ranks.add(torch.tensor(rows.target_count()))
+    total = torch.zeros((), dtype=torch.float64)
+    for micro in rows.split(config.micro_rows):
+        loss = loss_of(micro)
+        (loss.total / count).backward()  # type: ignore[no-untyped-call]
+        total += loss.total.detach().double()
+    return TokenLoss(ranks.add(total), count)
+
+
+@contextmanager
+def _compiled(model: Decoder, compile_steps: bool) -> Iterator[LossFunction]:
+    """The loss of some rows under `model`; compiled layer by layer, since equal layers share one compilation."""
+    head_loss = next_token_loss
+    if compile_steps:
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+        head_loss = torch.compile(next_token_loss, dynamic=False)
+
+    def loss_of(rows: Rows) -> TokenLoss:
+        device = model.embedding.device
+        input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
+        hidden_btd = model.hidden(input_ids, positions, segments)
+        return head_loss(hidden_btd.flatten(0, 1), model.head_weight, targets.flatten(), model.config.logit_softcap)
+
+    try:
+        yield loss_of
+    finally:
+        for layer in model.layers:
+            layer._compiled_call_impl = None
+
+
+def _values(model: Decoder, loss: TokenLoss, rate: float, before: Counters, config: LoopConfig) -> dict[str, float]:
+    """The figures of a step that depend on nothing but its inputs."""
+    mean = float(loss.total) / int(loss.targets)
+    if not math.isfinite(mean):
+        raise UserError(
+            f"{config.title}: the loss is {mean} at step {before.step + 1}; lower the learning rates and run again"
+        )
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return {
+        "tokens": before.tokens + int(loss.targets),
+        "loss": mean,
+        "bits_per_byte": mean / math.log(2) / config.bytes_per_token,
+        "learning_rate": rate * config.learning_rates.matrices,
+        "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
+    }
+
+
+def _measured(counters: Counters, tokens_per_second: float, config: LoopConfig) -> dict[str, float]:
+    """The figures of a step that the clock gives."""
+    flops = tokens_per_second * config.flops_per_token
+    return {
+        "seconds": counters.seconds,
+        "tokens_per_second": tokens_per_second,
+        "flops_per_second": flops,
+        "utilisation": flops / config.peak_flops,
+    }
+
+
+def _passes_mark(before: float, after: float, marks: int) -> bool:
+    """Whether one of `marks` evenly spaced points of the budget, the last at its end, lies in (before, after]."""
+    return math.floor(before * marks) < math.floor(after * marks)
+
+
+@contextmanager
+def _metrics(out: Path, counters: Counters, config: LoopConfig, ranks: Ranks) -> Iterator[MetricsWriter]:
+    """The metrics files of `out`, cut back to the checkpoint; other ranks write theirs where nobody looks."""
+    folder = out if ranks.leads else out / f".rank-{ranks.rank}"
+    folder.mkdir(exist_ok=True)
+    track = config.track if ranks.leads else ()
+    with MetricsWriter(folder, counters.step or None, track) as metrics:
+        yield metrics
+
+
+def _progress(config: LoopConfig, counters: Counters) -> Progress:
+    return Progress(config.title, total=100, unit="%", done=config.spent(counters) * 100)
