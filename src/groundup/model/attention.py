@@ -50,10 +50,6 @@ class Visibility(NamedTuple):
 class LayerCache(Protocol):
     """What a layer needs of a key-value cache: keep the new keys and values, give back all of them."""
 
-    @property
-    def length(self) -> int:
-        """Tokens held so far."""
-
     def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]: ...
 
 

@@ -104,6 +104,12 @@ class ModelConfig:
             total += (3 if feed_forward.gated else 2) * self.width * feed_forward.width
         return total
 
+    def parameters(self) -> int:
+        """All parameters, each counted once."""
+        norms = [norm for layer in self.layers for norm in (layer.norm, layer.norm)] + [self.final_norm]
+        vectors = self.width * sum(norm.kind == "rms" for norm in norms)
+        return self.matmul_parameters() + vectors + (0 if self.tied_head else self.vocab_size * self.width)
+
     def attention_flops_per_token(self, context: int) -> int:
         """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
         return sum(12 * layer.attention.heads * layer.attention.head_dim * context for layer in self.layers)

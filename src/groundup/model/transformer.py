@@ -4,14 +4,26 @@ Shape suffixes: b batch, t time, d model width, v vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.attention import LayerCache, SelfAttention, Visibility
 from groundup.model.config import LayerSpec, ModelConfig
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.parts import Linear, RMSNorm, rope_tables
+
+
+class Cache(Protocol):
+    """What a decoder needs of a cache: its length in tokens and a part for each layer."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def layers(self) -> Sequence[LayerCache]: ...
 
 
 class Block(nn.Module):
@@ -56,17 +68,17 @@ class Decoder(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        caches: Sequence[LayerCache] | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (batch, time, vocab) of the token after each position.
 
         input_ids: (batch, time) int64.
         attention_mask: (batch, keys) with 1 for tokens and 0 for left padding; `keys` counts cached tokens too.
-        caches: one per layer; their keys precede those of `input_ids`.
+        cache: holds the tokens that precede `input_ids`, and takes these up.
         """
         segments = None if attention_mask is None else attention_mask.to(torch.int32) - 1
-        positions = token_positions(input_ids, attention_mask, caches[0].length if caches else 0)
-        hidden_btd = self.hidden(input_ids, positions, segments, caches)
+        positions = token_positions(input_ids, attention_mask, 0 if cache is None else cache.length)
+        hidden_btd = self.hidden(input_ids, positions, segments, cache)
         return self.logits(hidden_btd)
 
     def hidden(
@@ -74,25 +86,25 @@ class Decoder(nn.Module):
         input_ids: Tensor,
         positions: Tensor,
         segments: Tensor | None = None,
-        caches: Sequence[LayerCache] | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """The final normed activations (batch, time, width), from which `logits` follow.
 
         positions: (batch, time) int64, the place of each token in its own document.
         segments: (batch, keys) int32, see `attention.py`; None where each row is one document.
         """
-        x_btd = self.embedding[input_ids].to(self.compute_dtype or self.embedding.dtype)
+        x_btd = F.embedding(input_ids, self.embedding).to(self.compute_dtype or self.embedding.dtype)
         if self.embedding_norm is not None:
             x_btd = self.embedding_norm(x_btd)
         rope = rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, x_btd.dtype)
         visible = Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments)
         for index, layer in enumerate(self.layers):
-            x_btd = layer(x_btd, rope, visible, None if caches is None else caches[index])
+            x_btd = layer(x_btd, rope, visible, None if cache is None else cache.layers[index])
         return self.final_norm(x_btd)
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
-        logits_btv = nn.functional.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
+        logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
         return softcap(
             logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float(), self.config.logit_softcap
         )

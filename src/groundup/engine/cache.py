@@ -1,0 +1,46 @@
+"""The key-value cache of one generation: keys and values of every token so far, per layer."""
+
+import torch
+from torch import Tensor
+
+from groundup.model.transformer import Decoder
+
+
+class LayerKeyValues:
+    """Keys and values of one layer, (batch, kv heads, tokens, head_dim), in buffers that double when full."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens; returns all keys and all values."""
+        start, self.length = self.length, self.length + k_bhtk.shape[2]
+        self._keys = _append(self._keys, k_bhtk, start)
+        self._values = _append(self._values, v_bhtk, start)
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+
+class KeyValueCache:
+    """An empty cache for every layer of a model."""
+
+    def __init__(self, model: Decoder) -> None:
+        self.layers = [LayerKeyValues() for _ in model.layers]
+
+    @property
+    def length(self) -> int:
+        """Tokens held so far, padding included."""
+        return self.layers[0].length
+
+
+def _append(buffer: Tensor | None, new_bhtk: Tensor, start: int) -> Tensor:
+    batch, heads, time, head_dim = new_bhtk.shape
+    if buffer is None or buffer.shape[2] < start + time:
+        larger = torch.empty(batch, heads, max(64, 2 * (start + time)), head_dim, dtype=new_bhtk.dtype)
+        larger = larger.to(new_bhtk.device)
+        if buffer is not None:
+            larger[:, :, :start] = buffer[:, :, :start]
+        buffer = larger
+    buffer[:, :, start : start + time] = new_bhtk
+    return buffer
