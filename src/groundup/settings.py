@@ -25,8 +25,8 @@ Config = TypeVar("Config")
 def setting(default: Any, help: str, one_of: str | None = None) -> Any:
     """A dataclass field with its default value and one line of documentation.
 
-    one_of: name of a group of fields that exclude each other (`minutes` or `tokens`): a flag for one of them takes the
-        place of whatever another of them was set to by a recipe.
+    one_of: name of a group of fields that exclude each other (`minutes` or `tokens`): whoever sets one of them unsets
+        the others, be it over a default or, with a flag, over a recipe.
     """
     return dataclasses.field(default=default, metadata={"help": help, "one_of": one_of})
 
@@ -43,6 +43,7 @@ def read_table(kind: type[Config], table: Mapping[str, Any], where: str) -> Conf
         if key not in names:
             raise UserError(f"{where}: unknown key `{key}`{_suggestion(key, names)}; known keys: {', '.join(names)}")
     values = {key: _accept(value, hints[key], f"{where}: `{key}`") for key, value in table.items()}
+    values.update({name: None for name in names if name not in table and _is_replaced(kind, name, table)})
     try:
         return kind(**values)
     except ValueError as error:
@@ -92,7 +93,7 @@ def read_flags(kind: type[Config], flags: argparse.Namespace, base: Mapping[str,
 
 
 def _is_replaced(kind: type, name: str, given: Mapping[str, Any]) -> bool:
-    """Whether a value given for another field of the same `one_of` group takes the place of `name`."""
+    """Whether a value given for another field of its `one_of` group takes the place of `name`."""
     groups = {field.name: field.metadata.get("one_of") for field in dataclasses.fields(kind)}
     group = groups.get(name)
     return group is not None and group in (groups[other] for other in given)

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +128,14 @@ class Run:
         folders = {name: artefact.folder for name, artefact in inputs.items()}
         self.artefacts[stage.makes] = self._record(out, _make(stage, config, folders, out, wanted, title))
 
-    def remembered(self, stage: Stage) -> dict[str, Any]:
-        """The settings with which the stage last ran in this folder, or {}."""
-        record = self._latest(stage.name)
-        return dict(record.config) if record is not None else {}
-
     def _record(self, out: Path, stamp: Stamp) -> Artefact:
         """Write what the stamp says into the ledger, unless it is there: a kill may have come before that."""
         content = stamp.content or {}
-        record = self._latest(stamp.stage)
+        record = _latest(self.ledger, stamp.stage)
         # The key alone would do, were there no outcome that depends on the clock (a budget in minutes).
         if record is None or record.key != stamp.key or record.content != content:
             record = self.ledger.append(stamp.stage, stamp.key, stamp.inputs, stamp.config, stamp.code, content)
         return Artefact(out, record.id, stamp.content_hash)
-
-    def _latest(self, stage: str) -> Record | None:
-        return next((record for record in reversed(self.ledger.records) if record.stage == stage), None)
 
 
 def find_artefact(folder: Path) -> Artefact:
@@ -161,6 +153,17 @@ def find_artefact(folder: Path) -> Artefact:
         raise UserError(f"{folder}: a file is missing or cut short; run the stage {stamp.stage} again to mend it")
     record = Ledger(folder.parent / LEDGER).find(stamp.stage, stamp.key)
     return Artefact(folder, record.id if record is not None else stamp.content_hash, stamp.content_hash)
+
+
+def remembered(folder: Path, stage: Stage) -> dict[str, Any]:
+    """The settings with which the stage last ran in this run folder, as far as it still knows them; {} if it never did."""
+    record = _latest(Ledger(folder / LEDGER), stage.name)
+    known = {field.name for field in fields(stage.config_kind)}
+    return {name: value for name, value in record.config.items() if name in known} if record is not None else {}
+
+
+def _latest(ledger: Ledger, stage: str) -> Record | None:
+    return next((record for record in reversed(ledger.records) if record.stage == stage), None)
 
 
 def _move_in_place(out: Path) -> None:
