@@ -1,0 +1,58 @@
+# make demo    from raw text to a chatting model, with a report, on this machine alone
+# make test    everything that must hold
+#
+# PYTHON=python3.12 make demo chooses the Python; CPU-only builds of torch come from whatever index pip is set up with.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Exactly this version: a range would let pip take a newer, larger build than the one that everything here was tried with.
+TORCH := torch==2.13.0
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test test-all bench help
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/groundup run pocket
+	@echo
+	@echo "A conversation with it:"
+	@printf '%s\n' \
+		"What does textwrap.dedent do?" \
+		"What is 37 * 43?" \
+		| $(BIN)/groundup chat runs/pocket
+	@echo
+	@echo "Your turn:   $(BIN)/groundup chat runs/pocket"
+	@echo "The report:  runs/pocket/report.html"
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow"
+
+# make test-all also runs the tests that take longer than ten seconds each.
+test-all: $(VENV)/.installed-test
+	$(BIN)/pytest
+
+# Figures, printed as tables; nothing else should keep the machine busy meanwhile.
+bench: $(VENV)/.installed
+	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "groundup needs Python 3.11 or newer: install it, or name it with PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) "$(TORCH)"
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) "$(TORCH)"
+	$(PIP_INSTALL) --editable ".[test]"
+	@touch $@ $(VENV)/.installed
