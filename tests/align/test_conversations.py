@@ -1,5 +1,6 @@
 """What every conversation promises, checked on real docstrings and on a made-up text."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,10 @@ def test_a_text_gives_quotes_continuations_and_refusals(text_passages: pa.Table)
     for one in conversations:
         if one.mode == "with passage":
             assert any(one.answer in document for document in _documents(one))
+        if one.kind == "quote":
+            # The stories repeat each other's words, so a careless distractor would hold the word too.
+            word = re.findall(r'"(\w+)"', _said(one))[-1]
+            assert sum(word in document for document in _documents(one)) == (one.mode == "with passage")
     assert not any("Python" in one.answer for one in conversations if one.mode == "chat")
 
 

@@ -111,7 +111,7 @@ def read_conversations(path: Path) -> list[Conversation]:
 class _Material:
     """What the conversations of one split are made of.
 
-    passages: those that can be asked about or shown, sorted by id; by_group: the same by module or text.
+    passages: those that can be asked about or shown, in the order of a hash; by_group: the same by module or text.
     exchanges: the small talk of this split, what is said and what is replied.
     """
 
@@ -128,7 +128,6 @@ def _gather(table: pa.Table, config: SftConfig, split: Split) -> _Material:
     splits = table.column("split").to_pylist()
     ours = [passage for passage, its in zip(everything, splits, strict=True) if its == split and _is_usable(passage)]
     chosen = sorted(ours, key=lambda passage: _hash(config.seed, "passage", passage.id))[: config.passages]
-    chosen.sort(key=lambda passage: passage.id)
     by_group: dict[str, list[Passage]] = {}
     for passage in chosen:
         by_group.setdefault(passage.group, []).append(passage)
