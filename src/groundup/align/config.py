@@ -3,19 +3,23 @@
 from dataclasses import dataclass
 
 from groundup.settings import setting
+from groundup.train.config import Compile, Precision
 
 
 @dataclass(frozen=True)
 class SftConfig:
     """Fine-tuning on conversations made from the passages of the corpus.
 
-    Each passage is asked about `questions_per_passage` times; a question is put with its passage given
+    Each passage is asked about several times; a question is put with its passage given
     (`document_share`), with other passages only (`unanswerable_share`, the right answer is "I don't know"), or with
     none (the rest). Calculations and small talk come on top, as shares of the whole.
     """
 
     passages: int = setting(20_000, "use at most this many passages, chosen by hash")
-    questions_per_passage: int = setting(2, "questions asked about each passage")
+    questions_per_passage: int = setting(2, "questions asked about each training passage")
+    heldout_questions_per_passage: int = setting(
+        6, "questions asked about each held-out passage, of which there are few"
+    )
     document_share: float = setting(0.5, "part of the questions put with the right passage among others")
     unanswerable_share: float = setting(0.1, "part of the questions put with wrong passages only")
     multi_turn_share: float = setting(0.15, "part of the answerable questions that follow an earlier one")
@@ -27,8 +31,13 @@ class SftConfig:
     epochs: float | None = setting(None, "budget: times each training conversation is seen")
     batch_tokens: int = setting(8192, "tokens per optimizer step, over all ranks")
     learning_rate: float = setting(0.3, "of each parameter group, as a part of its peak rate in pre-training")
+    precision: Precision = setting("auto", "of activations and matrix products; weights are float32 in any case")
+    compile: Compile = setting(
+        "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
+    )
+    evaluations: int = setting(4, "how often held-out loss and samples are taken on the way")
+    checkpoint_minutes: float = setting(2.0, "minutes between checkpoints to resume from")
     seed: int = setting(0, "of the conversations and their order")
-    preview: int = setting(0, "print this many conversations token by token before training")
 
     def __post_init__(self) -> None:
         shares = ("document_share", "unanswerable_share", "multi_turn_share", "calculator_share", "chat_share")
@@ -44,7 +53,8 @@ class SftConfig:
         for name in ("minutes", "epochs"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, not {getattr(self, name)}")
-        for name in ("passages", "questions_per_passage", "context", "batch_tokens", "learning_rate"):
+        sizes = ("passages", "questions_per_passage", "heldout_questions_per_passage", "context", "batch_tokens")
+        for name in (*sizes, "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, not {getattr(self, name)}")
         if self.document_characters < 500:

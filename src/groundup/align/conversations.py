@@ -72,11 +72,12 @@ def build_conversations(passages: pa.Table, config: SftConfig, split: Split) -> 
     passages: the columns of passages.parquet, both splits, in any order.
     """
     material = _gather(passages, config, split)
+    questions = config.questions_per_passage if split == "train" else config.heldout_questions_per_passage
     conversations = [
         conversation
         for passage in material.passages
         if passage.is_text or passage.is_public  # private functions are only shown among others
-        for number in range(config.questions_per_passage)
+        for number in range(questions)
         if (conversation := _about_passage(passage, number, material)) is not None
     ]
     total = len(conversations) / (1 - config.calculator_share - config.chat_share)
