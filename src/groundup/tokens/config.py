@@ -1,6 +1,7 @@
-"""Settings of the stages `tokenizer` and `tokens`, and the control tokens that every vocabulary begins with."""
+"""Settings of the stages `tokenizer` and `tokens`, with the control tokens and splitting patterns that they name."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from groundup.settings import setting
 
@@ -17,6 +18,30 @@ CONTROL_TOKENS = (
     "<|tool_result|>",
     "<|end|>",
 )
+# Where text is cut before any merge; both give each digit a token of its own. A piece with letters in it holds at most
+# one other character, in front, so that no merge can ever spell out a control token.
+PATTERNS = {
+    # `_` counts as a letter: `__init__` is one piece. A line break belongs to the punctuation before it and takes along
+    # its indentation but for the last blank, which goes with the next word as it does within a line.
+    "code": (
+        r"[^\r\n\p{L}\p{M}\p{N}_]?[\p{L}\p{M}_]+"
+        r"|\p{N}"
+        r"| ?[^\s\p{L}\p{M}\p{N}_]+(?:[\r\n]+(?:[ \t]*(?=[ \t]))?)?"
+        r"|\s*[\r\n]+(?:[ \t]*(?=[ \t]))?"
+        r"|\s+(?!\S)"
+        r"|\s+"
+    ),
+    # Qwen 2's, letter for letter: llama.cpp knows it by name (`tokenizer.ggml.pre`).
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+        r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+        r"|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+"
+        r"|\s+(?!\S)"
+        r"|\s+"
+    ),
+}
 _SMALLEST_VOCABULARY = len(CONTROL_TOKENS) + 256
 
 
@@ -25,7 +50,11 @@ class TokenizerConfig:
     """How the byte-level BPE tokenizer is trained."""
 
     vocab_size: int = setting(4096, "number of tokens, bytes and control tokens included")
-    sample_bytes: int = setting(256_000_000, "learn from at most this many bytes, taken evenly over the documents")
+    pattern: Literal["code", "qwen2"] = setting(
+        "code",
+        "where text is cut before merging: `code` needs 7 % fewer tokens for Python, `qwen2` exports to llama.cpp",
+    )
+    sample_bytes: int = setting(256_000_000, "learn from at most this many bytes, taken evenly over the corpus")
 
     def __post_init__(self) -> None:
         if self.vocab_size < _SMALLEST_VOCABULARY:
@@ -34,8 +63,8 @@ class TokenizerConfig:
                 f"(256 bytes and {len(CONTROL_TOKENS)} control tokens), not {self.vocab_size}"
             )
         # The trainer counts pairs in 32 bits: a pair seen 2**31 times would wrap around and silently be lost.
-        if not 0 < self.sample_bytes < 2**31:
-            raise ValueError(f"`sample_bytes` must be between 1 and {2**31 - 1}, not {self.sample_bytes}")
+        if not 100_000 <= self.sample_bytes < 2**31:
+            raise ValueError(f"`sample_bytes` must be between 100000 and {2**31 - 1}, not {self.sample_bytes}")
 
 
 @dataclass(frozen=True)

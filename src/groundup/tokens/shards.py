@@ -1,17 +1,19 @@
 """Token shards: the corpus as numbers on disk, and reading them back through the page cache.
 
-A folder holds shards `00000.bin` (tokens, little-endian uint16 or uint32) with `00000.idx` (where each document starts,
-little-endian int64, one more than documents), `documents.txt` (document ids, one per line) and `shards.json`, which says
-how to read them and names the tokenizer by hash. A document is the tokens of its text and one `<|end_of_text|>`.
+A folder holds shards, each a `00000.bin` (tokens, little-endian uint16 or uint32) and a `00000.idx` (where in it each
+document starts and where the last one ends, little-endian int64), beside them `documents.txt` (document ids, one per
+line) and `shards.json`, which says how to read them and names the tokenizer by hash. A document is the tokens of its
+text and one `<|end_of_text|>`; `<|begin_of_text|>` is not stored.
 """
 
 import bisect
 import functools
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from groundup.errors import UserError
 from groundup.record.metrics import Progress
 from groundup.storage import hash_file, write_json
 from groundup.tokens.config import TokensConfig
-from groundup.tokens.documents import count_documents, read_documents
+from groundup.tokens.documents import count_text_bytes, read_documents
 from groundup.tokens.tokenizer import TOKENIZER_FILE, Tokenizer
 
 Int64s = npt.NDArray[np.int64]
@@ -33,16 +35,12 @@ SPLITS = ("train", "heldout")
 def run(config: TokensConfig, out: Path, *, corpus: Path, tokenizer: Path) -> None:
     """The stage `tokens`: write `train/` and `heldout/` from the Parquet files of the same names in `corpus`.
 
-    `summary.json` holds `vocab_size`, `dtype`, and for each split `documents`, `tokens`, `bytes` (of UTF-8 text),
-    `bytes_per_token` and `shards`.
+    `summary.json` holds `vocab_size`, `dtype`, `tokenizer` (SHA-256 of its file) and, under `splits`, for `train` and
+    `heldout` each: `documents`, `tokens`, `bytes` (of UTF-8 text), `bytes_per_token` and `shards`.
     """
-    encoder = Tokenizer.load(tokenizer)
-    fingerprint = hash_file(tokenizer / TOKENIZER_FILE)
     splits = {}
     for split in SPLITS:
-        manifest = write_shards(
-            corpus / f"{split}.parquet", out / split, encoder, fingerprint, config.shard_tokens, title=f"tokens {split}"
-        )
+        manifest = write_shards(corpus / f"{split}.parquet", out / split, tokenizer, config.shard_tokens)
         splits[split] = {
             "documents": sum(shard["documents"] for shard in manifest["shards"]),
             "tokens": manifest["tokens"],
@@ -50,8 +48,8 @@ def run(config: TokensConfig, out: Path, *, corpus: Path, tokenizer: Path) -> No
             "bytes_per_token": manifest["bytes"] / max(manifest["tokens"], 1),
             "shards": len(manifest["shards"]),
         }
-    dtype = token_dtype(encoder.vocab_size).name
-    write_json(out / "summary.json", {"vocab_size": encoder.vocab_size, "dtype": dtype, "splits": splits})
+    shared = {key: manifest[key] for key in ("vocab_size", "dtype", "tokenizer")}
+    write_json(out / "summary.json", {**shared, "splits": splits})
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -69,75 +67,72 @@ class ShardEntry:
     bytes: int
 
 
-def write_shards(
-    source: Path, out: Path, tokenizer: Tokenizer, fingerprint: str, shard_tokens: int, title: str
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Encoded:
+    """A document on its way into a shard: its tokens, `<|end_of_text|>` included, as they stand on disk."""
+
+    id: str
+    tokens: npt.NDArray[Any]
+    text_bytes: int
+
+
+def write_shards(source: Path, out: Path, tokenizer: Path, shard_tokens: int) -> dict[str, Any]:
     """Encode the documents of the Parquet file `source` into the folder `out`; returns what `shards.json` holds.
 
-    At most one batch of documents is in memory. Whatever an interrupted run has left in `out` is removed first.
+    Holds one batch of documents in memory. Whatever an interrupted run has left in `out` is removed first.
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    writer = _ShardWriter(out, token_dtype(tokenizer.vocab_size), shard_tokens)
+    encoder = Tokenizer.load(tokenizer)
+    dtype = token_dtype(encoder.vocab_size)
+    entries: list[ShardEntry] = []
     with (
-        Progress(title, total=count_documents(source), unit="documents") as progress,
-        open(out / DOCUMENTS_FILE, "w", encoding="utf-8") as documents,
-        writer,
+        Progress(f"tokens ({out.name})", total=count_text_bytes(source), unit="B") as progress,
+        open(out / DOCUMENTS_FILE, "w", encoding="utf-8") as ids,
     ):
-        for ids, texts in read_documents(source):
-            for text, tokens in zip(texts, tokenizer.encode_batch(texts), strict=True):
-                writer.add([*tokens, tokenizer.eos_id], text_bytes=len(text.encode()))
-            documents.writelines(f"{index}\n" for index in ids)
-            progress.advance(len(ids))
+        documents = _encode(source, encoder, dtype, progress)
+        document = next(documents, None)
+        while document is not None:
+            entry, document = _write_shard(out, f"{len(entries):05d}", document, documents, shard_tokens, ids)
+            entries.append(entry)
     manifest = {
-        "dtype": writer.dtype.name,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": fingerprint,
-        "shards": [asdict(entry) for entry in writer.entries],
+        "dtype": dtype.name,
+        "vocab_size": encoder.vocab_size,
+        "tokenizer": hash_file(tokenizer / TOKENIZER_FILE),
+        "shards": [asdict(entry) for entry in entries],
         "documents": DOCUMENTS_FILE,
-        "tokens": sum(entry.tokens for entry in writer.entries),
-        "bytes": sum(entry.bytes for entry in writer.entries),
+        "tokens": sum(entry.tokens for entry in entries),
+        "bytes": sum(entry.bytes for entry in entries),
     }
     write_json(out / MANIFEST_FILE, manifest)
     return manifest
 
 
-class _ShardWriter:
-    """Appends documents to the current shard and opens the next one when it is full; a document is never split."""
+def _encode(source: Path, tokenizer: Tokenizer, dtype: np.dtype[Any], progress: Progress) -> Iterator[_Encoded]:
+    for ids, texts in read_documents(source):
+        for index, text, tokens in zip(ids, texts, tokenizer.encode_batch(texts), strict=True):
+            tokens.append(tokenizer.eos_id)
+            text_bytes = len(text.encode())
+            yield _Encoded(index, np.array(tokens, dtype=dtype), text_bytes)
+            progress.advance(text_bytes)
 
-    def __init__(self, out: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
-        self.dtype = dtype
-        self.entries: list[ShardEntry] = []
-        self._out = out
-        self._limit = shard_tokens
-        self._begin()
 
-    def __enter__(self) -> "_ShardWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and len(self._offsets) > 1:
-            self._finish()
-        self._file.close()
-
-    def add(self, tokens: list[int], text_bytes: int) -> None:
-        if len(self._offsets) > 1 and self._offsets[-1] + len(tokens) > self._limit:
-            self._finish()
-            self._begin()
-        self._file.write(np.array(tokens, dtype=self.dtype).tobytes())
-        self._offsets.append(self._offsets[-1] + len(tokens))
-        self._bytes += text_bytes
-
-    def _begin(self) -> None:
-        self._name = f"{len(self.entries):05d}"
-        self._file = open(self._out / f"{self._name}.bin", "wb")
-        self._offsets = [0]
-        self._bytes = 0
-
-    def _finish(self) -> None:
-        self._file.close()
-        (self._out / f"{self._name}.idx").write_bytes(np.array(self._offsets, dtype="<i8").tobytes())
-        self.entries.append(ShardEntry(self._name, self._offsets[-1], len(self._offsets) - 1, self._bytes))
+def _write_shard(
+    out: Path, name: str, first: _Encoded, rest: Iterator[_Encoded], shard_tokens: int, ids: IO[str]
+) -> tuple[ShardEntry, _Encoded | None]:
+    """Write documents, never splitting one, until the shard is full; returns also the one that did not fit."""
+    offsets = [0]
+    text_bytes = 0
+    document: _Encoded | None = first
+    with open(out / f"{name}.bin", "wb") as file:
+        while document is not None and (document is first or offsets[-1] + len(document.tokens) <= shard_tokens):
+            file.write(document.tokens.tobytes())
+            ids.write(f"{document.id}\n")
+            offsets.append(offsets[-1] + len(document.tokens))
+            text_bytes += document.text_bytes
+            document = next(rest, None)
+    (out / f"{name}.idx").write_bytes(np.array(offsets, dtype="<i8").tobytes())
+    return ShardEntry(name, offsets[-1], len(offsets) - 1, text_bytes), document
 
 
 class Shards:
@@ -195,7 +190,9 @@ class Shards:
     def document_ids(self) -> list[str]:
         """The id of each document, in the order of the stream. Raises UserError where their number does not fit."""
         path = self.folder / self._documents_file
-        ids = path.read_text(encoding="utf-8").splitlines()
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, but `{MANIFEST_FILE}` names it; make the shards anew")
+        ids = path.read_text(encoding="utf-8").split("\n")[:-1]
         if len(ids) != len(self.offsets) - 1:
             raise UserError(
                 f"{path}: {len(ids)} document ids for {len(self.offsets) - 1} documents; make the shards anew"
@@ -211,10 +208,12 @@ class Shards:
     def check_tokenizer(self, folder: Path) -> None:
         """Raises UserError unless `folder` holds the very tokenizer that these shards were encoded with."""
         path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; the shards in {self.folder} need the tokenizer that made them")
         if hash_file(path) != self._fingerprint:
             raise UserError(
-                f"{path}: not the tokenizer of the shards in {self.folder}, "
-                f"which were encoded with the one whose SHA-256 begins {self._fingerprint[:12]}"
+                f"{path}: not the tokenizer of the shards in {self.folder}; "
+                f"they were made with the one of SHA-256 {self._fingerprint[:12]}…"
             )
 
 
@@ -226,6 +225,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); make the shards anew") from None
+    missing = {"dtype", "vocab_size", "tokenizer", "shards", "documents", "tokens", "bytes"} - manifest.keys()
+    if missing:
+        raise UserError(f"{path}: no key `{min(missing)}`; make the shards anew")
     return manifest
 
 

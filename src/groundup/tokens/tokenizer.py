@@ -2,15 +2,13 @@
 
 The folder that training writes is a Hugging Face tokenizer (`tokenizer.json`, `tokenizer_config.json`,
 `chat_template.jinja`). `transformers.AutoTokenizer` loads it and encodes the same, apart from two habits of that
-library: it puts `<|begin_of_text|>` first unless told `add_special_tokens=False`, and it reads the text `<|user|>` as the
-control token unless told `split_special_tokens=True`. `Tokenizer` does neither.
+library: it puts `<|begin_of_text|>` first, as for Llama, unless told `add_special_tokens=False`, and it reads the text
+`<|user|>` as the control token unless told `split_special_tokens=True`. `Tokenizer` does neither.
 
-Source: Sennrich et al. 2016 (BPE), Radford et al. 2019 (bytes as alphabet); the splitting pattern follows OpenAI's
-cl100k_base, changed for Python source as noted at `PATTERN`.
+Source: Sennrich et al. 2016 (BPE), Radford et al. 2019 (the 256 bytes as alphabet).
 """
 
 import codecs
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,27 +20,21 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from groundup.errors import UserError
 from groundup.record.metrics import Progress
 from groundup.storage import write_atomically, write_json
-from groundup.tokens.config import CONTROL_TOKENS, TokenizerConfig
-from groundup.tokens.documents import count_documents, read_documents
+from groundup.tokens.config import CONTROL_TOKENS, PATTERNS, TokenizerConfig
+from groundup.tokens.documents import count_text_bytes, read_documents
+from groundup.tokens.template import CHAT_TEMPLATE
 
 TOKENIZER_FILE = "tokenizer.json"
 
-# No piece holds punctuation on both sides of letters, so no merge can ever spell out a control token.
-PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
+# Characters per passage where only a part of the corpus is learned from.
+_PASSAGE = 16_384
 
 
 class Tokenizer:
     """Text ⇄ token ids.
 
     vocab_size: number of tokens; ids are 0 … vocab_size - 1.
-    control: id of each control token, by its text.
+    control: the id of each control token, by its text.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
@@ -50,30 +42,32 @@ class Tokenizer:
         # Text that spells a control token is encoded as the ordinary characters it consists of.
         self._inner.encode_special_tokens = True
         self.vocab_size: int = inner.get_vocab_size()
-        self.control = {token: inner.token_to_id(token) for token in CONTROL_TOKENS}
+        vocabulary = inner.get_vocab()
+        self.control = {token: vocabulary[token] for token in CONTROL_TOKENS}
         self.bos_id = self.control["<|begin_of_text|>"]
         self.eos_id = self.control["<|end_of_text|>"]
         self.pad_id = self.control["<|pad|>"]
         self.end_id = self.control["<|end|>"]
         self._bytes = _bytes_of_tokens(inner)
-        self._control_text = {index: token for token, index in self.control.items()}
+        self._control_names = {index: token for token, index in self.control.items()}
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read `tokenizer.json` of a folder.
+        """Read `tokenizer.json` of a tokenizer or model folder.
 
-        Raises UserError where it is missing, unreadable, or lacks one of groundup's control tokens.
+        Raises UserError where it is missing, unreadable, not byte-level, or lacks one of groundup's control tokens.
         """
         path = folder / TOKENIZER_FILE
         if not path.is_file():
-            raise UserError(f"{path}: no such file; a tokenizer or model folder holds it")
+            raise UserError(f"{path}: no such file; every tokenizer and model folder holds one")
         try:
             inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer ({error}); train it anew or copy the whole file") from error
-        for token in CONTROL_TOKENS:
-            if inner.token_to_id(token) is None:
-                raise UserError(f"{path}: no control token `{token}`; use a tokenizer that groundup has trained")
+            raise UserError(f"{path}: not a whole tokenizer ({error}); copy it again or train it anew") from error
+        missing = [token for token in CONTROL_TOKENS if inner.token_to_id(token) is None]
+        if missing or not isinstance(inner.decoder, decoders.ByteLevel):
+            lack = f"has no control token `{missing[0]}`" if missing else "is not byte-level"
+            raise UserError(f"{path}: this tokenizer {lack}; use one that groundup has trained")
         return cls(inner)
 
     def encode(self, text: str) -> list[int]:
@@ -90,15 +84,21 @@ class Tokenizer:
 
         Bytes that are not UTF-8 become U+FFFD. Raises ValueError for an id outside the vocabulary.
         """
-        return b"".join(self.bytes_of(index, keep_control) for index in ids).decode("utf-8", errors="replace")
+        pieces = (
+            self._control_names[index].encode() if keep_control and index in self._control_names else self.piece(index)
+            for index in ids
+        )
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
-    def bytes_of(self, index: int, keep_control: bool = False) -> bytes:
-        """The bytes of text that a token stands for: none for a control token unless `keep_control`."""
+    def piece(self, index: int) -> bytes:
+        """The bytes of text that one token stands for, none for a control token. Raises ValueError as `decode` does."""
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"token id {index} is outside the vocabulary of {self.vocab_size}")
-        if keep_control and index in self._control_text:
-            return self._control_text[index].encode()
         return self._bytes[index]
+
+    def control_name(self, index: int) -> str | None:
+        """`<|user|>` and the like for the id of a control token, None for any other."""
+        return self._control_names.get(index)
 
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """How many bytes of text each token stands for: (vocab,) int32, 0 for control tokens."""
@@ -113,40 +113,44 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, index: int) -> str:
-        """The text that token `index` completes, often its own, sometimes empty; control tokens are left out."""
-        return self._decoder.decode(self._tokenizer.bytes_of(index))
+        """The text that token `index` completes, sometimes none; control tokens are left out."""
+        return self._decoder.decode(self._tokenizer.piece(index))
 
     def finish(self) -> str:
-        """What was held back at the end: U+FFFD for a character that was never completed, else empty."""
+        """What was held back at the end: U+FFFD for a character that was never completed, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
 def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
     """The stage `tokenizer`: train on `corpus/train.parquet` and write a Hugging Face tokenizer folder.
 
-    `summary.json` holds `vocab_size`, `control_tokens` (their number), `documents` and `bytes` that were learned from,
-    `bytes_per_token` on those, and `longest_tokens` (text of the twenty longest).
+    `summary.json` holds `vocab_size`, `control_tokens` (their number), `corpus_bytes`, `sample_bytes` (those learned
+    from) and `longest_words` (the twenty tokens with the most letters, which show at a glance what was learned).
+    Raises UserError where there is no text to learn from.
     """
     source = corpus / "train.parquet"
-    sample = Sample(source, config.sample_bytes)
-    with Progress("tokenizer", total=count_documents(source), unit="documents") as progress:
-        inner = train(sample.texts(progress), config.vocab_size)
-    if sample.documents == 0:
-        raise UserError(f"{source}: no documents to learn a tokenizer from; see `rejected.parquet` beside it for why")
+    corpus_bytes = count_text_bytes(source)
+    if corpus_bytes == 0:
+        raise UserError(f"{source}: no text to learn a tokenizer from; `rejected.parquet` beside it says why")
+    share = min(1.0, config.sample_bytes / corpus_bytes)
+    with Progress("tokenizer", total=corpus_bytes, unit="B") as progress:
+        inner = train(_sample(source, share, progress), config.vocab_size, PATTERNS[config.pattern])
     write_atomically(out / TOKENIZER_FILE, inner.to_str(pretty=True) + "\n")
-    write_json(out / "tokenizer_config.json", transformers_settings())
-    write_json(out / "summary.json", {"vocab_size": inner.get_vocab_size(), "documents": sample.documents})
+    write_json(out / "tokenizer_config.json", _transformers_config())
+    write_atomically(out / "chat_template.jinja", CHAT_TEMPLATE)
+    write_json(out / "summary.json", _summary(Tokenizer(inner), corpus_bytes, share))
 
 
-def train(batches: Iterator[list[str]], vocab_size: int) -> tokenizers.Tokenizer:
-    """A tokenizer trained on batches of text: at most `vocab_size` tokens, fewer where the text has no more to merge.
+def train(batches: Iterator[list[str]], vocab_size: int, pattern: str) -> tokenizers.Tokenizer:
+    """Learn `vocab_size` tokens from batches of text, or fewer where the text has nothing more to merge.
 
-    The same texts in the same order give the same tokenizer, on any number of threads.
+    The same text gives the same tokenizer, on any number of threads and however it is cut into batches.
+    pattern: regular expression (Oniguruma) of the pieces that merges never cross.
     """
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -154,8 +158,8 @@ def train(batches: Iterator[list[str]], vocab_size: int) -> tokenizers.Tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[tokenizers.AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS],
-        # All 256 bytes, whether or not the text holds them: then every text can be encoded.
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        # All 256 bytes, whether or not the text holds them, so that every text can be encoded.
+        initial_alphabet=sorted(_byte_alphabet()),
         show_progress=False,
     )
     inner.train_from_iterator(batches, trainer=trainer)
@@ -166,49 +170,54 @@ def train(batches: Iterator[list[str]], vocab_size: int) -> tokenizers.Tokenizer
     return inner
 
 
-class Sample:
-    """The documents to learn from: all, or evenly chosen by their id where they are more than `limit_bytes`."""
-
-    def __init__(self, path: Path, limit_bytes: int) -> None:
-        self.path = path
-        self.documents = 0
-        self.bytes = 0
-        total = sum(len(text.encode()) for _, texts in read_documents(path) for text in texts)
-        self._share = min(1.0, limit_bytes / max(total, 1))
-
-    def texts(self, progress: Progress) -> Iterator[list[str]]:
-        for ids, texts in read_documents(self.path):
-            chosen = [text for index, text in zip(ids, texts, strict=True) if _place(index) < self._share]
-            self.documents += len(chosen)
-            self.bytes += sum(len(text.encode()) for text in chosen)
-            progress.advance(len(texts))
+def _sample(source: Path, share: float, progress: Progress) -> Iterator[list[str]]:
+    """The whole text where `share` is 1; else every so many-th passage of it, so that all parts are heard alike."""
+    passages = 0
+    for _, texts in read_documents(source):
+        if share >= 1.0:
+            yield texts
+        else:
+            chosen = []
+            for text in texts:
+                for start in range(0, len(text), _PASSAGE):
+                    passages += 1
+                    if int(passages * share) > int((passages - 1) * share):
+                        chosen.append(text[start : start + _PASSAGE])
             yield chosen
+        progress.advance(sum(len(text.encode()) for text in texts))
 
 
-def transformers_settings() -> dict[str, object]:
-    """`tokenizer_config.json` as transformers 5 writes it."""
+def _transformers_config() -> dict[str, object]:
+    """`tokenizer_config.json`, in the words that both transformers 4 and 5 understand."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin_of_text|>",
         "eos_token": "<|end_of_text|>",
         "pad_token": "<|pad|>",
-        "extra_special_tokens": list(CONTROL_TOKENS[3:]),
+        "additional_special_tokens": [*CONTROL_TOKENS[3:]],
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
     }
 
 
-def _place(document_id: str) -> float:
-    """A number in [0, 1) that depends on the document's id alone."""
-    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little") / 2**64
+def _summary(tokenizer: Tokenizer, corpus_bytes: int, share: float) -> dict[str, object]:
+    texts = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "control_tokens": len(CONTROL_TOKENS),
+        "corpus_bytes": corpus_bytes,
+        "sample_bytes": round(corpus_bytes * share),
+        # By letters: the longest in bytes are all indentation.
+        "longest_words": sorted(texts, key=lambda text: sum(map(str.isalpha, text)), reverse=True)[:20],
+    }
 
 
 def _bytes_of_tokens(inner: tokenizers.Tokenizer) -> list[bytes]:
-    """The bytes behind each id; b"" for control tokens."""
+    """The bytes behind each id; none for control tokens."""
     byte_of = {character: value for value, character in enumerate(_byte_alphabet())}
-    controls = set(CONTROL_TOKENS)
     pieces = [b""] * inner.get_vocab_size()
     for token, index in inner.get_vocab().items():
-        if token not in controls:
+        if token not in CONTROL_TOKENS:
             pieces[index] = bytes(byte_of[character] for character in token)
     return pieces
 
