@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from groundup.model.transformer import Decoder
-from groundup.tokens.batches import TokenStream, rows_at
+from groundup.tokens.batches import IGNORE, Rows, RowSource, TokenStream, rows_at
 
 
 class HeldoutStream(TokenStream, Protocol):
@@ -49,18 +49,24 @@ def heldout_loss(
     full = starts[starts + context <= stream.total_tokens]
     batches = [full[first : first + rows] for first in range(0, len(full), rows)]
     batches += [starts[len(full) :]] if len(full) < len(starts) else []
-    device = model.embedding.device
     for batch in batches:
         width = min(context, stream.total_tokens - int(batch[0]))
         targets = np.stack([stream.tokens(int(start), int(start) + width) for start in batch])
         packed = rows_at(batch, targets, stream.offsets, bos_id)
-        hidden = model.hidden(
-            torch.from_numpy(packed.input_ids).to(device),
-            torch.from_numpy(packed.positions).to(device),
-            torch.from_numpy(packed.segments).to(device),
-        )
-        logits = model.logits(hidden).flatten(0, 1)
-        flat_targets = torch.from_numpy(targets).flatten().to(device)
-        nats += float(F.cross_entropy(logits, flat_targets, reduction="sum").double())
+        nats += _summed_loss(model, packed)
         tokens += targets.size
     return HeldoutLoss(nats, tokens, max(1, round(stream.total_bytes * tokens / stream.total_tokens)))
+
+
+@torch.no_grad()
+def mean_target_loss(model: Decoder, source: RowSource, rows: int) -> float:
+    """Mean loss in nats over the targets of the first `rows` rows of a source."""
+    packed = source.rows(np.arange(min(rows, source.rows_per_epoch), dtype=np.int64))
+    return _summed_loss(model, packed) / packed.target_count()
+
+
+def _summed_loss(model: Decoder, rows: Rows) -> float:
+    device = model.embedding.device
+    input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
+    logits = model.logits(model.hidden(input_ids, positions, segments))
+    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"))

@@ -42,7 +42,8 @@ class LoopConfig:
     """What the loop needs to know, whoever calls it.
 
     Exactly one of `steps` and `seconds` is the budget. rows_per_step counts all ranks; micro_rows is the most that one
-    forward pass takes. warmup and cooldown are parts of the budget. peak_flops is the machine's, for the utilisation.
+    forward pass takes. warmup and cooldown are parts of the budget. bytes_per_token is that of the text, or None where
+    not every token is a target. peak_flops is the machine's, for the utilisation.
     """
 
     title: str
@@ -57,7 +58,7 @@ class LoopConfig:
     compile: bool
     evaluations: int
     checkpoint_seconds: float
-    bytes_per_token: float
+    bytes_per_token: float | None
     flops_per_token: float
     peak_flops: float
     track: tuple[str, ...] = ()
@@ -162,7 +163,7 @@ def _accumulate_gradients(
     total = torch.zeros((), dtype=torch.float64)
     for micro in rows.split(config.micro_rows):
         loss = loss_of(micro)
-        (loss.total / count).backward()  # type: ignore[no-untyped-call]
+        (loss.total / count).backward()
         total += loss.total.detach().double()
     return TokenLoss(ranks.add(total), count)
 
@@ -197,10 +198,11 @@ def _values(model: Decoder, loss: TokenLoss, rate: float, before: Counters, conf
             f"{config.title}: the loss is {mean} at step {before.step + 1}; lower the learning rates and run again"
         )
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    per_byte = {"bits_per_byte": mean / math.log(2) / config.bytes_per_token} if config.bytes_per_token else {}
     return {
         "tokens": before.tokens + int(loss.targets),
         "loss": mean,
-        "bits_per_byte": mean / math.log(2) / config.bytes_per_token,
+        **per_byte,
         "learning_rate": rate * config.learning_rates.matrices,
         "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
     }

@@ -34,7 +34,7 @@ def next_token_loss(hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, softc
     gradients of both inputs computed along the way instead of from stored logits.
     Source: Brown et al. 2020, eq. 1; softcap as in Gemma 2, section 2.
     """
-    total = _HeadLoss.apply(hidden_nd, head_vd, targets_n, softcap)
+    total: Tensor = _HeadLoss.apply(hidden_nd, head_vd, targets_n, softcap)  # type: ignore[no-untyped-call]
     return TokenLoss(total, (targets_n != IGNORE).sum())
 
 

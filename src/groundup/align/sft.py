@@ -1,0 +1,140 @@
+"""The fine-tuning stage: a pre-trained model folder and the corpus's passages in, a chat model folder out."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from groundup import hardware
+from groundup.align.config import SftConfig
+from groundup.align.conversations import Conversation, build_conversations, write_conversations
+from groundup.errors import UserError
+from groundup.formats.huggingface import load_model
+from groundup.model.transformer import Decoder
+from groundup.storage import write_json
+from groundup.tokens.chat import render
+from groundup.tokens.conversations import PackedConversations, TokenisedConversation
+from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.checkpoint import remove_checkpoint
+from groundup.train.heldout import mean_target_loss
+from groundup.train.loop import LoopConfig, check_split, resolve_compile, resolve_dtype, train
+from groundup.train.optim import LearningRates
+from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise
+from groundup.train.parallel import join_ranks
+
+CONVERSATIONS_FILE = "conversations.parquet"
+# Held-out rows looked at on the way.
+WATCHED_ROWS = 16
+# Held-out questions answered on the way, one of each kind of task.
+WATCHED_MODES = ("with passage", "closed book", "calculator")
+
+
+def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
+    """Fine-tune the model of folder `pretrain` on conversations about the passages of `corpus`.
+
+    Writes a Hugging Face model folder, `conversations.parquet` (both splits), metrics and samples as pre-training does,
+    and `summary.json` (the keys of `outcome.summarise`, and what the conversations consist of).
+    """
+    ranks = join_ranks()
+    words = Tokenizer.load(pretrain)
+    model = load_model(pretrain)
+    conversations = gather_conversations(config, corpus, words)
+    train_split = [tokenise(one, words) for one in conversations["train"]]
+    try:
+        source = PackedConversations(train_split, config.context, words.pad_id, config.seed)
+    except ValueError as error:
+        raise UserError(f"{corpus}: {error}") from None
+    loop = loop_config(config, model, source, pretrain)
+    check_split(loop.rows_per_step, loop.micro_rows, ranks.count)
+    watched = conversations["heldout"] or conversations["train"]
+    heldout = PackedConversations([tokenise(one, words) for one in watched], config.context, words.pad_id, config.seed)
+    samples = Samples(out / SAMPLES_FILE, model, words, sample_prompts(watched, words))
+
+    def watch(step: int) -> Mapping[str, float]:
+        if ranks.leads:
+            samples.take(step)
+        return {"heldout_loss": mean_target_loss(model, heldout, WATCHED_ROWS)}
+
+    result = train(model, source, loop, out, watch, ranks)
+    if not ranks.leads:
+        return
+    save_trained(model, words, pretrain, out)
+    write_conversations(out / CONVERSATIONS_FILE, [*conversations["train"], *conversations["heldout"]])
+    composition = {
+        "conversations": len(train_split),
+        "heldout_conversations": len(conversations["heldout"]),
+        "conversation_tokens": sum(len(one.ids) for one in train_split),
+        "trained_tokens": source.trained_tokens,
+        "kinds": dict(Counter(one.mode for one in conversations["train"]).most_common()),
+        "heldout_loss": mean_target_loss(model, heldout, WATCHED_ROWS),
+        "epochs": round(result.steps * loop.rows_per_step / source.rows_per_epoch, 3),
+    }
+    write_json(out / "summary.json", summarise(model, config.context, loop, result) | composition)
+    remove_checkpoint(out)
+
+
+def gather_conversations(config: SftConfig, corpus: Path, words: Tokenizer) -> dict[str, list[Conversation]]:
+    """The conversations of each split that fit into a row."""
+    path = corpus / "passages.parquet"
+    try:
+        passages = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}); run the corpus stage again") from None
+    return {
+        split: [
+            conversation
+            for conversation in build_conversations(passages, config, split)
+            if len(tokenise(conversation, words).ids) - 1 <= config.context
+        ]
+        for split in ("train", "heldout")
+    }
+
+
+def tokenise(conversation: Conversation, words: Tokenizer) -> TokenisedConversation:
+    """A conversation's tokens with the loss mask of the chat renderer."""
+    rendered = render(words, conversation.messages)
+    return TokenisedConversation(rendered.ids, rendered.trained)
+
+
+def loop_config(config: SftConfig, model: Decoder, source: PackedConversations, pretrain: Path) -> LoopConfig:
+    """The loop's settings; learning rates are a part of those the model was pre-trained with."""
+    rows_per_step = config.batch_tokens // config.context
+    steps = None
+    if config.epochs is not None:
+        steps = max(1, round(config.epochs * source.rows_per_epoch / rows_per_step))
+    seconds = 60 * config.minutes if steps is None and config.minutes is not None else None
+    peak = json.loads((pretrain / "summary.json").read_text())["learning_rates"]
+    flops_per_token = model.config.training_flops_per_token(config.context)
+    compute_dtype = resolve_dtype(config.precision, hardware.describe().computes_bfloat16)
+    return LoopConfig(
+        title="sft",
+        steps=steps,
+        seconds=seconds,
+        rows_per_step=rows_per_step,
+        micro_rows=rows_per_step,
+        learning_rates=LearningRates(**{name: rate * config.learning_rate for name, rate in peak.items()}),
+        warmup=0.0,
+        cooldown=1.0,
+        compute_dtype=compute_dtype,
+        compile=resolve_compile(config.compile, steps, seconds, flops_per_token * config.batch_tokens),
+        evaluations=config.evaluations,
+        checkpoint_seconds=60 * config.checkpoint_minutes,
+        bytes_per_token=None,
+        flops_per_token=flops_per_token,
+        peak_flops=hardware.peak_flops(compute_dtype, size=2048, tries=3),
+    )
+
+
+def sample_prompts(conversations: Sequence[Conversation], words: Tokenizer) -> dict[str, list[int]]:
+    """One held-out question of each watched kind, rendered up to where the assistant answers: {question: tokens}."""
+    prompts = {}
+    for mode in WATCHED_MODES:
+        for conversation in conversations:
+            if conversation.mode == mode and conversation.messages[-1]["role"] == "assistant":
+                asked = [index for index, one in enumerate(conversation.messages) if one["role"] == "user"][-1]
+                messages = conversation.messages[: asked + 1]
+                prompts[messages[-1]["content"]] = render(words, messages, add_generation_prompt=True).ids
+                break
+    return prompts

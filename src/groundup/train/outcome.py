@@ -1,0 +1,85 @@
+"""What every training stage leaves behind: samples on the way, a model folder, a summary."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundup.engine.generate import Generator
+from groundup.engine.sampling import Sampling
+from groundup.formats.huggingface import save_model
+from groundup.model.transformer import Decoder
+from groundup.record.metrics import read_lines
+from groundup.storage import write_atomically
+from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.loop import LoopConfig, TrainingResult
+
+SAMPLE_TOKENS = 64
+SAMPLES_FILE = "samples.jsonl"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def save_trained(model: Decoder, words: Tokenizer, tokenizer: Path, out: Path) -> None:
+    """Write the model folder: weights in their own type, configuration, and the tokenizer's files."""
+    model.compute_dtype = None
+    save_model(model, out, words.bos_id, [words.eos_id, words.end_id], words.pad_id)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, out / name)
+
+
+def summarise(model: Decoder, context: int, loop: LoopConfig, result: TrainingResult) -> dict[str, Any]:
+    """What the report shows of a training run; sizes in parameters and tokens, speeds per second."""
+    shape = model.config
+    flops_per_second = result.tokens_per_second * loop.flops_per_token
+    return {
+        "preset": shape.family,
+        "layers": len(shape.layers),
+        "width": shape.width,
+        "vocab_size": shape.vocab_size,
+        "context": context,
+        "parameters": shape.parameters(),
+        "matmul_parameters": shape.matmul_parameters(),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "flops": result.tokens * loop.flops_per_token,
+        "dtype": str(loop.compute_dtype).removeprefix("torch."),
+        "compiled": loop.compile,
+        "measured": {
+            "threads": torch.get_num_threads(),
+            "train_seconds": result.seconds,
+            "tokens_per_second": result.tokens_per_second,
+            "flops_per_second": flops_per_second,
+            "peak_flops": loop.peak_flops,
+            "utilisation": flops_per_second / loop.peak_flops,
+        },
+    }
+
+
+@dataclass
+class Samples:
+    """Texts the model writes on the way, kept as JSON lines in `path`; the same prompts each time, greedily.
+
+    prompts: what to show as the prompt → its tokens.
+    """
+
+    path: Path
+    model: Decoder
+    words: Tokenizer
+    prompts: Mapping[str, Sequence[int]]
+
+    def take(self, step: int) -> None:
+        """Append what the model writes now; lines of a later step, from before a kill, are dropped."""
+        generator = Generator(self.model, [self.words.eos_id, self.words.end_id])
+        fitting = {label: ids for label, ids in self.prompts.items() if len(ids) < generator.max_positions}
+        answers = generator.generate(list(fitting.values()), Sampling(max_tokens=SAMPLE_TOKENS))
+        lines = [line for line in read_lines(self.path) if line["step"] < step]
+        lines += [
+            {"step": step, "prompt": label, "text": self.words.decode(answer)}
+            for label, answer in zip(fitting, answers, strict=True)
+        ]
+        write_atomically(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
