@@ -53,13 +53,28 @@ def run_stages(
     Raises UserError, before anything is run, if an input is missing or another process works in the folder.
     """
     chosen = [stage for stage in stages if stage.name in configs]
+    if not folder.exists():
+        _require_inputs(chosen, inputs or {}, folder)
     with open_run(folder, stages) as run:
         run.artefacts.update(inputs or {})
-        run.require_inputs(chosen)
+        _require_inputs(chosen, run.artefacts, folder)
         for number, stage in enumerate(chosen, start=1):
             place = f"{number}/{len(chosen)} " if len(chosen) > 1 else ""
             run.execute(stage, configs[stage.name], f"{place}{stage.name}")
         write_lineage(run.folder, run.ledger, stages)
+
+
+def _require_inputs(chosen: Sequence[Stage], at_hand: Mapping[str, Artefact], folder: Path) -> None:
+    """Raise UserError unless each stage's inputs are at hand or made by a stage before it."""
+    known = set(at_hand)
+    for stage in chosen:
+        for name in stage.inputs:
+            if name not in known:
+                raise UserError(
+                    f"{stage.name} needs the result of {name}, and {folder} holds none: "
+                    f"`groundup {name} --out {folder}` makes it"
+                )
+        known.add(stage.makes)
 
 
 @contextmanager
@@ -97,18 +112,6 @@ class Run:
             stamp = read_stamp(out)
             if stamp is not None and stamp.is_whole(out):
                 self.artefacts[stage.makes] = self._record(out, stamp)
-
-    def require_inputs(self, chosen: Sequence[Stage]) -> None:
-        """Raise UserError unless each stage's inputs are at hand or made by a stage before it."""
-        known = set(self.artefacts)
-        for stage in chosen:
-            for name in stage.inputs:
-                if name not in known:
-                    raise UserError(
-                        f"{stage.name} needs the result of {name}, and {self.folder} holds none: "
-                        f"`groundup {name} --out {self.folder}` makes it"
-                    )
-            known.add(stage.makes)
 
     def execute(self, stage: Stage, config: Any, title: str) -> None:
         """Bring the stage's folder up to date with its settings, code and inputs, and the ledger with the folder."""
@@ -156,7 +159,7 @@ def find_artefact(folder: Path) -> Artefact:
 
 
 def remembered(folder: Path, stage: Stage) -> dict[str, Any]:
-    """The settings with which the stage last ran in this run folder, as far as it still knows them; {} if it never did."""
+    """The settings that the stage last had in this run folder, as far as it still knows them; {} if it never ran."""
     record = _latest(Ledger(folder / LEDGER), stage.name)
     known = {field.name for field in fields(stage.config_kind)}
     return {name: value for name, value in record.config.items() if name in known} if record is not None else {}

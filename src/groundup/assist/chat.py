@@ -1,0 +1,122 @@
+"""One reply in a conversation, as it is being written: text, calls of the calculator and their results.
+
+The model writes `<|tool_call|>` expression `<|end|>`, we compute, it goes on with the result in view (`tokens/chat.py`
+has the format). What the model writes never reaches an interpreter: `assist/tools.py` does the arithmetic.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from groundup.assist.tools import calculate
+from groundup.engine.generate import Generator
+from groundup.engine.sampling import Sampling
+from groundup.errors import UserError
+from groundup.formats.huggingface import load_model
+from groundup.tokens.chat import Message, render
+from groundup.tokens.tokenizer import TextStream, Tokenizer
+
+# A model that calls again and again without ever answering is stopped here.
+MAX_CALLS = 4
+# Part of the context that is kept free for the answer.
+ANSWER_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer, as soon as its last byte is known."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    expression: str
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    result: str
+
+
+Event = Text | ToolCall | ToolResult
+
+
+def load_assistant(folder: Path) -> tuple[Generator, Tokenizer]:
+    """The model of a folder, ready to talk. Raises UserError where the folder holds no model of ours."""
+    tokenizer = Tokenizer.load(folder)
+    # Whatever control token the model writes ends its turn, but for the one that begins a call.
+    stops = [index for token, index in tokenizer.control.items() if token != "<|tool_call|>"]
+    return Generator(load_model(folder), stops), tokenizer
+
+
+def stream_reply(
+    generator: Generator, tokenizer: Tokenizer, messages: Sequence[Message], sampling: Sampling
+) -> Iterator[Event]:
+    """The reply to a conversation, event by event; `messages_of` makes messages of them, also of a reply cut short.
+
+    Raises UserError if the last message alone is longer than the model can read.
+    """
+    events: list[Event] = []
+    for _ in range(MAX_CALLS + 1):
+        conversation = fit(tokenizer, [*messages, *messages_of(events)], generator.max_positions)
+        prompt = render(tokenizer, conversation, add_generation_prompt=True).ids
+        for event in _stream_turn(generator, tokenizer, prompt, sampling):
+            events.append(event)
+            yield event
+        if not events or not isinstance(events[-1], ToolCall):
+            return
+        events.append(ToolResult(calculate(events[-1].expression)))
+        yield events[-1]
+
+
+def _stream_turn(
+    generator: Generator, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling
+) -> Iterator[Event]:
+    """Text up to the end of the turn, or up to a call, which is given as one event once it is whole."""
+    text = TextStream(tokenizer)
+    tokens = generator.stream(prompt, sampling)
+    for token in tokens:
+        if token == tokenizer.control["<|tool_call|>"]:
+            yield ToolCall(tokenizer.decode(list(tokens)).strip())
+            return
+        piece = text.push(token)
+        if piece:
+            yield Text(piece)
+    rest = text.finish()
+    if rest:
+        yield Text(rest)
+
+
+def messages_of(events: Sequence[Event]) -> list[Message]:
+    """The events of a reply as the messages that they add to the conversation."""
+    messages: list[Message] = []
+    written = ""
+    for event in events:
+        match event:
+            case Text(text):
+                written += text
+            case ToolCall(expression):
+                messages.append({"role": "assistant", "content": written, "tool_call": expression})
+                written = ""
+            case ToolResult(result):
+                messages.append({"role": "tool", "content": result})
+    return [*messages, {"role": "assistant", "content": written}] if written else messages
+
+
+def fit(tokenizer: Tokenizer, messages: Sequence[Message], max_positions: int) -> list[Message]:
+    """The messages without as many of the oldest as must go for the rest to leave room for an answer.
+
+    Exchanges go first, documents next; what the system said and the last question (with the calls made for it) stay.
+    Raises UserError if even these are too long.
+    """
+    limit = int(max_positions * (1 - ANSWER_SHARE))
+    kept = list(messages)
+    while (length := len(render(tokenizer, kept, add_generation_prompt=True).ids)) > limit:
+        last_question = max((at for at, message in enumerate(kept) if message["role"] == "user"), default=0)
+        said = [at for at in range(last_question) if kept[at]["role"] in ("user", "assistant", "tool")]
+        documents = [at for at in range(last_question) if kept[at]["role"] == "document"]
+        if not said and not documents:
+            raise UserError(f"the message has {length} tokens with all that belongs to it; this model reads {limit}")
+        del kept[said[0] if said else documents[0]]
+    return kept

@@ -1,0 +1,117 @@
+"""The verbs that talk with a model: `chat` holds a conversation, `sample` goes on from a text."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from groundup.cli.parser import Parser, Verbs
+from groundup.errors import UserError
+from groundup.recipe.stages import STAGES
+
+if TYPE_CHECKING:
+    from groundup.engine.sampling import Sampling
+
+CHAT_ABOUT = """\
+Talk with a model in the terminal. Answers stream as they are written; the arrow keys edit the line and
+bring back earlier ones; Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the commands.
+When the input is no terminal, each of its lines is a message: printf 'What does json.dumps do?\\n' | groundup chat …"""
+
+CHAT_AFTER = """\
+examples:
+  groundup chat runs/pocket
+  groundup chat runs/pocket --document notes.txt       answer from a text of yours
+  groundup chat path/to/model/folder --temperature 0.7"""
+
+SAMPLE_AFTER = """\
+examples:
+  groundup sample runs/pocket --prompt "def main("
+  groundup sample runs/pocket --prompt "import " --temperature 0        always the likeliest token"""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `chat` and `sample`."""
+    chat = verbs.add("chat", "talk with a model in the terminal", _chat, "RUN|MODEL [flags]", CHAT_ABOUT, CHAT_AFTER)
+    chat.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder or model folder")
+    chat.add_argument("--system", metavar="TEXT", help="what the assistant should be like")
+    chat.add_argument("--document", type=Path, metavar="FILE", help="a text to answer from")
+    _add_sampling(chat, max_tokens=256, temperature=0.0)
+
+    about = "Go on from a text. Of a run, the model before fine-tuning is used."
+    sample = verbs.add("sample", "let a model go on from a text", _sample, "RUN|MODEL [flags]", about, SAMPLE_AFTER)
+    sample.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder or model folder")
+    sample.add_argument("--prompt", default="", metavar="TEXT", help="the text to go on from (default: none)")
+    _add_sampling(sample, max_tokens=200, temperature=0.8)
+
+
+def find_model(path: Path, stage: str) -> Path:
+    """The model folder that `path` is, or the one that `stage` made in the run folder `path`.
+
+    Raises UserError where there is neither, saying what makes one.
+    """
+    if (path / "config.json").is_file():
+        return path
+    folder = path / next(each.folder for each in STAGES if each.name == stage)
+    if folder.is_dir():
+        return folder
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; `groundup run pocket` makes runs/pocket")
+    raise UserError(f"{path} holds no model to use here: `groundup {stage} --out {path}` makes one")
+
+
+def _add_sampling(verb: Parser, max_tokens: int, temperature: float) -> None:
+    group = verb.add_argument_group("how tokens are chosen")
+    group.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="(default: %(default)s)")
+    group.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help="0: the likeliest (default: %(default)s)"
+    )
+    group.add_argument("--top-k", type=int, default=50, metavar="K", help="0: all tokens (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal texts (default: 0)")
+
+
+def _sampling(flags: argparse.Namespace) -> "Sampling":
+    from groundup.engine.sampling import Sampling
+
+    try:
+        return Sampling(flags.max_tokens, flags.temperature, flags.top_k, flags.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _chat(flags: argparse.Namespace) -> None:
+    folder = find_model(flags.model, "sft")
+    from groundup.assist.chat import load_assistant
+    from groundup.cli.conversation import Conversation
+
+    sampling = _sampling(flags)
+    generator, tokenizer = load_assistant(folder)
+    conversation = Conversation(generator, tokenizer, sampling)
+    if flags.system:
+        conversation.obey(f"/system {flags.system}")
+    if flags.document:
+        conversation.obey(f"/document {flags.document}")
+    conversation.run(title=str(folder))
+
+
+def _sample(flags: argparse.Namespace) -> None:
+    folder = find_model(flags.model, "pretrain")
+    from groundup.assist.chat import load_assistant
+    from groundup.cli.conversation import printable
+    from groundup.tokens.tokenizer import TextStream
+
+    sampling = _sampling(flags)
+    generator, tokenizer = load_assistant(folder)
+    prompt = [tokenizer.bos_id, *tokenizer.encode(flags.prompt)]
+    _require_room(prompt, generator.max_positions)
+    text = TextStream(tokenizer)
+    print(flags.prompt, end="")
+    for token in generator.stream(prompt, sampling):
+        sys.stdout.write(printable(text.push(token)))
+        sys.stdout.flush()
+    print(printable(text.finish()))
+
+
+def _require_room(prompt: Sequence[int], max_positions: int) -> None:
+    if len(prompt) >= max_positions:
+        raise UserError(f"--prompt has {len(prompt)} tokens and leaves no room: this model holds {max_positions}")

@@ -1,0 +1,47 @@
+"""The house: what a command loads before it works, and which code decides the outcome of a stage.
+
+Floors, lint, format and types are checked by `make test` itself (lint-imports, ruff, mypy).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+from groundup.recipe.stages import STAGES, Stage
+
+# Rooms that report, measure or store what others compute. A change there runs no stage again.
+BOOKKEEPING = {"errors", "settings", "storage", "hardware", "record", "groundup"}
+HEAVY = ("torch", "numpy", "pyarrow", "rich", "transformers", "tokenizers", "safetensors", "jinja2", "shtab")
+
+
+@pytest.mark.parametrize("command", ["import groundup", "from groundup.cli import main; main(['--help'])"])
+def test_start_loads_no_heavy_library(command: str):
+    program = f"{command}\nimport sys; print('LOADED', *sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["LOADED"], done.stdout[-200:] + done.stderr[-2000:]
+
+
+def _rooms_reached(module: str, graph: grimp.ImportGraph) -> set[str]:
+    """The rooms whose code runs when this module does, directly or not."""
+    modules = {module} | graph.find_upstream_modules(module)
+    return {[*name.split("."), "groundup"][1] for name in modules}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("groundup")
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stage_names_every_room_whose_code_decides_its_outcome(stage: Stage, graph: grimp.ImportGraph):
+    reached = _rooms_reached(stage.function.partition(":")[0], graph)
+    assert reached - BOOKKEEPING == set(stage.rooms)
+
+
+def test_no_file_is_named_for_a_lack_of_ideas():
+    source = Path(__file__).parents[1] / "src"
+    vague = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
+    assert not [path for path in source.rglob("*.py") if path.stem in vague]
