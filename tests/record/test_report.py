@@ -1,0 +1,271 @@
+"""The report is parsed as a browser would, and its figures are compared with those of the files it was made from."""
+
+import html.parser
+import itertools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from groundup.errors import UserError
+from groundup.record.page import format_bytes, format_energy, format_grams, format_scaled, format_seconds
+from groundup.record.report import write_report
+from groundup.record.sections.cost import total
+
+RunMaker = Callable[..., Path]
+
+EVERY_SECTION = [
+    *("corpus", "tokenizer", "pretraining", "samples", "conversations", "evaluation"),
+    *("cost", "lineage", "chat"),
+]
+NEVER_CLOSED = {"meta", "br"}
+
+
+class Document(html.parser.HTMLParser):
+    """Collects what the tests ask for, and insists that every element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.sections: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+        if tag == "section":
+            self.sections.append(dict(attributes)["id"] or "")
+        if tag not in NEVER_CLOSED:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "title", "desc"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+def report_of(run: Path) -> Document:
+    return Document(write_report(run).read_text(encoding="utf-8"))
+
+
+def test_a_finished_run_has_every_section_and_a_link_to_each(make_run: RunMaker) -> None:
+    document = report_of(make_run())
+    assert document.sections == EVERY_SECTION
+    assert [value for tag, name, value in document.attributes if (tag, name) == ("a", "href")] == [
+        f"#{name}" for name in EVERY_SECTION
+    ]
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        "A chat assistant of 13 million parameters, grown from 10.9 MB of raw text",
+        *("712 files", "1,316", "train: 10 MB, 1,098 documents", "thrown out: 1.71 MB, 129 documents"),
+        *("near-duplicate", "# Dummy file to make this directory a package."),
+        *("4,096", "3.46", "1.141", "63.4 %", "517 GFLOP/s", "815 GFLOP/s", "18,760 tokens per second on 2 threads"),
+        *("step 600", "with open(path) as file:", "14,210", "24.7 %", "no answer in passage"),
+        *("xz -9", "1.648", "61.2 %", "74.4 %", "93.5 %", "+59.1 %", "+54.0 % … +64.0 %", "< 0.001"),
+        *("1.76 GB", "measured", "estimated", "processor time × 8 W per core", "445 g/kWh"),
+        *("The chain of 6 records is unbroken", "groundup chat "),
+    ],
+)
+def test_the_figures_of_the_run_are_told(expected: str, make_run: RunMaker) -> None:
+    assert expected in report_of(make_run()).text
+
+
+def test_ids_in_the_lineage_are_those_of_the_ledger(make_run: RunMaker) -> None:
+    run = make_run()
+    text = report_of(run).text
+    for line in (run / "ledger.jsonl").read_text().splitlines():
+        assert json.loads(line)["id"][:8] in text
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&</pre></style><!--"
+
+
+def poison(value: object) -> object:
+    """Every text of a JSON value replaced by one that would like to be HTML; numbers stay."""
+    if isinstance(value, dict):
+        return {name: poison(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [poison(item) for item in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_no_text_of_a_run_can_become_html(make_run: RunMaker) -> None:
+    run = make_run(name="run<script>&'\"")
+    for path in run.glob("*/*.json"):
+        path.write_text(json.dumps(poison(json.loads(path.read_text()))))
+    samples = run / "04-pretrain/samples.jsonl"
+    samples.write_text(
+        "".join(json.dumps(poison(json.loads(line))) + "\n" for line in samples.read_text().splitlines())
+    )
+    clean = report_of(make_run(name="clean"))
+    document = report_of(run)
+    assert document.tags == clean.tags, "the same elements as in a report of harmless texts, and no others"
+    assert not {"script", "img"} & document.tags
+    assert not any(name.startswith("on") for _, name, _ in document.attributes)
+    assert HOSTILE in document.text
+
+
+def test_text_that_is_no_unicode_does_not_stop_the_report(make_run: RunMaker) -> None:
+    run = make_run()
+    (run / "04-pretrain/samples.jsonl").write_text('{"step": 1, "prompt": "a", "text": "\\udcff and \\u0000"}\n')
+    assert "? and" in report_of(run).text
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_nothing(make_run: RunMaker) -> None:
+    run = make_run()
+    text = write_report(run).read_text()
+    document = Document(text)
+    assert not re.search(r"https?://|//[a-z]|url\(|@import", text)
+    assert not {"script", "link", "iframe", "object", "embed", "img", "base", "form"} & document.tags
+    assert not {name for _, name, _ in document.attributes} & {"src", "srcset", "data", "action", "formaction", "ping"}
+    policy = next(value for tag, name, value in document.attributes if (tag, name) == ("meta", "content"))
+    assert policy.startswith("default-src 'none'") and "script-src" not in policy
+
+
+STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "sft", "evaluate")
+
+
+@pytest.mark.parametrize("count", range(1, len(STAGES)))
+def test_a_run_that_stopped_after_any_stage_tells_what_there_is(count: int, make_run: RunMaker) -> None:
+    document = report_of(make_run(*STAGES[:count]))
+    told_by = {"tokenizer": "tokenizer", "pretraining": "pretrain", "samples": "pretrain"}
+    told_by |= {"conversations": "sft", "evaluation": "evaluate"}
+    expected = [name for name in EVERY_SECTION if told_by.get(name, "corpus") in STAGES[:count]]
+    assert document.sections == (expected if "pretrain" in STAGES[:count] else [*expected[:-1], "next"])
+    assert ("groundup chat" in document.text) == ("sft" in STAGES[:count])
+    assert ("groundup sample" in document.text) == ("pretrain" in STAGES[:count])
+    unfinished = [value for tag, name, value in document.attributes if (tag, name) == ("li", "title")].count(
+        "not finished"
+    )
+    assert unfinished == len(STAGES) - count
+
+
+def test_what_a_stage_is_still_working_on_is_not_told(make_run: RunMaker) -> None:
+    run = make_run(*STAGES[:3])
+    (run / ".04-pretrain.partial").mkdir()
+    (run / ".04-pretrain.partial/summary.json").write_text('{"parameters": 5}')
+    assert "pretraining" not in report_of(run).sections
+
+
+def test_any_key_may_be_missing(make_run: RunMaker) -> None:
+    """Each top-level key is taken out in turn, then all at once: the report is still a whole page."""
+    run = make_run()
+    for path in [*run.glob("*/summary.json"), *run.glob("*/scores.json"), *run.glob("*/cost.json")]:
+        whole = json.loads(path.read_text())
+        for name in whole:
+            path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+            report_of(run)
+        path.write_text("{}")
+        report_of(run)
+        path.unlink()
+        report_of(run)
+
+
+def test_any_figure_may_be_null_or_of_another_kind(make_run: RunMaker) -> None:
+    run = make_run()
+    for path, wrong in itertools.product(
+        [*run.glob("*/summary.json"), *run.glob("*/scores.json"), *run.glob("*/cost.json")], [None, "text", [], {}, [1]]
+    ):
+        whole = json.loads(path.read_text())
+        path.write_text(json.dumps(dict.fromkeys(whole, wrong)))
+        report_of(run)
+        path.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("lines", ["", '{"step": 1}\n', '{"step": 1, "tokens": 5, "loss": null}\n{"step": 2, "lo'])
+def test_metrics_of_a_run_that_has_just_begun_or_diverged_are_no_trouble(lines: str, make_run: RunMaker) -> None:
+    run = make_run()
+    for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
+        (run / "04-pretrain" / name).write_text(lines)
+    assert "pretraining" in report_of(run).sections
+
+
+def test_where_bits_per_byte_of_train_text_were_not_written_the_loss_is_drawn(make_run: RunMaker) -> None:
+    run = make_run()
+    assert "nats per token" not in report_of(run).text
+    path = run / "04-pretrain/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"bits_per_byte": None}) + "\n" for row in rows))
+    text = report_of(run).text
+    assert "Training loss, nats per token" in text and "Bits per byte over tokens" in text
+
+
+def test_a_tampered_ledger_is_reported_not_drawn(make_run: RunMaker) -> None:
+    run = make_run()
+    ledger = run / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"seed": 1', '"seed": 2', 1))
+    text = report_of(run).text
+    assert "The ledger does not hold" in text and "line 1: the record was altered" in text
+    assert "is unbroken" not in text
+
+
+def test_two_reports_of_one_run_are_equal(make_run: RunMaker) -> None:
+    run = make_run()
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        write_report(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no finished stage"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_total_is_measured_only_if_all_its_parts_were_and_memory_is_not_added_up() -> None:
+    def figure(value: float, basis: str) -> dict[str, object]:
+        return {"value": value, "basis": basis}
+
+    first = {
+        "wall_seconds": figure(2, "measured"),
+        "energy_joules": figure(5, "measured"),
+        "peak_memory_bytes": figure(7, "measured"),
+    }
+    second = {
+        "wall_seconds": figure(3, "measured"),
+        "energy_joules": figure(6, "estimated"),
+        "peak_memory_bytes": figure(4, "measured"),
+    }
+    assert total([first, second], "wall_seconds") == figure(5, "measured")
+    assert total([first, second], "energy_joules") == figure(11, "estimated")
+    assert total([first, second], "peak_memory_bytes") == figure(7, "measured")
+    assert total([{}, {}], "wall_seconds") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (format_bytes(999_900), "1 MB"),
+        (format_bytes(950), "950 B"),
+        (format_scaled(4.056e14, "FLOP"), "406 TFLOP"),
+        (format_energy(3600 * 12.34), "12.3 Wh"),
+        (format_energy(36), "10 mWh"),
+        (format_grams(0.0042), "4.2 mg"),
+        (format_grams(1530), "1.53 kg"),
+        (format_seconds(3.14), "3.1 s"),
+        (format_seconds(65), "1:05 min"),
+        (format_seconds(7325), "2:02:05 h"),
+    ],
+)
+def test_quantities_have_three_figures_and_a_unit(written: str, expected: str) -> None:
+    assert written == expected
