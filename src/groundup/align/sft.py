@@ -24,6 +24,7 @@ from groundup.train.optim import LearningRates
 from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise
 from groundup.train.parallel import join_ranks
 
+DEFAULT_MINUTES = 2.0
 CONVERSATIONS_FILE = "conversations.parquet"
 # Held-out rows looked at on the way.
 WATCHED_ROWS = 16
@@ -104,7 +105,7 @@ def loop_config(config: SftConfig, model: Decoder, source: PackedConversations, 
     steps = None
     if config.epochs is not None:
         steps = max(1, round(config.epochs * source.rows_per_epoch / rows_per_step))
-    seconds = 60 * config.minutes if steps is None and config.minutes is not None else None
+    seconds = None if steps is not None else 60 * (config.minutes or DEFAULT_MINUTES)
     peak = json.loads((pretrain / "summary.json").read_text())["learning_rates"]
     flops_per_token = model.config.training_flops_per_token(config.context)
     compute_dtype = resolve_dtype(config.precision, hardware.describe().computes_bfloat16)

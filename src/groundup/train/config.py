@@ -23,7 +23,7 @@ class PretrainConfig:
     width: int | None = setting(None, "model width, when it should not follow from the depth")
     head_dim: int = setting(128, "width of an attention head")
     context: int = setting(512, "tokens a row holds and the model can look back")
-    minutes: float | None = setting(None, "budget: wall-clock minutes, compilation included")
+    minutes: float | None = setting(None, "budget: wall-clock minutes, compilation included (default: 5)")
     tokens: int | None = setting(None, "budget: tokens to train on")
     flops: float | None = setting(None, "budget: floating-point operations of training")
     batch_tokens: int = setting(4096, "tokens per optimizer step, over all ranks")

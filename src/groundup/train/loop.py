@@ -6,7 +6,6 @@ with the same number of threads; a budget in seconds follows the clock and is ex
 """
 
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from groundup.errors import UserError
+from groundup.hardware import describe
 from groundup.model.transformer import Decoder
 from groundup.record.metrics import MetricsWriter, Progress
 from groundup.tokens.batches import Rows, RowSource, rank_rows
@@ -132,10 +132,11 @@ def resolve_dtype(precision: Precision, computes_bfloat16: bool) -> torch.dtype:
 
 
 def resolve_compile(choice: Compile, steps: int | None, seconds: float | None, flops_per_step: float) -> bool:
-    """Whether to compile; `auto` does where a C++ compiler is present and the budget repays the start-up."""
+    """Whether to compile; `auto` does where the machine can and the budget repays the start-up."""
     if choice != "auto":
         return choice == "always"
-    if shutil.which("g++") is None and not torch.cuda.is_available():
+    machine = describe()
+    if machine.gpu is None and (machine.compiler is None or not machine.python_headers):
         return False
     if steps is not None:
         return steps * flops_per_step >= COMPILE_FROM_FLOPS

@@ -1,0 +1,39 @@
+"""What every benchmark ends with: a table on the terminal and, with `--json FILE`, the same figures as JSON."""
+
+import argparse
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from groundup.hardware import describe
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the flag that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]], json_path: Path | None, figures: Mapping[str, Any]) -> None:
+    """Print `rows` as a table (keys of the first row are the columns), and write `figures` with the machine's name."""
+    machine = describe()
+    caption = f"{machine.processor}, {machine.cores} cores, Python {platform.python_version()}"
+    table = Table(title=title, caption=caption)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else _number(value) for value in row.values()))
+    Console(width=120).print(table)
+    if json_path is not None:
+        document = {"machine": {"processor": machine.processor, "cores": machine.cores}, **figures}
+        json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
