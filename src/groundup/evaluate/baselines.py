@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from groundup.evaluate.ngram import MAX_ORDER, train_ngram
+from groundup.evaluate.config import MAX_NGRAM_ORDER
+from groundup.evaluate.ngram import train_ngram
 
 # xz reads the training texts twice at 2 to 3 MB/s, and its dictionary of 64 MiB would not reach back much further.
 XZ_TRAIN_BYTES = 16_000_000
@@ -31,7 +32,7 @@ class Score:
 
 
 def baseline_bits_per_byte(
-    train_texts: Sequence[str], heldout_texts: Sequence[str], ngram_order: int = MAX_ORDER
+    train_texts: Sequence[str], heldout_texts: Sequence[str], ngram_order: int = MAX_NGRAM_ORDER
 ) -> list[Score]:
     """Score every baseline on the held-out texts.
 

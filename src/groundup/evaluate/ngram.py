@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from groundup.evaluate.config import MAX_NGRAM_ORDER
+
 Keys = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-SYMBOL_BITS = 9
-MAX_ORDER = 64 // SYMBOL_BITS
+SYMBOL_BITS = 9  # times MAX_NGRAM_ORDER fits in 64
 _START = 256
 _CHUNK_BYTES = 8_000_000  # counted at a time, so that memory follows the distinct n-grams and not the text
 
@@ -65,8 +66,8 @@ def train_ngram(texts: Sequence[bytes], order: int) -> Ngram:
     12 MB at order 7 take a second or two, and memory about 100 bytes for each distinct n-gram.
     Raises ValueError for an order that does not fit a key (1 to 7).
     """
-    if not 1 <= order <= MAX_ORDER:
-        raise ValueError(f"an n-gram model has order 1 to {MAX_ORDER}, not {order}")
+    if not 1 <= order <= MAX_NGRAM_ORDER:
+        raise ValueError(f"an n-gram model has order 1 to {MAX_NGRAM_ORDER}, not {order}")
     keys, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
     for chunk in _chunks(texts):
         chunk_keys, chunk_counts = np.unique(np.concatenate([_keys(text, order) for text in chunk]), return_counts=True)
