@@ -89,34 +89,38 @@ def _stream_turn(
 
 
 def messages_of(events: Sequence[Event]) -> list[Message]:
-    """The events of a reply as the messages that they add to the conversation."""
+    """The events of a reply as the messages that they add to the conversation; a call without result is left out."""
     messages: list[Message] = []
-    written = ""
+    written, call = "", ""
     for event in events:
         match event:
             case Text(text):
                 written += text
             case ToolCall(expression):
-                messages.append({"role": "assistant", "content": written, "tool_call": expression})
-                written = ""
+                call = expression
             case ToolResult(result):
+                messages.append({"role": "assistant", "content": written, "tool_call": call})
                 messages.append({"role": "tool", "content": result})
+                written = ""
     return [*messages, {"role": "assistant", "content": written}] if written else messages
 
 
 def fit(tokenizer: Tokenizer, messages: Sequence[Message], max_positions: int) -> list[Message]:
     """The messages without as many of the oldest as must go for the rest to leave room for an answer.
 
-    Exchanges go first, documents next; what the system said and the last question (with the calls made for it) stay.
+    Whole exchanges go first, documents next; what the system said and the last question (with calls made for it) stay.
     Raises UserError if even these are too long.
     """
     limit = int(max_positions * (1 - ANSWER_SHARE))
     kept = list(messages)
     while (length := len(render(tokenizer, kept, add_generation_prompt=True).ids)) > limit:
-        last_question = max((at for at, message in enumerate(kept) if message["role"] == "user"), default=0)
-        said = [at for at in range(last_question) if kept[at]["role"] in ("user", "assistant", "tool")]
-        documents = [at for at in range(last_question) if kept[at]["role"] == "document"]
-        if not said and not documents:
+        questions = [place for place, message in enumerate(kept) if message["role"] == "user"]
+        documents = [place for place, message in enumerate(kept) if message["role"] == "document"]
+        if len(questions) > 1:
+            exchange = range(questions[0], questions[1])
+            kept = [one for place, one in enumerate(kept) if place not in exchange or place in documents]
+        elif documents:
+            del kept[documents[0]]
+        else:
             raise UserError(f"the message has {length} tokens with all that belongs to it; this model reads {limit}")
-        del kept[said[0] if said else documents[0]]
     return kept
