@@ -1,0 +1,79 @@
+"""The evaluation stage: what the models of a run know, beside baselines, each figure with its uncertainty."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from groundup.assist.chat import load_assistant
+from groundup.assist.replies import reply_to_all
+from groundup.engine.sampling import Sampling
+from groundup.errors import UserError
+from groundup.evaluate.baselines import baseline_bits_per_byte
+from groundup.evaluate.config import EvaluateConfig
+from groundup.evaluate.likelihood import score_heldout
+from groundup.evaluate.tasks import Answered, Message, ask, choose_questions, read_questions, score_answers
+from groundup.record.metrics import Progress
+from groundup.storage import write_json
+
+CHAT_MODEL = "sft"
+
+
+def run(config: EvaluateConfig, out: Path, *, corpus: Path, tokens: Path, pretrain: Path, sft: Path) -> None:
+    """Score the base model on held-out text and the chat model on held-out questions.
+
+    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; and the keys of `tasks.score_answers`),
+    `answers.parquet` with every question, reference and answer, and `summary.json` with the same scores.
+    """
+    scores: dict[str, Any] = {
+        "bits_per_byte": likelihood_scores(config, corpus, tokens, {"model": pretrain, "chat model": sft})
+    }
+    answered = answer_questions(config, sft)
+    scores |= score_answers(answered, CHAT_MODEL)
+    pq.write_table(pa.Table.from_pylist([one.row() for one in answered]), out / "answers.parquet", compression="zstd")
+    write_json(out / "scores.json", scores)
+    write_json(out / "summary.json", scores)
+
+
+def likelihood_scores(
+    config: EvaluateConfig, corpus: Path, tokens: Path, models: dict[str, Path]
+) -> list[dict[str, Any]]:
+    """Held-out bits per byte of models and baselines, on the same bytes, best first."""
+    rows = []
+    for name, folder in models.items():
+        loss = score_heldout(folder, tokens / "heldout", config.context)
+        how = f"windows of {config.context} tokens, each predicted once from its window alone"
+        rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
+    train, heldout = read_texts(corpus / "train.parquet"), read_texts(corpus / "heldout.parquet")
+    size = sum(len(text.encode()) for text in heldout)
+    rows += [
+        {"name": score.name, "value": score.bits_per_byte, "bytes": size, "how": score.how}
+        for score in baseline_bits_per_byte(train, heldout, config.ngram_order)
+    ]
+    return sorted(rows, key=lambda row: float(row["value"]))
+
+
+def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:
+    """The held-out questions of a chat model's own conversations, put to it greedily."""
+    questions = choose_questions(read_questions(folder / "conversations.parquet"), config.questions)
+    if not questions:
+        return []
+    generator, tokenizer = load_assistant(folder)
+    sampling = Sampling(max_tokens=config.answer_tokens)
+    with Progress("evaluate", len(questions), "questions") as progress:
+
+        def answer(conversations: Sequence[Sequence[Message]]) -> list[str]:
+            return reply_to_all(generator, tokenizer, conversations, sampling, progress.advance)
+
+        return ask(questions, answer)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a documents file."""
+    try:
+        texts: list[str] = pq.read_table(path, columns=["text"]).column("text").to_pylist()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: expected documents as the corpus stage writes them: {error}") from None
+    return texts
