@@ -22,7 +22,7 @@ class SftConfig:
     )
     document_share: float = setting(0.5, "part of the questions put with the right passage among others")
     unanswerable_share: float = setting(0.1, "part of the questions put with wrong passages only")
-    multi_turn_share: float = setting(0.15, "part of the answerable questions that follow an earlier one")
+    multi_turn_share: float = setting(0.15, "part of the questions about passages that follow an earlier exchange")
     calculator_share: float = setting(0.12, "part of all conversations that use the calculator")
     chat_share: float = setting(0.02, "part of all conversations that are small talk")
     document_characters: int = setting(1000, "characters of all passages given in one conversation")
