@@ -42,3 +42,17 @@ class CorpusConfig:
             raise ValueError(
                 f"`quote_words` must be at least 8, not {self.quote_words}; shorter runs are no quotes but idiom"
             )
+
+
+@dataclass(frozen=True)
+class DocumentsConfig:
+    """Documents with a split of one's own, taken as they are: the `[documents]` table of a recipe."""
+
+    train: tuple[str, ...] = setting((), "files, folders or globs to train on, as `paths` of [corpus]")
+    heldout: tuple[str, ...] = setting((), "files, folders or globs to measure on")
+    text_column: str = setting("text", "JSON key or Parquet column of the text")
+
+    def __post_init__(self) -> None:
+        for name in ("train", "heldout"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is empty; name at least one file or folder")

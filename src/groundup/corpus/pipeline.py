@@ -199,17 +199,7 @@ def _write_all(
     summary: Summary,
 ) -> None:
     """Cut the quotes out of the training documents and write every row to the table it belongs to."""
-    with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(TableWriter(out / f"{name}.parquet", schema))
-            for name, schema in (
-                ("train", DOCUMENT_SCHEMA),
-                ("heldout", DOCUMENT_SCHEMA),
-                ("rejected", DOCUMENT_SCHEMA),
-                ("passages", PASSAGE_SCHEMA),
-            )
-        }
-        progress = stack.enter_context(Progress("corpus: write", sum(catalogue.sizes), "B"))
+    with open_tables(out) as writers, Progress("corpus: write", sum(catalogue.sizes), "B") as progress:
         for batch, first in enumerate(catalogue.first[:-1]):
             table = rows.get_batch(batch).to_pylist()
             for offset, row in enumerate(table):
@@ -218,7 +208,7 @@ def _write_all(
                 row["split"] = "heldout" if heldout[first + offset] else "train"
             _cut_quotes([row for row in table if not row["reason"] and row["split"] == "train"], index, config, summary)
             for row in table:
-                _write_row(row, writers, summary)
+                write_row(row, writers, summary)
             progress.advance(sum(catalogue.sizes[first : catalogue.first[batch + 1]]))
 
 
@@ -246,7 +236,23 @@ def _cut_quotes(rows: Sequence[dict[str, Any]], index: QuoteIndex, config: Corpu
         row["passages"] = [vars(passage) for passage in passages]
 
 
-def _write_row(row: dict[str, Any], writers: Mapping[str, TableWriter], summary: Summary) -> None:
+@contextmanager
+def open_tables(out: Path) -> Iterator[dict[str, TableWriter]]:
+    """The four tables of a corpus, by name."""
+    schemas = {
+        "train": DOCUMENT_SCHEMA,
+        "heldout": DOCUMENT_SCHEMA,
+        "rejected": DOCUMENT_SCHEMA,
+        "passages": PASSAGE_SCHEMA,
+    }
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(TableWriter(out / f"{name}.parquet", schema)) for name, schema in schemas.items()
+        }
+
+
+def write_row(row: dict[str, Any], writers: Mapping[str, TableWriter], summary: Summary) -> None:
+    """Write one document (ROW_SCHEMA, with `split` and `findings`) and its passages to the tables they belong to."""
     size = len(row["text"].encode())
     row["kept"] = not row["reason"]
     if row["findings"]:
