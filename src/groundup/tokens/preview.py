@@ -27,15 +27,16 @@ class _Kind:
     styles: tuple[str, str]
 
 
-_TRAINED = _Kind("trained on", "[", "]", ("black on #8fd694", "black on #b9e8bb"))
-_READ = _Kind("only read", "(", ")", ("white on #3f4650", "white on #59626e"))
-_UNTRUSTED = _Kind("only read, untrusted", "{", "}", ("white on #8c2f39", "white on #b04a54"))
+# Chosen so that the three kinds keep apart when a terminal of sixteen colours rounds them.
+_TRAINED = _Kind("trained on", "[", "]", ("#101010 on #2da44e", "#101010 on #62e07c"))
+_READ = _Kind("only read", "(", ")", ("#ffffff on #202428", "#ffffff on #4a4f58"))
+_UNTRUSTED = _Kind("only read, untrusted", "{", "}", ("#ffffff on #a01515", "#ffffff on #d93a3a"))
 
 
 def show(console: Console, tokenizer: Tokenizer, rendered: Rendered) -> None:
     """Print the conversation turn by turn, with a legend above and the counts below."""
     in_colour = console.color_system is not None and not console.no_color
-    legend = Text("  ").join(_drawn(f" {kind.meaning} ", kind, 0, in_colour) for kind in _KINDS)
+    legend = Text("  ").join(_drawn(f" {kind.meaning} ", kind, 0, in_colour) for kind in (_TRAINED, _READ, _UNTRUSTED))
     legend.append("  · blank  ↵ line break\n")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
@@ -44,9 +45,6 @@ def show(console: Console, tokenizer: Tokenizer, rendered: Rendered) -> None:
         tokens = (_token(tokenizer, rendered, place, in_colour) for place in turn)
         table.add_row(rendered.roles[turn.start], Text.assemble(*tokens))
     console.print(legend, table, Text(f"\n{_counts(tokenizer, rendered)}"))
-
-
-_KINDS = (_TRAINED, _READ, _UNTRUSTED)
 
 
 def _turns(tokenizer: Tokenizer, rendered: Rendered) -> Iterator[range]:
@@ -76,10 +74,8 @@ def _drawn(text: str, kind: _Kind, place: int, in_colour: bool) -> Text:
 
 def _visible(piece: bytes) -> str:
     """A token's bytes so that every one can be seen and none can command the terminal."""
-    try:
-        text = piece.decode()
-    except UnicodeDecodeError:  # a part of a character
-        return "".join(f"\\x{value:02x}" for value in piece)
+    # A part of a character shows as its bytes.
+    text = piece.decode(errors="backslashreplace")
     return "".join(_visible_character(character) for character in text)
 
 
