@@ -53,7 +53,7 @@ class Generator:
             raise ValueError("a prompt needs at least one token")
         if longest >= self.max_positions:
             raise ValueError(f"a prompt of {longest} tokens leaves no room: the model holds {self.max_positions}")
-        device = self.model.embedding.device
+        device = self.model.device
         # Any token will do as padding: the mask hides it.
         input_ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from groundup.errors import UserError
+from groundup.formats.families.groundup import GROUNDUP
 from groundup.formats.families.llama import LLAMA
 from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.family import Family
@@ -22,7 +23,7 @@ from groundup.model.config import ModelConfig
 from groundup.model.transformer import Decoder
 from groundup.storage import write_json
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, NANOCHAT)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, NANOCHAT, GROUNDUP)}
 # Keys that say how a model is used or was saved, not what it computes.
 COMMON_KEYS = frozenset(
     "_name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id id2label initializer_range "
@@ -137,7 +138,7 @@ def _compare_logits(model: Decoder, loaded: Decoder) -> None:
     length = min(16, model.config.max_positions)
     input_ids = (torch.arange(length)[None] * 7919) % model.config.vocab_size
     compute_dtype, model.compute_dtype = model.compute_dtype, None
-    expected = model(input_ids.to(model.embedding.device)).cpu()
+    expected = model(input_ids.to(model.device)).cpu()
     model.compute_dtype = compute_dtype
     if not torch.equal(expected, loaded(input_ids)):
         raise RuntimeError("the saved model folder does not give the logits of the model it was saved from")

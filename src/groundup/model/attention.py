@@ -66,14 +66,23 @@ class SelfAttention(nn.Module):
         self.query_key_norm = RMSNorm(spec.query_key_norm, spec.head_dim) if spec.query_key_norm else None
 
     def forward(
-        self, x_btd: Tensor, rope: tuple[Tensor, Tensor], visible: Visibility, cache: LayerCache | None
+        self,
+        x_btd: Tensor,
+        rope: tuple[Tensor, Tensor],
+        visible: Visibility,
+        cache: LayerCache | None,
+        extra_values_bthk: Tensor | None = None,
     ) -> Tensor:
+        """extra_values_bthk: added to the values of each kv head, or None."""
         batch, time, _ = x_btd.shape
         q_bthk = rotate(self.query(x_btd).view(batch, time, self.spec.heads, -1), rope)
         k_bthk = rotate(self.key(x_btd).view(batch, time, self.spec.kv_heads, -1), rope)
         if self.query_key_norm is not None:
             q_bthk, k_bthk = self.query_key_norm(q_bthk), self.query_key_norm(k_bthk)
-        k_bhsk, v_bhsk = k_bthk.transpose(1, 2), self.value(x_btd).view(k_bthk.shape).transpose(1, 2)
+        v_bthk = self.value(x_btd).view(k_bthk.shape)
+        if extra_values_bthk is not None:
+            v_bthk = v_bthk + extra_values_bthk
+        k_bhsk, v_bhsk = k_bthk.transpose(1, 2), v_bthk.transpose(1, 2)
         if cache is not None:
             k_bhsk, v_bhsk = cache.update(k_bhsk, v_bhsk)
         out_bhtk = attend(q_bthk.transpose(1, 2), k_bhsk, v_bhsk, visible)

@@ -11,6 +11,10 @@ NormKind = Literal["rms", "rms_without_weight"]
 Activation = Literal["silu", "relu_squared"]
 
 
+# Channels of a layer's input from which the gate of its value embedding is computed (nanochat).
+VALUE_GATE_WIDTH = 32
+
+
 @dataclass(frozen=True)
 class Norm:
     """Root-mean-square norm (Zhang and Sennrich 2019), with or without a learned weight."""
@@ -60,11 +64,15 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    value_embedding: each token adds a learned vector of its own, gated, to its attention values.
+    """
 
     attention: Attention
     feed_forward: FeedForward
     norm: Norm
+    value_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,9 @@ class ModelConfig:
     tied_head: the output head is the embedding matrix.
     logit_softcap: logits become cap · tanh(logits / cap), or None.
     max_positions: longest sequence, in tokens, that the model is meant for.
+    ngram_buckets: rows of the table that each pair of neighbouring tokens is hashed into, then each triple, …; every
+        layer sees the sum of these rows.
+    residual_mix: before each layer the residual is mixed, by learned scalars, with what entered the first layer.
     """
 
     family: str
@@ -88,6 +99,8 @@ class ModelConfig:
     tied_head: bool
     logit_softcap: float | None
     max_positions: int
+    ngram_buckets: tuple[int, ...] = ()
+    residual_mix: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -106,9 +119,15 @@ class ModelConfig:
 
     def parameters(self) -> int:
         """All parameters, each counted once."""
+        tables = sum(self.ngram_buckets) * self.width + (0 if self.tied_head else self.vocab_size * self.width)
+        scalars = len(self.layers) * (2 * self.residual_mix + len(self.ngram_buckets[:1]))
+        for layer in self.layers:
+            if layer.value_embedding:
+                tables += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim
+                scalars += layer.attention.kv_heads * VALUE_GATE_WIDTH
         norms = [norm for layer in self.layers for norm in (layer.norm, layer.norm)] + [self.final_norm]
         vectors = self.width * sum(norm.kind == "rms" for norm in norms)
-        return self.matmul_parameters() + vectors + (0 if self.tied_head else self.vocab_size * self.width)
+        return self.matmul_parameters() + vectors + tables + scalars
 
     def attention_flops_per_token(self, context: int) -> int:
         """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""

@@ -5,6 +5,7 @@ from torch import nn
 
 from groundup.model.attention import SelfAttention
 from groundup.model.feedforward import DenseFeedForward
+from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.transformer import Decoder
 
 
@@ -13,16 +14,25 @@ def initialise(model: Decoder, seed: int) -> None:
     """Fill a model's weights, the same on every machine for one seed.
 
     Inputs of a layer are uniform with variance 1/width; what a layer adds to the residual starts at zero, so that the
-    model begins as its embedding (both as in nanochat). A head of its own starts near zero, so that the first loss is
+    model begins as its embedding (both as in nanochat). N-gram tables start at zero, residual scalars so that a layer's
+    input passes unchanged but for a tenth of the first. A head of its own starts near zero, so that the first loss is
     ln(vocab); a tied one is normal with the usual 0.02.
     """
     generator = torch.Generator().manual_seed(seed)
     bound = (3 / model.config.width) ** 0.5
-    nn.init.normal_(model.embedding, std=0.02 if model.head is None else 0.8, generator=generator)
+    nn.init.normal_(model.embedding.weight, std=0.02 if model.head is None else 0.8, generator=generator)
     if model.head is not None:
         nn.init.normal_(model.head.weight, std=0.001, generator=generator)
     for module in model.modules():
-        if isinstance(module, SelfAttention):
+        if isinstance(module, TokenValues):
+            nn.init.uniform_(module.table.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(module.gate)
+        elif isinstance(module, NgramEmbedding):
+            for table in module.tables.parameters():
+                nn.init.zeros_(table)
+        elif isinstance(module, ResidualMix):
+            module.scalars.copy_(torch.tensor((1.0, 0.1, 0.05))[: len(module.scalars)])
+        elif isinstance(module, SelfAttention):
             for linear in (module.query, module.key, module.value):
                 nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.output.weight)

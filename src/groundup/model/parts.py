@@ -21,6 +21,17 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype))
 
 
+class Embedding(nn.Module):
+    """A table of learned vectors, looked up by row number."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(ids, self.weight).to(dtype)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps), times a weight if the kind has one; the statistics are at least float32."""
 

@@ -1,9 +1,12 @@
 """Named families at any depth: one dial from which the other sizes follow."""
 
+from dataclasses import replace
+
 from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm, Rope
 
 WIDTH_PER_LAYER = 64
-HEAD_DIM = 64
+HEAD_DIM = 128
+NGRAM_BUCKETS = 32_768
 
 
 def build_config(
@@ -70,4 +73,11 @@ def _nanochat(depth: int, vocab_size: int, context: int, width: int, head_dim: i
     )
 
 
-PRESETS = {"llama": _llama, "nanochat": _nanochat}
+def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """nanochat's layers with value embeddings on every second layer, mixed residuals and hashed bigrams."""
+    base = _nanochat(depth, vocab_size, context, width, head_dim)
+    layers = tuple(replace(layer, value_embedding=(depth - index) % 2 == 1) for index, layer in enumerate(base.layers))
+    return replace(base, family="groundup", layers=layers, ngram_buckets=(NGRAM_BUCKETS,), residual_mix=True)
+
+
+PRESETS = {"llama": _llama, "nanochat": _nanochat, "groundup": _groundup}

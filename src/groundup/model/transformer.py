@@ -1,10 +1,10 @@
 """The decoder: embedding, layers, head. No parallelism, no caching policy, no device code.
 
-Shape suffixes: b batch, t time, d model width, v vocabulary.
+Shape suffixes: b batch, t time, s key time, d model width, k kv width, v vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from groundup.model.attention import LayerCache, SelfAttention, Visibility
 from groundup.model.config import LayerSpec, ModelConfig
 from groundup.model.feedforward import DenseFeedForward
-from groundup.model.parts import Linear, RMSNorm, rope_tables
+from groundup.model.parts import Embedding, Linear, RMSNorm, rope_tables
+from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 
 
 class Cache(Protocol):
-    """What a decoder needs of a cache: its length in tokens and a part for each layer."""
+    """What a decoder needs of a cache: its length in tokens, a part for each layer, and the last tokens themselves."""
 
     @property
     def length(self) -> int: ...
@@ -25,21 +26,39 @@ class Cache(Protocol):
     @property
     def layers(self) -> Sequence[LayerCache]: ...
 
+    def take_ids(self, input_ids: Tensor, count: int) -> Tensor:
+        """The `count` tokens (batch, count) that precede `input_ids`, 0 where there are none; keeps the new ones."""
+        ...
+
+
+class Shared(NamedTuple):
+    """What all layers see alike: rotary tables, who sees whom, and what each mixes into its residual."""
+
+    rope: tuple[Tensor, Tensor]
+    visible: Visibility
+    mixed_in: tuple[Tensor, ...]
+
 
 class Block(nn.Module):
     """One pre-norm layer."""
 
-    def __init__(self, spec: LayerSpec, width: int) -> None:
+    def __init__(self, spec: LayerSpec, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(spec.norm, width)
-        self.attention = SelfAttention(spec.attention, width)
-        self.feed_forward_norm = RMSNorm(spec.norm, width)
-        self.feed_forward = DenseFeedForward(spec.feed_forward, width)
+        terms = 2 + len(config.ngram_buckets[:1])
+        self.mix = ResidualMix(terms) if config.residual_mix else None
+        self.attention_norm = RMSNorm(spec.norm, config.width)
+        self.attention = SelfAttention(spec.attention, config.width)
+        self.token_values = TokenValues(spec.attention, config.vocab_size) if spec.value_embedding else None
+        self.feed_forward_norm = RMSNorm(spec.norm, config.width)
+        self.feed_forward = DenseFeedForward(spec.feed_forward, config.width)
 
-    def forward(
-        self, x_btd: Tensor, rope: tuple[Tensor, Tensor], visible: Visibility, cache: LayerCache | None
-    ) -> Tensor:
-        x_btd = x_btd + self.attention(self.attention_norm(x_btd), rope, visible, cache)
+    def forward(self, x_btd: Tensor, shared: Shared, value_rows_btk: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """value_rows_btk: the tokens' rows of this layer's value table, if it has one."""
+        if self.mix is not None:
+            x_btd = self.mix(x_btd, shared.mixed_in)
+        h_btd = self.attention_norm(x_btd)
+        extra = self.token_values(value_rows_btk, h_btd) if self.token_values is not None else None
+        x_btd = x_btd + self.attention(h_btd, shared.rope, shared.visible, cache, extra)
         return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
 
 
@@ -53,23 +72,23 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width))
+        self.embedding = Embedding(config.vocab_size, config.width)
         self.embedding_norm = RMSNorm(config.embedding_norm, config.width) if config.embedding_norm else None
-        self.layers = nn.ModuleList(Block(spec, config.width) for spec in config.layers)
+        self.ngrams = NgramEmbedding(config.ngram_buckets, config.width) if config.ngram_buckets else None
+        self.layers = nn.ModuleList(Block(spec, config) for spec in config.layers)
         self.final_norm = RMSNorm(config.final_norm, config.width)
         self.head = None if config.tied_head else Linear(config.width, config.vocab_size)
 
     @property
     def head_weight(self) -> Tensor:
         """(vocab, width): the output matrix, which is the embedding itself where the two are tied."""
-        return self.embedding if self.head is None else self.head.weight
+        return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits (batch, time, vocab) of the token after each position.
 
         input_ids: (batch, time) int64.
@@ -82,32 +101,43 @@ class Decoder(nn.Module):
         return self.logits(hidden_btd)
 
     def hidden(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        segments: Tensor | None = None,
-        cache: Cache | None = None,
+        self, input_ids: Tensor, positions: Tensor, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
         """The final normed activations (batch, time, width), from which `logits` follow.
 
         positions: (batch, time) int64, the place of each token in its own document.
         segments: (batch, keys) int32, see `attention.py`; None where each row is one document.
         """
-        x_btd = F.embedding(input_ids, self.embedding).to(self.compute_dtype or self.embedding.dtype)
+        dtype = self.compute_dtype or self.embedding.weight.dtype
+        x_btd = self.embedding(input_ids, dtype)
         if self.embedding_norm is not None:
             x_btd = self.embedding_norm(x_btd)
-        rope = rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, x_btd.dtype)
-        visible = Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments)
+        shared = Shared(
+            rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, dtype),
+            Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments),
+            (x_btd, *self._ngram_rows(input_ids, positions, cache, dtype)),
+        )
         for index, layer in enumerate(self.layers):
-            x_btd = layer(x_btd, rope, visible, None if cache is None else cache.layers[index])
+            assert isinstance(layer, Block)
+            # Looked up here, outside the compiled layer, where the gradient of a look-up is summed in a fixed order.
+            values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
+            x_btd = layer(x_btd, shared, values, None if cache is None else cache.layers[index])
         return self.final_norm(x_btd)
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
         logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
-        return softcap(
-            logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float(), self.config.logit_softcap
-        )
+        wide_btv = logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float()
+        return softcap(wide_btv, self.config.logit_softcap)
+
+    def _ngram_rows(
+        self, input_ids: Tensor, positions: Tensor, cache: Cache | None, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        if self.ngrams is None:
+            return ()
+        count = len(self.config.ngram_buckets)
+        past = input_ids.new_zeros(len(input_ids), count) if cache is None else cache.take_ids(input_ids, count)
+        return (self.ngrams(input_ids, past, positions, dtype),)
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:

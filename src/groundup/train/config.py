@@ -16,16 +16,20 @@ class PretrainConfig:
     One dial, `depth`, sets the other sizes; one budget (`minutes`, `tokens` or `flops`) sets how long it takes.
     """
 
-    preset: Literal["llama", "nanochat"] = setting(
-        "nanochat", "family of the model; both load in transformers, nanochat learns faster (figures in docs/log.md)"
+    preset: Literal["llama", "nanochat", "groundup"] = setting(
+        "nanochat",
+        "family of the model: llama and nanochat also load in transformers; groundup learns fastest, but only groundup "
+        "loads it (figures in docs/log.md)",
     )
     depth: int = setting(4, "number of layers; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")
     head_dim: int = setting(128, "width of an attention head")
     context: int = setting(512, "tokens a row holds and the model can look back")
-    minutes: float | None = setting(None, "budget: wall-clock minutes, compilation included (default: 5)")
-    tokens: int | None = setting(None, "budget: tokens to train on")
-    flops: float | None = setting(None, "budget: floating-point operations of training")
+    minutes: float | None = setting(
+        None, "budget: wall-clock minutes, compilation included (default: 5)", one_of="budget"
+    )
+    tokens: int | None = setting(None, "budget: tokens to train on", one_of="budget")
+    flops: float | None = setting(None, "budget: floating-point operations of training", one_of="budget")
     batch_tokens: int = setting(4096, "tokens per optimizer step, over all ranks")
     micro_batch_tokens: int = setting(8192, "tokens per forward pass; lower it when memory is short")
     matrix_learning_rate: float = setting(0.02, "Muon's, for the matrices inside the layers")

@@ -66,7 +66,7 @@ def mean_target_loss(model: Decoder, source: RowSource, rows: int) -> float:
 
 
 def _summed_loss(model: Decoder, rows: Rows) -> float:
-    device = model.embedding.device
+    device = model.device
     input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
     logits = model.logits(model.hidden(input_ids, positions, segments))
     return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"))

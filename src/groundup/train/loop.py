@@ -179,7 +179,7 @@ def _compiled(model: Decoder, compile_steps: bool) -> Iterator[LossFunction]:
         head_loss = torch.compile(next_token_loss, dynamic=False)
 
     def loss_of(rows: Rows) -> TokenLoss:
-        device = model.embedding.device
+        device = model.device
         input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
         hidden_btd = model.hidden(input_ids, positions, segments)
         return head_loss(hidden_btd.flatten(0, 1), model.head_weight, targets.flatten(), model.config.logit_softcap)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup.model.parts import Embedding, Linear
 from groundup.model.transformer import Decoder
 
 # (a, b, c) of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, one triple per iteration: Amsel et al. 2025, table for five steps.
@@ -113,24 +114,28 @@ class LearningRates:
     weight_decay: float = 0.0
 
 
-# AdamW's rate for norm weights, which start at 1 and need no scaling with the width.
-VECTOR_LEARNING_RATE = 0.02
+# AdamW's rate for norm weights, scalars and gates, which need no scaling with the width.
+SMALL_LEARNING_RATE = 0.02
 REFERENCE_WIDTH = 768
 # Muon's momentum rises over the first steps, while the average still consists of few gradients (Jordan et al. 2024).
 FIRST_MOMENTUM, LAST_MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
 
 
 def build_optimizers(model: Decoder, rates: LearningRates) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for every matrix inside the layers, AdamW for embedding, head and norm weights."""
-    matrices = [parameter for parameter in model.layers.parameters() if parameter.ndim == 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    """Muon for every linear map inside the layers, AdamW for head, tables and the few other weights."""
     scale = (model.config.width / REFERENCE_WIDTH) ** -0.5
-    embedding_rate = rates.head if model.head is None else rates.embedding
-    groups: list[dict[str, Any]] = [{"params": [model.embedding], "lr": embedding_rate * scale}]
-    if model.head is not None:
-        groups.append({"params": [model.head.weight], "lr": rates.head * scale})
-    if vectors:
-        groups.append({"params": vectors, "lr": VECTOR_LEARNING_RATE})
+    matrices = [module.weight for module in model.layers.modules() if isinstance(module, Linear)]
+    heads = [model.head_weight]
+    tables = [module.weight for module in model.modules() if isinstance(module, Embedding)]
+    tables = [table for table in tables if table is not model.head_weight]
+    placed = {id(parameter) for parameter in (*matrices, *heads, *tables)}
+    small = [parameter for parameter in model.parameters() if id(parameter) not in placed]
+    groups = [
+        {"params": heads, "lr": rates.head * scale},
+        {"params": tables, "lr": rates.embedding * scale},
+        {"params": small, "lr": SMALL_LEARNING_RATE},
+    ]
+    groups = [group for group in groups if group["params"]]
     optimizers = (
         Muon(matrices, lr=rates.matrices, momentum=FIRST_MOMENTUM, weight_decay=rates.weight_decay),
         torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True),

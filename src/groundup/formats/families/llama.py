@@ -54,7 +54,7 @@ LLAMA = Family(
     name="llama",
     architecture="LlamaForCausalLM",
     tensors={
-        "embedding": "model.embed_tokens.weight",
+        "embedding.weight": "model.embed_tokens.weight",
         "layers.*.attention_norm.weight": "model.layers.*.input_layernorm.weight",
         "layers.*.attention.query.weight": "model.layers.*.self_attn.q_proj.weight",
         "layers.*.attention.key.weight": "model.layers.*.self_attn.k_proj.weight",

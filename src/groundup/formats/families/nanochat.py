@@ -53,7 +53,7 @@ NANOCHAT = Family(
     name="nanochat",
     architecture="NanoChatForCausalLM",
     tensors={
-        "embedding": "model.embed_tokens.weight",
+        "embedding.weight": "model.embed_tokens.weight",
         "layers.*.attention.query.weight": "model.layers.*.self_attn.q_proj.weight",
         "layers.*.attention.key.weight": "model.layers.*.self_attn.k_proj.weight",
         "layers.*.attention.value.weight": "model.layers.*.self_attn.v_proj.weight",

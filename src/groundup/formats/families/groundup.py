@@ -1,0 +1,48 @@
+"""groundup's own fastest learner: nanochat's layers with value embeddings, n-gram tables and mixed residuals.
+
+No class in `transformers` has these parts; the folder is laid out as one for groundup alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from groundup.formats.families import nanochat
+from groundup.formats.family import Family
+from groundup.model.config import ModelConfig
+
+
+def to_keys(config: ModelConfig) -> dict[str, Any]:
+    return nanochat.to_keys(config) | {
+        "ngram_buckets": list(config.ngram_buckets),
+        "residual_mix": config.residual_mix,
+        "value_embedding_layers": [index for index, layer in enumerate(config.layers) if layer.value_embedding],
+    }
+
+
+def from_keys(keys: Mapping[str, Any]) -> ModelConfig:
+    base = nanochat.from_keys(keys)
+    with_values = frozenset(keys["value_embedding_layers"])
+    return replace(
+        base,
+        family="groundup",
+        layers=tuple(replace(one, value_embedding=index in with_values) for index, one in enumerate(base.layers)),
+        ngram_buckets=tuple(keys["ngram_buckets"]),
+        residual_mix=keys["residual_mix"],
+    )
+
+
+GROUNDUP = Family(
+    name="groundup",
+    architecture="GroundupForCausalLM",
+    tensors=dict(nanochat.NANOCHAT.tensors)
+    | {
+        "ngrams.tables.*.weight": "model.ngram_tables.*.weight",
+        "layers.*.mix.scalars": "model.layers.*.residual_scalars",
+        "layers.*.token_values.table.weight": "model.layers.*.value_embedding.weight",
+        "layers.*.token_values.gate": "model.layers.*.value_gate",
+    },
+    to_keys=to_keys,
+    from_keys=from_keys,
+    known_keys=nanochat.NANOCHAT.known_keys | {"ngram_buckets", "residual_mix", "value_embedding_layers"},
+)
