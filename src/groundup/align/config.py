@@ -27,8 +27,10 @@ class SftConfig:
     chat_share: float = setting(0.02, "part of all conversations that are small talk")
     document_characters: int = setting(1000, "characters of all passages given in one conversation")
     context: int = setting(512, "tokens a row holds; longer conversations are left out")
-    minutes: float | None = setting(None, "budget: wall-clock minutes, compilation included (default: 2)")
-    epochs: float | None = setting(None, "budget: times each training conversation is seen")
+    minutes: float | None = setting(
+        None, "budget: wall-clock minutes, compilation included (default: 2)", one_of="budget"
+    )
+    epochs: float | None = setting(None, "budget: times each training conversation is seen", one_of="budget")
     batch_tokens: int = setting(8192, "tokens per optimizer step, over all ranks")
     learning_rate: float = setting(0.3, "of each parameter group, as a part of its peak rate in pre-training")
     precision: Precision = setting("auto", "of activations and matrix products; weights are float32 in any case")

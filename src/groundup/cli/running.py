@@ -145,7 +145,7 @@ def _run_stage(flags: argparse.Namespace) -> None:
         raise UserError(f"two run folders, {flags.run} and --out {flags.out}: name one")
     configs = {stage.name: read_flags(stage.config_kind, flags, remembered(folder, stage))}
     if stage.name == "pretrain":
-        configs = _documents_configs(flags) | configs
+        configs = _documents_configs(flags, folder) | configs
     inputs = _inputs(flags, stage)
     if stage.name == "sft" and flags.preview:
         folders = {name: folder / VERBS[name].folder for name in stage.inputs}
@@ -166,17 +166,18 @@ def _inputs(flags: argparse.Namespace, stage: Stage) -> dict[str, Artefact]:
     }
 
 
-def _documents_configs(flags: argparse.Namespace) -> dict[str, Any]:
+def _documents_configs(flags: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Settings of the stages that `--documents` needs before pre-training, or {}."""
     if (flags.documents is None) != (flags.heldout is None):
         raise UserError("--documents and --heldout go together: text to train on and text to measure on")
     if flags.documents is None:
         return {}
     documents = next(stage for stage in STAGES if stage.name == "documents").config_kind
-    return {
-        "documents": documents(tuple(flags.documents), tuple(flags.heldout)),
-        **{name: read_flags(VERBS[name].config_kind, flags, {}, prefix=f"{name}.") for name in ("tokenizer", "tokens")},
-    }
+    configs = {"documents": documents(tuple(flags.documents), tuple(flags.heldout))}
+    for stage in (VERBS["tokenizer"], VERBS["tokens"]):
+        base = remembered(folder, stage)
+        configs[stage.name] = read_flags(stage.config_kind, flags, base, prefix=f"{stage.name}.")
+    return configs
 
 
 def preview(config: Any, corpus: Path, pretrain: Path) -> None:
