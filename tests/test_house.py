@@ -17,9 +17,16 @@ BOOKKEEPING = {"errors", "settings", "storage", "hardware", "record", "groundup"
 HEAVY = ("torch", "numpy", "pyarrow", "rich", "transformers", "tokenizers", "safetensors", "jinja2", "shtab")
 
 
-@pytest.mark.parametrize("command", ["import groundup", "from groundup.cli import main; main(['--help'])"])
-def test_start_loads_no_heavy_library(command: str):
-    program = f"{command}\nimport sys; print('LOADED', *sorted(set({HEAVY!r}) & set(sys.modules)))"
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["run", "--help"], ["pretrain", "--help"], ["run"]])
+def test_start_loads_no_heavy_library(arguments: list[str] | None):
+    program = f"""
+import atexit, sys
+atexit.register(lambda: print("LOADED", *sorted(set({HEAVY!r}) & set(sys.modules))))
+import groundup
+if {arguments!r}:
+    from groundup.cli import main
+    main({arguments!r})
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["LOADED"], done.stdout[-200:] + done.stderr[-2000:]
 

@@ -129,7 +129,7 @@ STAGES = (
         function="groundup.evaluate.suite:run",
         config="groundup.evaluate.config:EvaluateConfig",
         inputs=("corpus", "tokens", "pretrain", "sft"),
-        rooms=("evaluate", "assist", "tokens", "model", "formats", "engine"),
+        rooms=("evaluate", "assist", "train", "tokens", "model", "formats", "engine"),
         summary="measure the model on held-out text and questions",
     ),
 )
