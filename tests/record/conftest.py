@@ -64,6 +64,14 @@ def write_run(run: Path, *stages: str) -> None:
             for step in range(1, 201):
                 loss = 0.9 + 1.6 * math.exp(-step / 40) + 0.08 * math.sin(step * 1.7)
                 writer.write(step, {"loss": loss, **({"heldout_loss": loss * 1.02} if step % 50 == 0 else {})}, {})
+        samples = [
+            {"step": step, "prompt": question, "text": text}
+            for question, texts in ANSWERS.items()
+            for step, text in zip((1, 100, 200), texts, strict=True)
+        ]
+        write_lines(run / FOLDERS["sft"] / "samples.jsonl", samples)
+    if "corpus" in stages:
+        write_lines(run / FOLDERS["corpus"] / "timings.jsonl", [{"step": 0, "seconds": 0.94, "mb_per_second": 13.4}])
     if "evaluate" in stages:
         write_json(run / FOLDERS["evaluate"] / "scores.json", SCORES)
 
@@ -83,7 +91,11 @@ def write_pretraining(folder: Path) -> None:
         for prompt, texts in SAMPLES.items()
         for step, text in zip((1, 100, 300, 600), texts, strict=True)
     ]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    write_lines(folder / "samples.jsonl", samples)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def cost(seconds: float) -> dict[str, Any]:
@@ -106,125 +118,183 @@ def interval(value: float, half: float) -> dict[str, float]:
 
 SUMMARIES: dict[str, dict[str, Any]] = {
     "corpus": {
-        "files": 712,
-        "bytes_read": 12_618_334,
-        "documents": 1_316,
-        "kept": 1_187,
-        "kept_bytes": 10_904_117,
-        "train": {"documents": 1_098, "bytes": 10_011_230},
-        "heldout": {"documents": 89, "bytes": 892_887},
+        "read": {"source_bytes": 12_618_334, "documents": 1_316, "bytes": 12_540_002},
+        "cut": {"licence_lines": 3_204, "licence_chars": 180_311, "table_lines": 0, "table_chars": 0},
         "rejected": [
-            {
-                "reason": "generated table",
-                "documents": 24,
-                "bytes": 918_201,
-                "example": "decoding_table = (\n    '\\x00'  #  0x00 -> NULL\n    '\\x01'  #  0x01 -> HEADING\n" * 4,
-            },
             {
                 "reason": "near-duplicate",
                 "documents": 61,
                 "bytes": 512_008,
-                "example": "class Distribution(metaclass=abc.ABCMeta):",
+                "example": {
+                    "path": "importlib/metadata/_meta.py",
+                    "text": "class Distribution(metaclass=abc.ABCMeta):",
+                },
             },
             {
                 "reason": "too short",
                 "documents": 38,
                 "bytes": 3_114,
-                "example": "# Dummy file to make this directory a package.",
+                "example": {"path": "lib2to3/__init__.py", "text": "# Dummy file to make this directory a package."},
             },
             {
-                "reason": "quoted by held-out questions",
+                "reason": "generated table",
+                "documents": 24,
+                "bytes": 918_201,
+                "example": {
+                    "path": "encodings/cp037.py",
+                    "text": "decoding_table = (\n    '\\x00'  #  0x00 -> NULL\n    '\\x01'  #  0x01 -> HEADING\n" * 4,
+                },
+            },
+            {
+                "reason": "mostly symbols",
                 "documents": 6,
                 "bytes": 280_894,
-                "example": "Return the shortest path <b>& more</b>",
+                "example": {"path": "pydoc_data/topics.py", "text": "Return the shortest path <b>& more</b>"},
             },
         ],
-        "megabytes_per_second": 13.4,
+        "quotes": {"documents": 41, "quotes": 77, "words": 1_502, "examples": []},
+        "splits": {
+            "train": {"documents": 1_098, "bytes": 10_011_230, "groups": 640, "passages": 7_812},
+            "heldout": {"documents": 89, "bytes": 892_887, "groups": 34, "passages": 688},
+        },
     },
     "tokenizer": {
         "vocab_size": 4096,
-        "bytes_per_token": 3.46,
-        "examples": [
-            {
-                "text": "def read_text(path: str) -> str:",
-                "tokens": ["def", " read", "_", "text", "(", "path", ":", " str", ")", " ->", " str", ":"],
-            },
-            {
-                "text": "Return a new sorted list from the items in iterable.",
-                "tokens": [
-                    "Return",
-                    " a",
-                    " new",
-                    " sort",
-                    "ed",
-                    " list",
-                    " from",
-                    " the",
-                    " items",
-                    " in",
-                    " iter",
-                    "able",
-                    ".",
-                ],
-            },
+        "control_tokens": 10,
+        "corpus_bytes": 10_011_230,
+        "sample_bytes": 10_011_230,
+        "longest_words": [
+            " NotImplementedError",
+            " DeprecationWarning",
+            " implementation",
+            " representation",
+            "encoding",
         ],
     },
-    "tokens": {"train": {"tokens": 2_893_418, "documents": 1_098}, "heldout": {"tokens": 258_061, "documents": 89}},
+    "tokens": {
+        "vocab_size": 4096,
+        "dtype": "uint16",
+        "splits": {
+            "train": {
+                "documents": 1_098,
+                "tokens": 2_893_418,
+                "bytes": 10_011_230,
+                "bytes_per_token": 3.46,
+                "shards": 1,
+            },
+            "heldout": {"documents": 89, "tokens": 258_061, "bytes": 892_887, "bytes_per_token": 3.46, "shards": 1},
+        },
+    },
     "pretrain": {
         "preset": "nanochat",
+        "layers": 6,
+        "width": 384,
         "parameters": 12_980_736,
         "matmul_parameters": 11_403_264,
         "steps": 600,
         "tokens": 4_915_200,
+        "epochs": 1.699,
         "flops": 4.06e14,
         "heldout_bits_per_byte": 1.1412,
-        "train_seconds": 262.0,
-        "tokens_per_second": 18_760.0,
-        "flops_per_second": 1.55e12 / 3,
-        "peak_flops": 8.15e11,
-        "utilisation": 0.634,
         "dtype": "bfloat16",
-        "threads": 2,
+        "measured": {
+            "threads": 2,
+            "train_seconds": 262.0,
+            "tokens_per_second": 18_760.0,
+            "flops_per_second": 1.55e12 / 3,
+            "peak_flops": 8.15e11,
+            "utilisation": 0.634,
+        },
     },
     "sft": {
+        "parameters": 12_980_736,
         "conversations": 14_210,
-        "tokens": 2_480_112,
+        "conversation_tokens": 2_480_112,
         "trained_tokens": 611_904,
         "steps": 200,
-        "kinds": {"with passage": 6_840, "closed book": 4_120, "calculator": 2_000, "no answer in passage": 1_250},
+        "epochs": 1.2,
+        "kinds": {"with passage": 6_840, "closed book": 4_120, "calculator": 2_000, "unanswerable": 1_250},
     },
     "evaluate": {},
 }
 
 SCORES: dict[str, Any] = {
     "bits_per_byte": [
-        {"name": "model", "value": 1.1412, "bytes": 892_887},
-        {"name": "xz -9", "value": 1.648, "bytes": 892_887},
-        {"name": "5-gram", "value": 1.803, "bytes": 892_887},
-        {"name": "unigram", "value": 4.912, "bytes": 892_887},
+        {"name": "model", "value": 1.1412, "bytes": 892_887, "how": "windows of 512 tokens"},
+        {"name": "chat model", "value": 1.2034, "bytes": 892_887, "how": "windows of 512 tokens"},
+        {
+            "name": "xz -9e",
+            "value": 1.648,
+            "bytes": 892_887,
+            "how": "The held-out texts alone, compressed as one file.",
+        },
+        {"name": "7-gram", "value": 1.703, "bytes": 892_887, "how": "Each byte from the 6 before it."},
+        {
+            "name": "unigram",
+            "value": 4.912,
+            "bytes": 892_887,
+            "how": "Each byte by its frequency in the training texts.",
+        },
     ],
     "questions": [
         {
-            "name": "what does it do",
             "model": "sft",
-            "mode": mode,
+            "mode": "with passage",
             "n": 400,
-            "exact_match": interval(exact, 0.048),
-            "f1": interval(f1, 0.031),
+            "exact_match": interval(0.612, 0.048),
+            "f1": interval(0.744, 0.031),
+            "refused": interval(0.031, 0.02),
+        },
+        {
+            "model": "sft",
+            "mode": "closed book",
+            "n": 380,
+            "exact_match": interval(0.021, 0.014),
+            "f1": interval(0.187, 0.028),
+            "refused": interval(0.062, 0.02),
+        },
+        {"model": "sft", "mode": "unanswerable", "n": 200, "exact_match": interval(0.835, 0.05)},
+    ],
+    "kinds": [
+        {
+            "model": "sft",
+            "mode": "with passage",
+            "kind": kind,
+            "n": 200,
+            "exact_match": interval(exact, 0.06),
+            "f1": interval(f1, 0.05),
         }
-        for mode, exact, f1 in (("closed book", 0.021, 0.187), ("with passage", 0.612, 0.744))
+        for kind, exact, f1 in (("purpose", 0.55, 0.71), ("signature", 0.68, 0.78))
     ],
     "comparisons": [
         {
             "name": "with passage − closed book, exact match",
+            "n": 380,
             "difference": 0.591,
             "low": 0.54,
             "high": 0.64,
             "p_value": 1e-12,
+            "detectable": 0.071,
         },
-        {"name": "with passage − closed book, F1", "difference": 0.557, "low": 0.52, "high": 0.59, "p_value": 1e-4},
+        {
+            "name": "with passage − closed book, F1",
+            "n": 380,
+            "difference": 0.557,
+            "low": 0.52,
+            "high": 0.59,
+            "p_value": 1e-4,
+            "detectable": 0.062,
+        },
     ],
     "calculator": {"n": 200, "accuracy": interval(0.935, 0.034)},
+}
+
+ANSWERS = {
+    "What does json.dumps do?": (
+        "the the self of a",
+        "Return a string of the object.",
+        "Serialize obj to a JSON formatted str.",
+    ),
 }
 
 SAMPLES = {

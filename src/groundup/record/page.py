@@ -65,7 +65,7 @@ def tile(label: str, figure: str | None, note: Child = None) -> Markup | None:
     if figure is None:
         return None
     value, _, unit = figure.partition(" ")
-    shown = tag("span", value, tag("small", unit) if unit else None, class_="figure")
+    shown = tag("span", value, join(" ", tag("small", unit)) if unit else None, class_="figure")
     return tag("div", tag("dt", label), tag("dd", shown, tag("span", note, class_="note") if note else None))
 
 

@@ -27,7 +27,7 @@ from groundup.record.page import (
 )
 from groundup.record.run_folder import STAGES, RunFolder, number, read_run, rows
 from groundup.record.sections.cost import cost_section, total
-from groundup.record.sections.data import corpus_section, tokenizer_section
+from groundup.record.sections.data import corpus_section, kept, tokenizer_section
 from groundup.record.sections.lineage import lineage_section
 from groundup.record.sections.scores import evaluation_section, is_model
 from groundup.record.sections.training import pretrain_section, samples_section, sft_section
@@ -80,7 +80,7 @@ def _header(run: RunFolder) -> Markup:
         tiles(
             tile("held-out text", maybe(number(pretrain, "heldout_bits_per_byte"), lambda v: f"{v:.3f}"), _beside(run)),
             tile("model size", maybe(number(pretrain, "parameters"), lambda n: format_scaled(n, "")), "parameters"),
-            tile("data", maybe(number(corpus, "kept_bytes"), format_bytes), "of text kept"),
+            tile("data", maybe(kept(corpus, "bytes"), format_bytes), "of text kept"),
             tile("right answers", *_best_answers(run)),
             tile("whole run", format_seconds(time["value"]), label(time)) if time else None,
             tile("energy", format_energy(energy["value"]), label(energy)) if energy else None,
@@ -94,7 +94,7 @@ def _lede(run: RunFolder) -> str:
     """One sentence that says what this run is."""
     pretrain = run.stage("pretrain").summary
     parameters, tokens = number(pretrain, "parameters"), number(pretrain, "tokens")
-    text = maybe(number(run.stage("corpus").summary, "kept_bytes"), format_bytes)
+    text = maybe(kept(run.stage("corpus").summary, "bytes"), format_bytes)
     if parameters is None:
         return f"A run on its way: {len(run.stages)} of {len(STAGES)} stages are done, there is no model yet."
     kind = "chat assistant" if run.is_done("sft") else "language model"

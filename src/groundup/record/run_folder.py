@@ -5,7 +5,7 @@ missing anywhere: an older run, or one that stopped half way, still gives the re
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ def number(row: Mapping[str, Any], *keys: str) -> float | None:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def last_number(lines: Sequence[Row], key: str) -> float | None:
+    """The number at `key` in the last line that has one: how a measured figure ended."""
+    return next((value for line in reversed(lines) if (value := number(line, key)) is not None), None)
 
 
 def rows(row: Mapping[str, Any], key: str) -> list[Row]:

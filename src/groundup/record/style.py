@@ -78,7 +78,7 @@ section > div:first-child p { color: var(--soft); font-size: .88rem; line-height
 .tiles dt { color: var(--soft); font-size: .82rem; }
 .tiles dd { margin: 0; }
 .tiles .figure { font: 1.9rem/1.25 var(--serif); letter-spacing: -.01em; white-space: nowrap; }
-.tiles .figure small { font-size: .55em; letter-spacing: 0; color: var(--soft); margin-left: .25em; }
+.tiles .figure small { font-size: .55em; letter-spacing: 0; color: var(--soft); }
 .tiles .note { color: var(--soft); font-size: .82rem; line-height: 1.4; display: block; }
 header .tiles { grid-template-columns: repeat(auto-fit, minmax(8.9rem, 1fr)); margin: 0; }
 header .tiles .figure { font-size: 2.15rem; }
@@ -93,6 +93,7 @@ tr.total td { border-bottom: 0; font-weight: 600; }
 .number { text-align: right; }
 td.number { white-space: nowrap; }
 th .pill { display: block; width: max-content; margin: .15rem 0 0 auto; }
+td .path { font-size: .8rem; overflow-wrap: anywhere; }
 td .example { color: var(--soft); max-height: 4.8em; overflow: hidden; min-width: 12rem; }
 .share {
   display: block; height: 3px; margin-top: .35rem; background: var(--tone-b); border-radius: 2px;

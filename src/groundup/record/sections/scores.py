@@ -1,27 +1,26 @@
 """The chapter on evaluation: held-out text, questions, arithmetic."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
 from groundup.record.charts import Bar, bar_chart
 from groundup.record.markup import join, tag
-from groundup.record.page import Section, chart, format_bytes, format_count, format_percent, shown, table
+from groundup.record.page import Section, chart, format_bytes, format_count, format_percent, maybe, shown, table
 from groundup.record.run_folder import Row, RunFolder, number, rows
 
-_TONES = {"closed book": "c", "with passage": "a"}
+_TONES = {"with passage": "a", "closed book": "c", "unanswerable": "d"}
 
 
 def evaluation_section(run: RunFolder) -> Section | None:
     """How good the model is, beside things that are not models.
 
-    Reads of scores.json: bits_per_byte: [{name, value, bytes, is_model?}], questions: [{name, model, mode, n,
-    exact_match: {value, low, high}, f1: {…}}], comparisons: [{name, difference, low, high, p_value}], calculator:
-    {n, accuracy: {…}}.
+    Reads of scores.json: bits_per_byte: [{name, value, bytes, how}]; questions: [{model, mode, n, exact_match: {value,
+    low, high}, f1: {…}, refused: {…}}]; kinds: the same with kind; comparisons: [{name, difference, low, high, p_value,
+    detectable}]; calculator: {n, accuracy: {…}}.
     """
     scores = run.stage("evaluate").scores
-    parts = [_bits_per_byte(scores), _questions(scores), _comparisons(scores), _calculator(scores)]
+    parts = [_bits_per_byte(scores), _questions(scores), _comparisons(scores), _calculator(scores), _kinds(scores)]
     if not any(parts):
         return None
     return Section(
@@ -32,9 +31,9 @@ def evaluation_section(run: RunFolder) -> Section | None:
     )
 
 
-def is_model(entry: Mapping[str, Any]) -> bool:
-    """Whether a bits-per-byte entry is one of our models rather than a compressor or a table of counts."""
-    return str(entry.get("name", "")).split()[0:1] in (["model"], ["pretrain"], ["sft"])
+def is_model(entry: Row) -> bool:
+    """Whether a bits-per-byte entry is a model of ours (`model`, `chat model`), no compressor or table of counts."""
+    return str(entry.get("name", "")).endswith("model")
 
 
 def _bits_per_byte(scores: Row) -> Markup | None:
@@ -50,22 +49,23 @@ def _bits_per_byte(scores: Row) -> Markup | None:
         description = "; ".join(f"{bar.label}: {bar.value:.3f}" for bar in bars)
         return bar_chart(bars, "Bits per byte of held-out text", description, width, lambda value: f"{value:.3f}")
 
-    caption = join(
+    title = join(
         tag("strong", "Bits per byte of held-out text"), tag("span", f"{of_bytes}; lower is better", class_="soft")
     )
-    return chart(caption, draw)
+    told = [join(tag("strong", str(row.get("name", ""))), f": {row['how']}") for row, _ in present if row.get("how")]
+    return join(chart(title, draw), tag("p", join(*told, separator=" · "), class_="fine") if told else None)
 
 
 def _questions(scores: Row) -> Markup | None:
     entries = rows(scores, "questions")
     figures = [
-        _answers(entries, "exact_match", "Questions answered word for word"),
-        _answers(entries, "f1", "Words shared with the right answer (F1)"),
+        _answers(entries, "exact_match", "Questions answered right", "word for word; unanswerable ones by saying so"),
+        _answers(entries, "f1", "Words shared with the right answer", "F1, so a good paraphrase counts in part"),
     ]
     return join(*figures) if any(figures) else None
 
 
-def _answers(entries: Sequence[Row], measure: str, title: str) -> Markup | None:
+def _answers(entries: Sequence[Row], measure: str, title: str, remark: str) -> Markup | None:
     bars = [
         Bar(
             _question_label(row),
@@ -84,15 +84,35 @@ def _answers(entries: Sequence[Row], measure: str, title: str) -> Markup | None:
         description = "; ".join(f"{bar.label}: {_with_interval(bar.value, bar.low, bar.high)}" for bar in bars)
         return bar_chart(bars, title, description, width, format_percent, highest=1.0)
 
-    modes = [mode for mode in _TONES if any(row.get("mode") == mode for row in entries)]
-    return chart(tag("strong", title), draw, [(_TONES[mode], mode) for mode in modes])
+    return chart(join(tag("strong", title), tag("span", f", {remark}", class_="soft")), draw)
 
 
 def _question_label(row: Row) -> str:
-    """What was asked, of which model, with what at hand, how often."""
-    named = [str(row[key]) for key in ("name", "model", "mode") if row.get(key)]
-    count = number(row, "n")
-    return " · ".join([*named, f"{format_count(count)} questions"] if count is not None else named)
+    """With what at hand, and how many were asked."""
+    count = maybe(number(row, "n"), lambda n: f" · {format_count(n)} questions")
+    refused = maybe(number(row, "refused", "value"), format_percent)
+    told = f" · said it does not know: {refused}" if refused and row.get("mode") != "unanswerable" else ""
+    return f"{row.get('mode', '')}{count or ''}{told}"
+
+
+def _kinds(scores: Row) -> Markup | None:
+    """What kind of question it finds hard."""
+    entries = rows(scores, "kinds")
+    if not entries:
+        return None
+    body = [
+        (
+            str(row.get("kind", "")),
+            str(row.get("mode", "")),
+            shown(number(row, "n"), format_count),
+            shown(number(row, "exact_match", "value"), format_percent),
+            _interval(row.get("exact_match"), format_percent),
+            shown(number(row, "f1", "value"), format_percent),
+        )
+        for row in entries
+    ]
+    headers = ("kind", "asked", "questions", "right", "95 % interval", "F1")
+    return join(tag("h3", "By kind of question"), table(headers, body, numbers=(2, 3, 4, 5)))
 
 
 def _comparisons(scores: Row) -> Markup | None:
@@ -105,12 +125,16 @@ def _comparisons(scores: Row) -> Markup | None:
             shown(number(row, "difference"), _signed_percent),
             _interval(row, _signed_percent),
             shown(number(row, "p_value"), lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}"),
+            shown(number(row, "detectable"), lambda effect: f"± {format_percent(effect)}"),
         )
         for row in entries
     ]
-    note = "Each question is compared with itself under the other condition: sharper than comparing averages."
-    headers = ("comparison", "difference", "95 % interval", "p")
-    return join(tag("h3", "Paired tests"), tag("p", note, class_="fine"), table(headers, body, numbers=(1, 2, 3)))
+    note = (
+        "Each question is compared with itself under the other condition, which is sharper than comparing averages. "
+        "Detectable is the smallest true difference that so many questions would show four times in five."
+    )
+    headers = ("comparison", "difference", "95 % interval", "p", "detectable")
+    return join(tag("h3", "Paired tests"), tag("p", note, class_="fine"), table(headers, body, numbers=(1, 2, 3, 4)))
 
 
 def _calculator(scores: Row) -> Markup | None:
@@ -130,8 +154,8 @@ def _calculator(scores: Row) -> Markup | None:
     return chart(tag("strong", "Sums solved by calling the calculator"), draw)
 
 
-def _interval(row: Row, written: Any) -> str:
-    low, high = number(row, "low"), number(row, "high")
+def _interval(row: object, written: Callable[[float], str]) -> str:
+    low, high = (number(row, end) for end in ("low", "high")) if isinstance(row, dict) else (None, None)
     return "–" if low is None or high is None else f"{written(low)} … {written(high)}"
 
 

@@ -18,7 +18,7 @@ from groundup.record.page import (
     tile,
     tiles,
 )
-from groundup.record.run_folder import Row, RunFolder, number
+from groundup.record.run_folder import Row, RunFolder, StageFiles, number
 
 _SAMPLES_PER_PROMPT = 5
 _SMALL_CHART_HEIGHT = 130
@@ -27,14 +27,15 @@ _SMALL_CHART_HEIGHT = 130
 def pretrain_section(run: RunFolder) -> Section | None:
     """The loss curve, and how fast the machine went compared with what it can do.
 
-    Reads of the pretrain summary: preset, parameters, steps, tokens, flops, heldout_bits_per_byte, train_seconds,
-    tokens_per_second, flops_per_second, peak_flops, utilisation, dtype, threads; of metrics.jsonl: tokens,
-    bits_per_byte, heldout_bits_per_byte, loss, learning_rate, grad_norm; of timings.jsonl: tokens_per_second.
+    Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, heldout_bits_per_byte; of
+    `measured` in it: train_seconds, tokens_per_second, flops_per_second, peak_flops, utilisation, threads; of
+    metrics.jsonl: tokens, bits_per_byte, heldout_bits_per_byte, loss, learning_rate, grad_norm; of timings.jsonl:
+    tokens_per_second.
     """
     stage = run.stage("pretrain")
-    summary = stage.summary
-    if not summary and not stage.metrics:
+    if not stage.summary and not stage.metrics:
         return None
+    summary = figures(stage)
     return Section(
         "Pretraining",
         "From random weights to a model of the text. Bits per byte say how well it guesses the next piece of text: "
@@ -51,25 +52,40 @@ def pretrain_section(run: RunFolder) -> Section | None:
     )
 
 
+def figures(stage: StageFiles) -> Row:
+    """The figures of a training stage in one row, wherever it keeps those that the clock gave."""
+    measured = stage.summary.get("measured")
+    return {**stage.summary, **(measured if isinstance(measured, dict) else {})}
+
+
 def samples_section(run: RunFolder) -> Section | None:
-    """What the model said to the same prompts as it grew. Reads samples.jsonl of pretrain: step, prompt, text."""
-    by_prompt: dict[str, list[Row]] = defaultdict(list)
-    for row in run.stage("pretrain").samples:
-        by_prompt[str(row.get("prompt", ""))].append(row)
-    if not by_prompt:
+    """What the model said to the same prompts as it grew. Reads samples.jsonl of pretrain, sft: step, prompt, text."""
+    spoken = [("While it learned the text", "pretrain"), ("While it learned to answer", "sft")]
+    parts = [(title, _samples(run.stage(stage).samples)) for title, stage in spoken]
+    told = [join(tag("h3", title), lists) for title, lists in parts if lists is not None]
+    if not told:
         return None
-    lists = [
-        tag("ol", *(_sample(row, prompt) for row in _spread(said, _SAMPLES_PER_PROMPT)), class_="samples")
-        for prompt, said in by_prompt.items()
-    ]
-    return Section("Samples", "The same beginnings, continued by the model at several steps of its training.", *lists)
+    return Section(
+        "Samples", "The same beginnings and questions, put to the model at several steps of its training.", *told
+    )
+
+
+def _samples(said: Sequence[Row]) -> Markup | None:
+    by_prompt: dict[str, list[Row]] = defaultdict(list)
+    for row in said:
+        by_prompt[str(row.get("prompt", ""))].append(row)
+    lists = (
+        tag("ol", *(_sample(row, prompt) for row in _spread(rows, _SAMPLES_PER_PROMPT)), class_="samples")
+        for prompt, rows in by_prompt.items()
+    )
+    return join(*lists) if by_prompt else None
 
 
 def sft_section(run: RunFolder) -> Section | None:
     """The conversations, and the loss on the assistant's words.
 
-    Reads of the sft summary: conversations, tokens, trained_tokens, steps, kinds: {name: count}; of metrics.jsonl:
-    step, loss, heldout_loss.
+    Reads of the sft summary: conversations, conversation_tokens, trained_tokens, epochs, steps, kinds: {name: count};
+    of metrics.jsonl: step, loss, heldout_loss.
     """
     stage = run.stage("sft")
     summary = stage.summary
@@ -80,9 +96,9 @@ def sft_section(run: RunFolder) -> Section | None:
         "Teaching the model to answer. Only the assistant's own words are trained; all else is context.",
         tiles(
             tile("conversations", maybe(number(summary, "conversations"), format_count)),
-            tile("tokens", maybe(number(summary, "tokens"), _scaled)),
+            tile("tokens", maybe(number(summary, "conversation_tokens"), _scaled)),
             tile("trained", maybe(number(summary, "trained_tokens"), _scaled), _trained_note(summary)),
-            tile("steps", maybe(number(summary, "steps"), format_count)),
+            tile("steps", maybe(number(summary, "steps"), format_count), _epochs(summary)),
         ),
         _kinds(summary),
         _curve_figure(
@@ -110,7 +126,12 @@ def _preset_note(summary: Row) -> str | None:
 
 
 def _steps_note(summary: Row) -> str:
-    return join("tokens", maybe(number(summary, "steps"), lambda steps: f" in {format_count(steps)} steps"))
+    steps = maybe(number(summary, "steps"), lambda steps: f"in {format_count(steps)} steps")
+    return " ".join(["tokens", *(part for part in (steps, _epochs(summary)) if part)])
+
+
+def _epochs(summary: Row) -> str | None:
+    return maybe(number(summary, "epochs"), lambda epochs: f"{epochs:.3g} times over")
 
 
 def _compute_note(summary: Row) -> str | None:
@@ -118,7 +139,7 @@ def _compute_note(summary: Row) -> str | None:
 
 
 def _trained_note(summary: Row) -> str | None:
-    trained, tokens = number(summary, "trained_tokens"), number(summary, "tokens")
+    trained, tokens = number(summary, "trained_tokens"), number(summary, "conversation_tokens")
     return f"tokens, {format_percent(trained / tokens)}" if trained is not None and tokens else None
 
 
