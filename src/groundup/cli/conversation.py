@@ -12,6 +12,7 @@ from groundup.assist.chat import Event, Text, ToolCall, ToolResult, messages_of,
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
+from groundup.record.metrics import is_silent
 from groundup.storage import write_atomically, write_json
 from groundup.tokens.chat import Message
 from groundup.tokens.tokenizer import Tokenizer
@@ -45,7 +46,11 @@ class Conversation:
         }
 
     def run(self, title: str) -> None:
-        """Talk until the input ends. A script (no terminal) stops at the first command that cannot be obeyed."""
+        """Talk until the input ends.
+
+        Without a terminal the input is a script: its lines are shown before their answers, so that the output reads as
+        a conversation, and it ends at the first command that cannot be obeyed.
+        """
         is_terminal = sys.stdin.isatty()
         # Ctrl-C has another meaning here: it stops an answer, any number of times.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,6 +60,8 @@ class Conversation:
         while True:
             try:
                 line = input("> " if is_terminal else "").strip()
+                if line and not is_terminal and not is_silent():
+                    print(f"> {line}")
             except EOFError:
                 return
             except KeyboardInterrupt:
