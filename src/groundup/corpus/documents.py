@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from groundup.corpus.config import CorpusConfig, DocumentsConfig
+from groundup.corpus.passages import find_passages
 from groundup.corpus.pipeline import open_tables, write_row
-from groundup.corpus.prepare import document_id, find_passages
+from groundup.corpus.prepare import document_id
 from groundup.corpus.sources import Document, read_documents, source_bytes, source_fingerprint
 from groundup.corpus.summary import Summary
 from groundup.record.metrics import Progress

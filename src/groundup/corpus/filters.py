@@ -5,8 +5,9 @@ programs follow StarCoder's (Li et al. 2023, section 3.1). Prose rules never see
 symbols, short lines and repeated idioms. All documents of a chunk are measured at once in numpy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,93 +49,105 @@ PROGRAM_RULES = (
 )
 
 
-def judge(chunk: Chunk, programs: Flags) -> tuple[list[str], dict[str, Numbers]]:
-    """The reason against each document, '' for none, and every measure of each document.
+@dataclass(frozen=True)
+class Verdict:
+    """reason: against the document, '' for none. scores: the measures that the rules for its kind look at."""
+
+    reason: str
+    scores: dict[str, float]
+
+
+def judge(chunk: Chunk, programs: Sequence[bool]) -> list[Verdict]:
+    """A verdict on each document of a chunk.
 
     programs: which documents are source code; the others are prose.
     """
-    measures = measure(chunk)
-    reasons = np.full(len(chunk.starts), "", dtype=object)
-    for rules, concerned in ((PROSE_RULES, ~programs), (PROGRAM_RULES, programs)):
-        for rule in rules:
-            values = measures[rule.measure]
-            broken = concerned & ((values < rule.low) | (values > rule.high)) & (reasons == "")
-            reasons[broken] = rule.reason
-    return list(reasons), measures
+    verdicts: dict[int, Verdict] = {}
+    for rules, concerned in ((PROSE_RULES, False), (PROGRAM_RULES, True)):
+        members = [document for document, program in enumerate(programs) if program == concerned]
+        if members:
+            measures = {rule.measure: MEASURES[rule.measure](chunk)[members] for rule in rules}
+            verdicts.update(zip(members, _verdicts(rules, measures), strict=True))
+    return [verdicts[document] for document in range(len(programs))]
 
 
-def measure(chunk: Chunk) -> dict[str, Numbers]:
-    """All measures of all documents: {name: one number per document}."""
-    words, lines = chunk.words, chunk.lines
+def _verdicts(rules: Sequence[Rule], measures: Mapping[str, Numbers]) -> list[Verdict]:
+    count = len(next(iter(measures.values())))
+    reasons = [""] * count
+    # The first rule that is broken gives the reason.
+    for rule in reversed(rules):
+        values = measures[rule.measure]
+        for document in np.flatnonzero((values < rule.low) | (values > rule.high)):
+            reasons[document] = rule.reason
+    rows = zip(*(np.round(values, 4).tolist() for values in measures.values()), strict=True)
+    return [Verdict(reason, dict(zip(measures, row, strict=True))) for reason, row in zip(reasons, rows, strict=True)]
+
+
+def _mean_word_length(chunk: Chunk) -> Numbers:
+    return _sums(chunk.words, chunk.words.ends - chunk.words.starts) / np.maximum(chunk.words.counts, 1)
+
+
+def _alphabetic_words(chunk: Chunk) -> Numbers:
+    """The share of words that hold a letter."""
     letters = _running_count(_IS_LETTER[chunk.data])
-    visible = _running_count(~_IS_SPACE[chunk.data])
-    symbols = _running_count(chunk.data == ord("#"))
-    word_count = np.maximum(words.counts, 1)
-    line_count = np.maximum(lines.counts, 1)
-    line_lengths = (lines.ends - lines.starts).astype(np.float64)
-    phrase_share, _ = _repetition(words, 5)
-    _, pair_share = _repetition(words, 2)
-    ellipses = _ends_in_ellipsis(chunk)
-    return {
-        "mean_word_length": _sums(words, words.ends - words.starts) / word_count,
-        "alphabetic_words": _sums(words, letters[words.ends] > letters[words.starts]) / word_count,
-        "letters": _spans(letters, chunk) / np.maximum(_spans(visible, chunk), 1),
-        "symbols_per_word": (_spans(symbols, chunk) + _sums(lines, ellipses)) / word_count,
-        "bullet_lines": _sums(lines, _starts_with_bullet(chunk)) / line_count,
-        "ellipsis_lines": _sums(lines, ellipses) / line_count,
-        "repeated_lines": _repeated_lines(lines),
-        "mean_line_length": _sums(lines, line_lengths) / line_count,
-        "longest_line": _maxima(lines, line_lengths),
-        "repeated_phrases": phrase_share,
-        "top_phrase": pair_share,
-        "lorem_ipsum": _lorem_ipsum(chunk),
-    }
+    hold_letters = letters[chunk.words.ends] > letters[chunk.words.starts]
+    return _sums(chunk.words, hold_letters) / np.maximum(chunk.words.counts, 1)
 
 
-def _repetition(words: Units, size: int) -> tuple[Numbers, Numbers]:
-    """Of each document's runs of `size` words: the share that stood there before, and the share of words that
-    belong to the most frequent one."""
-    grams = word_grams(words, size)
-    documents, frequency = _distinct(grams.documents, grams.hashes)
-    total = np.maximum(words.counts - size + 1, 1)
-    distinct = np.bincount(documents, minlength=len(total))
-    top = np.zeros(len(total))
+def _letters(chunk: Chunk) -> Numbers:
+    """The share of letters among the bytes that are no white space."""
+    letters, visible = _IS_LETTER[chunk.data], ~_IS_SPACE[chunk.data]
+    return _counts(chunk, letters) / np.maximum(_counts(chunk, visible), 1)
+
+
+def _symbols_per_word(chunk: Chunk) -> Numbers:
+    """Number signs and lines that end in an ellipsis, per word."""
+    symbols = _counts(chunk, chunk.data == ord("#")) + _sums(chunk.lines, _ends_in_ellipsis(chunk))
+    return symbols / np.maximum(chunk.words.counts, 1)
+
+
+def _bullet_lines(chunk: Chunk) -> Numbers:
+    first, third = chunk.data[chunk.lines.starts], chunk.data[np.minimum(chunk.lines.starts + 2, len(chunk.data) - 1)]
+    bullets = (first == ord("-")) | (first == ord("*")) | ((first == _BULLET[0]) & (third == _BULLET[2]))
+    return _sums(chunk.lines, bullets) / np.maximum(chunk.lines.counts, 1)
+
+
+def _ellipsis_lines(chunk: Chunk) -> Numbers:
+    return _sums(chunk.lines, _ends_in_ellipsis(chunk)) / np.maximum(chunk.lines.counts, 1)
+
+
+def _repeated_lines(chunk: Chunk) -> Numbers:
+    """The share of lines that stood there before."""
+    documents, _ = _distinct(chunk.lines.documents, chunk.lines.hashes)
+    return _repeated_share(documents, chunk.lines.counts)
+
+
+def _repeated_phrases(chunk: Chunk) -> Numbers:
+    """The share of five-word runs that stood there before."""
+    phrases = word_grams(chunk.words, 5)
+    documents, _ = _distinct(phrases.documents, phrases.hashes)
+    return _repeated_share(documents, chunk.words.counts - 4)
+
+
+def _top_phrase(chunk: Chunk) -> Numbers:
+    """The share of words that belong to the most frequent pair of words."""
+    pairs = word_grams(chunk.words, 2)
+    documents, frequency = _distinct(pairs.documents, pairs.hashes)
+    top = np.zeros(len(chunk.starts))
     np.maximum.at(top, documents, frequency)
     # Three times may be chance or a title, however short the text.
     top[top < 4] = 0
-    repeated = np.where(distinct > 0, 1 - distinct / total, 0.0)
-    return repeated, np.minimum(top * size / np.maximum(words.counts, 1), 1.0)
+    return np.minimum(2 * top / np.maximum(chunk.words.counts, 1), 1.0)
 
 
-def _repeated_lines(lines: Units) -> Numbers:
-    """The share of lines that stood there before (Gopher's duplicate line fraction)."""
-    documents, _ = _distinct(lines.documents, lines.hashes)
-    distinct = np.bincount(documents, minlength=len(lines.counts))
-    return np.where(distinct > 0, 1 - distinct / np.maximum(lines.counts, 1), 0.0)
+def _mean_line_length(chunk: Chunk) -> Numbers:
+    return _sums(chunk.lines, chunk.lines.ends - chunk.lines.starts) / np.maximum(chunk.lines.counts, 1)
 
 
-def _distinct(documents: Integers, hashes: Hashes) -> tuple[Integers, Numbers]:
-    """The distinct hashes of each document: the document of each, and how often it occurs there.
-
-    One sort of document number and hash in one word; a chunk has far fewer than 2^20 documents, and 44 bits of hash
-    make a false match rarer than one in a million in a document of a million words.
-    """
-    keys = np.sort((documents.astype(np.uint64) << np.uint64(44)) | (hashes >> np.uint64(20)))
-    if len(keys) == 0:
-        return np.zeros(0, np.int64), np.zeros(0)
-    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]])
-    return (keys[starts[:-1]] >> np.uint64(44)).astype(np.int64), np.diff(starts).astype(np.float64)
-
-
-def _starts_with_bullet(chunk: Chunk) -> Flags:
-    first, third = chunk.data[chunk.lines.starts], chunk.data[np.minimum(chunk.lines.starts + 2, len(chunk.data) - 1)]
-    return (first == ord("-")) | (first == ord("*")) | ((first == _BULLET[0]) & (third == _BULLET[2]))
-
-
-def _ends_in_ellipsis(chunk: Chunk) -> Flags:
-    last, third_last = chunk.data[chunk.lines.ends - 1], chunk.data[np.maximum(chunk.lines.ends - 3, 0)]
-    dots = (last == ord(".")) & (third_last == ord("."))
-    return dots | ((last == _ELLIPSIS[2]) & (third_last == _ELLIPSIS[0]))
+def _longest_line(chunk: Chunk) -> Numbers:
+    longest = np.zeros(len(chunk.starts))
+    np.maximum.at(longest, chunk.lines.documents, (chunk.lines.ends - chunk.lines.starts).astype(np.float64))
+    return longest
 
 
 def _lorem_ipsum(chunk: Chunk) -> Numbers:
@@ -147,26 +160,63 @@ def _lorem_ipsum(chunk: Chunk) -> Numbers:
     return found
 
 
-def _running_count(flags: npt.NDArray[np.bool_]) -> Integers:
+MEASURES: Mapping[str, Callable[[Chunk], Numbers]] = {
+    "mean_word_length": _mean_word_length,
+    "alphabetic_words": _alphabetic_words,
+    "letters": _letters,
+    "symbols_per_word": _symbols_per_word,
+    "bullet_lines": _bullet_lines,
+    "ellipsis_lines": _ellipsis_lines,
+    "repeated_lines": _repeated_lines,
+    "repeated_phrases": _repeated_phrases,
+    "top_phrase": _top_phrase,
+    "mean_line_length": _mean_line_length,
+    "longest_line": _longest_line,
+    "lorem_ipsum": _lorem_ipsum,
+}
+
+
+def _distinct(documents: Integers, hashes: Hashes) -> tuple[Integers, Numbers]:
+    """The distinct hashes of each document: the document of each, and how often it occurs there.
+
+    One sort of document number and hash in one word; a chunk has far fewer than 2^20 documents, and 44 bits of hash
+    make a false match rarer than one in a million among a million words.
+    """
+    keys = np.sort((documents.astype(np.uint64) << np.uint64(44)) | (hashes >> np.uint64(20)))
+    if len(keys) == 0:
+        return np.zeros(0, np.int64), np.zeros(0)
+    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]])
+    return (keys[starts[:-1]] >> np.uint64(44)).astype(np.int64), np.diff(starts).astype(np.float64)
+
+
+def _repeated_share(documents_of_distinct: Integers, totals: Integers) -> Numbers:
+    distinct = np.bincount(documents_of_distinct, minlength=len(totals))
+    return np.where(distinct > 0, 1 - distinct / np.maximum(totals, 1), 0.0)
+
+
+def _ends_in_ellipsis(chunk: Chunk) -> Flags:
+    last, third_last = chunk.data[chunk.lines.ends - 1], chunk.data[np.maximum(chunk.lines.ends - 3, 0)]
+    dots = (last == ord(".")) & (third_last == ord("."))
+    return dots | ((last == _ELLIPSIS[2]) & (third_last == _ELLIPSIS[0]))
+
+
+def _running_count(flags: Flags) -> Integers:
     """How many flags are set before each position; one longer than `flags`."""
     running = np.zeros(len(flags) + 1, np.int64)
     np.cumsum(flags, out=running[1:])
     return running
 
 
-def _spans(running: Integers, chunk: Chunk) -> Integers:
-    return running[chunk.ends] - running[chunk.starts]
+def _counts(chunk: Chunk, flags: Flags) -> Integers:
+    """How many bytes of each document are flagged."""
+    return np.array(
+        [np.count_nonzero(flags[start:end]) for start, end in zip(chunk.starts, chunk.ends, strict=True)], np.int64
+    )
 
 
-def _sums(units: Units, values: npt.NDArray[np.generic]) -> Numbers:
+def _sums(units: Units, values: npt.NDArray[Any]) -> Numbers:
     """The sum of each document's values, one value per unit."""
     return np.bincount(units.documents, weights=values, minlength=len(units.counts)).astype(np.float64)
-
-
-def _maxima(units: Units, values: Numbers) -> Numbers:
-    largest = np.zeros(len(units.counts))
-    np.maximum.at(largest, units.documents, values)
-    return largest
 
 
 def _byte_table(holds: Callable[[int], bool]) -> Flags:

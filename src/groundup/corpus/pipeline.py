@@ -27,7 +27,8 @@ from groundup.corpus.config import CorpusConfig
 from groundup.corpus.decontaminate import Quote, QuoteIndex, cut, cut_paragraphs
 from groundup.corpus.dedup import Signatures, near_duplicates, shingles
 from groundup.corpus.parallel import ordered_map, usable_cores
-from groundup.corpus.prepare import ROW_SCHEMA, Prepared, chunks, document_id, find_passages, prepare
+from groundup.corpus.passages import find_passages
+from groundup.corpus.prepare import ROW_SCHEMA, Prepared, chunks, document_id, prepare
 from groundup.corpus.sources import read_documents, source_bytes
 from groundup.corpus.split import choose_heldout
 from groundup.corpus.summary import Summary

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
@@ -15,7 +14,7 @@ from groundup.corpus.config import CorpusConfig
 from groundup.corpus.dedup import Signatures, signatures
 from groundup.corpus.extract import Extract, extract_python, extract_text
 from groundup.corpus.filters import judge
-from groundup.corpus.passages import Passage, module_name, parse_python, python_passages, text_passages
+from groundup.corpus.passages import Passage, find_passages
 from groundup.corpus.sources import Document
 from groundup.corpus.words import Chunk
 
@@ -117,13 +116,6 @@ def document_id(text: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(text)
 
 
-def find_passages(text: str, kind: str, path: str) -> list[Passage]:
-    """What a question can be asked about. Raises SyntaxError for Python that does not parse."""
-    if kind == "python":
-        return python_passages(parse_python(text), text, module_name(path))
-    return text_passages(text)
-
-
 def _extract(document: Document) -> Extract:
     return extract_python(document.text) if document.kind == "python" else extract_text(document.text)
 
@@ -138,9 +130,6 @@ def _judge(
             reasons[index] = "too short"
     if not config.quality_filters:
         return reasons, ["{}"] * len(documents)
-    programs = np.array([document.kind == "python" for document in documents], np.bool_)
-    verdicts, measures = judge(chunk, programs)
-    names = list(measures)
-    columns = zip(*(np.round(measures[name], 4).tolist() for name in names), strict=True)
-    scores = [json.dumps(dict(zip(names, row, strict=True))) for row in columns]
-    return [reason or verdict for reason, verdict in zip(reasons, verdicts, strict=True)], scores
+    verdicts = judge(chunk, [document.kind == "python" for document in documents])
+    scores = [json.dumps(verdict.scores) for verdict in verdicts]
+    return [reason or verdict.reason for reason, verdict in zip(reasons, verdicts, strict=True)], scores

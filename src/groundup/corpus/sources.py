@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator
@@ -94,8 +95,7 @@ def _all_files(config: CorpusConfig) -> Iterator[tuple[str, Path]]:
     """(name independent of this machine, path) of each source file."""
     for entry in config.paths:
         if entry == "python:stdlib":
-            root = _stdlib_folder()
-            yield from ((f"{entry}/{path.relative_to(root).as_posix()}", path) for path in _stdlib_files(root))
+            yield from ((f"{entry}/{relative}", path) for path, relative in _stdlib_files(_stdlib_folder()))
         elif entry == "python:topics":
             yield entry, _topics_file()
         else:
@@ -109,15 +109,12 @@ def _find_files(entry: str) -> list[tuple[Path, str]]:
         _format_of(root)
         return [(root, root.name)]
     if root.is_dir():
-        found = [(path, path.relative_to(root)) for path in root.rglob("*")]
         files = [
-            (path, relative.as_posix())
-            for path, relative in found
-            if _is_accepted(path) and not any(part.startswith(".") for part in relative.parts) and path.is_file()
+            (path, relative) for path, relative in _walk(root, lambda name: name.startswith(".")) if _is_accepted(path)
         ]
         if not files:
             raise UserError(f"{entry}: the folder holds no text; accepted are {_ACCEPTED}")
-        return sorted(files, key=lambda file: file[1])
+        return files
     matched = sorted(name for name in glob.glob(str(root), recursive=True) if Path(name).is_file())  # noqa: PTH207
     if not matched:
         raise UserError(
@@ -127,6 +124,17 @@ def _find_files(entry: str) -> list[tuple[Path, str]]:
         _format_of(Path(name))
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), root.parts))
     return [(Path(name), Path(name).relative_to(fixed).as_posix()) for name in matched]
+
+
+def _walk(root: Path, is_omitted: Callable[[str], bool]) -> list[tuple[Path, str]]:
+    """(path, path below `root`) of all files, sorted; nothing below an omitted name is even listed."""
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not is_omitted(name)]
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        files += [(Path(folder, name), f"{prefix}{name}") for name in names if not is_omitted(name)]
+    return sorted(files, key=lambda file: file[1])
 
 
 def _is_accepted(path: Path) -> bool:
@@ -279,21 +287,17 @@ def _stdlib_folder() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _stdlib_files(root: Path) -> list[Path]:
-    files = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        # Build variables and bundled wheels tell of this machine, not of Python.
-        machine_made = parts[0].startswith(("_sysconfigdata", "config-", "lib-dynload"))
-        if not _STDLIB_OMITTED.intersection(parts) and not machine_made:
-            files.append(path)
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+def _stdlib_files(root: Path) -> list[tuple[Path, str]]:
+    def is_omitted(name: str) -> bool:
+        # Build variables tell of this machine, not of Python.
+        return name in _STDLIB_OMITTED or name.startswith(("_sysconfigdata", "config-"))
+
+    return [(path, relative) for path, relative in _walk(root, is_omitted) if path.suffix == ".py"]
 
 
 def _read_stdlib(root: Path) -> Iterator[Document]:
     """The modules of the standard library; one that is not in its declared encoding is a document with a problem."""
-    for path in _stdlib_files(root):
-        relative = path.relative_to(root).as_posix()
+    for path, relative in _stdlib_files(root):
         raw = path.read_bytes()
         text, problem = "", ""
         try:
