@@ -29,11 +29,47 @@ class Family:
 
 def rope_theta(keys: Mapping[str, Any]) -> float:
     """The rotary base from v4 (`rope_theta`) or v5 (`rope_parameters`) keys; scaled rotary positions are refused."""
-    parameters = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    table = "rope_parameters" if keys.get("rope_parameters") else "rope_scaling"
+    parameters = keys.get(table) or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":
-        raise ValueError(f"`rope_parameters`: rope type {kind!r} is not supported, only 'default'")
+        raise ValueError(f"`{table}`: rope type {kind!r} is not supported, only 'default'")
+    check_values(parameters)
     return float(parameters.get("rope_theta", keys.get("rope_theta", 10_000.0)))
+
+
+def check_values(keys: Mapping[str, Any]) -> None:
+    """Refuse a value of the wrong type or sign, by the name of its key; an absent key is fine.
+
+    Raises ValueError. A config.json is a stranger's: nothing of it may reach the model's arithmetic unchecked.
+    """
+    for accepted, accepts, names in _KINDS:
+        for key in names.split():
+            if key in keys and not accepts(keys[key]):
+                raise ValueError(f"`{key}` must be {accepted}, not {keys[key]!r}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+# What a value must be, how to tell, and the keys it holds for.
+_KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "a positive integer",
+        _is_size,
+        "hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers vocab_size",
+    ),
+    ("a positive integer or null", lambda value: value is None or _is_size(value), "head_dim num_key_value_heads"),
+    ("a positive number", _is_positive, "rms_norm_eps rope_theta"),
+    ("a positive number or null", lambda value: value is None or _is_positive(value), "final_logit_softcapping"),
+    ("true or false", lambda value: isinstance(value, bool), "tie_word_embeddings"),
+    ("an object or null", lambda value: value is None or isinstance(value, dict), "rope_parameters rope_scaling"),
+)
 
 
 def require(keys: Mapping[str, Any], **expected: Any) -> None:

@@ -18,7 +18,7 @@ from groundup.errors import UserError
 from groundup.formats.families.groundup import GROUNDUP
 from groundup.formats.families.llama import LLAMA
 from groundup.formats.families.nanochat import NANOCHAT
-from groundup.formats.family import Family
+from groundup.formats.family import Family, check_values
 from groundup.model.config import ModelConfig
 from groundup.model.transformer import Decoder
 from groundup.storage import write_json
@@ -102,6 +102,7 @@ def _model_config(family: Family, keys: Mapping[str, Any], folder: Path) -> Mode
     if unknown:
         raise UserError(f"{folder}/config.json: `{unknown[0]}` is not a key that {family.name} has here")
     try:
+        check_values(keys)
         return family.from_keys(keys)
     except KeyError as missing:
         raise UserError(f"{folder}/config.json: key `{missing.args[0]}` is missing") from None
