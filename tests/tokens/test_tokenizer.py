@@ -1,6 +1,5 @@
 """The tokenizer: nothing is lost, no text becomes a control token, transformers reads the same."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from groundup.errors import UserError
 from groundup.settings import read_table
 from groundup.tokens import tokenizer as training
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS, TokenizerConfig
-from groundup.tokens.tokenizer import TextStream, Tokenizer, train
+from groundup.tokens.tokenizer import TextStream, Tokenizer, sample, train
 
 # Pieces from which hypothesis puts together what an attacker might write.
 FRAGMENTS = [*CONTROL_TOKENS, "<", "|", ">", "<|", "|>", "user", "end", " ", "\n", "_", "é", "日本"]
@@ -203,14 +202,28 @@ def test_equal_runs_write_equal_files(tokenizer_folder: Path, corpus: Path, tmp_
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_sample_hears_all_parts_of_one_long_document(tmp_path: Path) -> None:
-    text = "apricot " * 40_000 + "blueberry " * 40_000
+@pytest.mark.parametrize("documents_in", [1, 40], ids=["one long document", "many documents"])
+def test_a_sample_is_spread_evenly(tmp_path: Path, documents_in: int) -> None:
+    """Each word fills a quarter of the text, so a fair half of the text holds it half as often."""
+    words = ["apricot ", "blueberry ", "cherry ", "date "]
+    text = "".join(word * (400_000 // len(word)) for word in words)
+    size = -(-len(text) // documents_in)
+    texts = [text[start : start + size] for start in range(0, len(text), size)]
+    pq.write_table(
+        pa.table({"id": [str(number) for number in range(len(texts))], "text": texts}), tmp_path / "a.parquet"
+    )
+    heard = "".join(passage for batch in sample(tmp_path / "a.parquet", 0.5) for passage in batch)
+    for word in words:
+        assert heard.count(word) / text.count(word) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_limited_sample_is_what_is_learned_from(tmp_path: Path) -> None:
+    """The corpus says another word every 16,384 characters: half of it teaches one word of the two."""
+    text = "".join((word * 16_384)[:16_384] for word in ("apricot ", "blueberry ") * 10)
     pq.write_table(pa.table({"id": ["0"], "text": [text]}), tmp_path / "train.parquet")
-    training.run(TokenizerConfig(vocab_size=300, sample_bytes=200_000), tmp_path, corpus=tmp_path)
+    training.run(TokenizerConfig(vocab_size=300, sample_bytes=len(text) // 2), tmp_path, corpus=tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
-    assert len(tokenizer.encode(" apricot blueberry")) == 2
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["corpus_bytes"] == len(text) and summary["sample_bytes"] == 200_000
+    assert sorted(len(tokenizer.encode(word)) == 1 for word in (" apricot", " blueberry")) == [False, True]
 
 
 def test_a_text_with_little_to_merge_gives_a_smaller_vocabulary() -> None:

@@ -124,8 +124,8 @@ class TextStream:
 def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
     """The stage `tokenizer`: train on `corpus/train.parquet` and write a Hugging Face tokenizer folder.
 
-    `summary.json` holds `vocab_size`, `control_tokens` (their number), `corpus_bytes`, `sample_bytes` (those learned
-    from) and `longest_words` (the twenty tokens with the most letters, which show at a glance what was learned).
+    `summary.json` holds `vocab_size`, `control_tokens` (their number), `corpus_bytes`, `sample_bytes` (about how many
+    of them were learned from) and `longest_words` (the twenty tokens with the most letters: a glimpse of it all).
     Raises UserError where there is no text to learn from.
     """
     source = corpus / "train.parquet"
@@ -133,8 +133,8 @@ def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
     if corpus_bytes == 0:
         raise UserError(f"{source}: no text to learn a tokenizer from; `rejected.parquet` beside it says why")
     share = min(1.0, config.sample_bytes / corpus_bytes)
-    with Progress("tokenizer", total=corpus_bytes, unit="B") as progress:
-        inner = train(_sample(source, share, progress), config.vocab_size, PATTERNS[config.pattern])
+    with Progress("tokenizer", total=share * corpus_bytes, unit="B") as progress:
+        inner = train(_watched(sample(source, share), progress), config.vocab_size, PATTERNS[config.pattern])
     write_atomically(out / TOKENIZER_FILE, inner.to_str(pretty=True) + "\n")
     write_json(out / "tokenizer_config.json", _transformers_config())
     write_atomically(out / "chat_template.jinja", CHAT_TEMPLATE)
@@ -170,20 +170,28 @@ def train(batches: Iterator[list[str]], vocab_size: int, pattern: str) -> tokeni
     return inner
 
 
-def _sample(source: Path, share: float, progress: Progress) -> Iterator[list[str]]:
-    """The whole text where `share` is 1; else every so many-th passage of it, so that all parts are heard alike."""
+def sample(source: Path, share: float) -> Iterator[list[str]]:
+    """The texts of a documents file or, where `share` is below 1, that share of their passages, spread evenly.
+
+    Passages rather than documents, so that one document of a gigabyte is sampled as fairly as a million of a kilobyte.
+    """
     passages = 0
     for _, texts in read_documents(source):
         if share >= 1.0:
             yield texts
-        else:
-            chosen = []
-            for text in texts:
-                for start in range(0, len(text), _PASSAGE):
-                    passages += 1
-                    if int(passages * share) > int((passages - 1) * share):
-                        chosen.append(text[start : start + _PASSAGE])
-            yield chosen
+            continue
+        chosen = []
+        for text in texts:
+            for start in range(0, len(text), _PASSAGE):
+                passages += 1
+                if int(passages * share) > int((passages - 1) * share):
+                    chosen.append(text[start : start + _PASSAGE])
+        yield chosen
+
+
+def _watched(batches: Iterator[list[str]], progress: Progress) -> Iterator[list[str]]:
+    for texts in batches:
+        yield texts
         progress.advance(sum(len(text.encode()) for text in texts))
 
 
