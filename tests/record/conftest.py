@@ -40,13 +40,20 @@ def make_run(tmp_path: Path) -> RunMaker:
     def make(*stages: str, name: str = "pocket") -> Path:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
-        write_run(run, *(stages or FOLDERS))
+        write_run(run, *stages)
         return run
 
     return make
 
 
+@pytest.fixture(scope="session", name="write_run")
+def write_run_fixture() -> Callable[..., None]:
+    """Call it with a folder, and the names of the stages that are finished; by default all are."""
+    return write_run
+
+
 def write_run(run: Path, *stages: str) -> None:
+    stages = stages or tuple(FOLDERS)
     ledger, ids = Ledger(run / "ledger.jsonl"), {"sources": "5f2ac0ffee" + "0" * 54}
     for stage in stages:
         folder = run / FOLDERS[stage]

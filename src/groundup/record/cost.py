@@ -183,8 +183,8 @@ class PeakMemory:
     """The most memory that this process and its children held at one time since construction, in bytes.
 
     Linux keeps an exact high-water mark per process, and lets a process set its own back. Of children the mark says
-    nothing about who held how much at the same time, so their shares are sampled (proportional set size: a page that a
-    worker shares with its parent counts once).
+    nothing about who held how much at the same time, so what each holds for itself alone is sampled and added to what
+    this process holds: a page that a worker shares with its parent counts once.
     """
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class PeakMemory:
     def sample(self) -> None:
         children = list(_descendants(os.getpid()))
         self._had_children = self._had_children or bool(children)
-        together = sum(_proportional_bytes(pid) for pid in [os.getpid(), *children]) if children else 0
+        together = _status_bytes("VmRSS") + sum(_private_bytes(pid) for pid in children) if children else 0
         own = _status_bytes("VmHWM") if self._exact else _max_resident_bytes()
         self.peak_bytes = max(self.peak_bytes, own, together)
 
@@ -239,12 +239,13 @@ def _descendants(pid: int) -> Iterator[int]:
             yield from _descendants(child)
 
 
-def _proportional_bytes(pid: int) -> int:
+def _private_bytes(pid: int) -> int:
+    """Memory that this process shares with no other (unique set size)."""
     try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0  # it ended between listing and reading
-    return next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
 
 
 def _cpu_seconds() -> float:

@@ -193,6 +193,8 @@ footer { color: var(--soft); font-size: .82rem; padding-bottom: 3rem; }
   .several figure { max-width: 17rem; }
 }
 @media print {
+  :root { --paper: #fff; }
+  .several { grid-template-columns: repeat(3, 1fr); }
   body { font-size: 10.5pt; }
   nav { display: none; }
   section { grid-template-columns: minmax(0, 1fr); padding: 1.6rem 0; }

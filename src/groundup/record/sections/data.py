@@ -147,8 +147,8 @@ def _cuts(summary: Row) -> Markup | None:
     quotes, words = number(summary, "quotes", "quotes"), number(summary, "quotes", "words")
     if quotes:
         where = shown(number(summary, "quotes", "documents"), format_count)
-        told = f" of held-out passages, in {where} documents, {shown(words, format_count)} words"
-        lines.append(join("quotes", told, ": ", tag("strong", format_count(quotes))))
+        told = f" ({shown(words, format_count)} words in {where} documents)"
+        lines.append(join("quotes of held-out passages: ", tag("strong", format_count(quotes)), told))
     if not lines:
         return None
     return join(tag("h3", "Cut from what was kept"), tag("p", join(*lines, separator=" · "), class_="fine"))

@@ -60,8 +60,9 @@ def figures(stage: StageFiles) -> Row:
 
 def samples_section(run: RunFolder) -> Section | None:
     """What the model said to the same prompts as it grew. Reads samples.jsonl of pretrain, sft: step, prompt, text."""
-    spoken = [("While it learned the text", "pretrain"), ("While it learned to answer", "sft")]
-    parts = [(title, _samples(run.stage(stage).samples)) for title, stage in spoken]
+    # A text is continued where it ends; an answer begins below its question.
+    spoken = [("While it learned the text", "pretrain", ""), ("While it learned to answer", "sft", "\n")]
+    parts = [(title, _samples(run.stage(stage).samples, separator)) for title, stage, separator in spoken]
     told = [join(tag("h3", title), lists) for title, lists in parts if lists is not None]
     if not told:
         return None
@@ -70,12 +71,12 @@ def samples_section(run: RunFolder) -> Section | None:
     )
 
 
-def _samples(said: Sequence[Row]) -> Markup | None:
+def _samples(said: Sequence[Row], separator: str) -> Markup | None:
     by_prompt: dict[str, list[Row]] = defaultdict(list)
     for row in said:
         by_prompt[str(row.get("prompt", ""))].append(row)
     lists = (
-        tag("ol", *(_sample(row, prompt) for row in _spread(rows, _SAMPLES_PER_PROMPT)), class_="samples")
+        tag("ol", *(_sample(row, prompt + separator) for row in _spread(rows, _SAMPLES_PER_PROMPT)), class_="samples")
         for prompt, rows in by_prompt.items()
     )
     return join(*lists) if by_prompt else None
@@ -126,12 +127,12 @@ def _preset_note(summary: Row) -> str | None:
 
 
 def _steps_note(summary: Row) -> str:
-    steps = maybe(number(summary, "steps"), lambda steps: f"in {format_count(steps)} steps")
-    return " ".join(["tokens", *(part for part in (steps, _epochs(summary)) if part)])
+    steps = maybe(number(summary, "steps"), lambda steps: f"tokens in {format_count(steps)} steps")
+    return ", ".join(part for part in (steps or "tokens", _epochs(summary)) if part)
 
 
 def _epochs(summary: Row) -> str | None:
-    return maybe(number(summary, "epochs"), lambda epochs: f"{epochs:.3g} times over")
+    return maybe(number(summary, "epochs"), lambda epochs: f"{epochs:.3g} epochs")
 
 
 def _compute_note(summary: Row) -> str | None:
