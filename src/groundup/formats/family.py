@@ -67,7 +67,17 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a positive integer or null", lambda value: value is None or _is_size(value), "head_dim num_key_value_heads"),
     ("a positive number", _is_positive, "rms_norm_eps rope_theta"),
     ("a positive number or null", lambda value: value is None or _is_positive(value), "final_logit_softcapping"),
-    ("true or false", lambda value: isinstance(value, bool), "tie_word_embeddings"),
+    ("true or false", lambda value: isinstance(value, bool), "residual_mix tie_word_embeddings"),
+    (
+        "a list of layer numbers",
+        lambda value: isinstance(value, list) and all(one == 0 or _is_size(one) for one in value),
+        "value_embedding_layers",
+    ),
+    (
+        "a list of positive integers",
+        lambda value: isinstance(value, list) and all(map(_is_size, value)),
+        "ngram_buckets",
+    ),
     ("an object or null", lambda value: value is None or isinstance(value, dict), "rope_parameters rope_scaling"),
 )
 

@@ -115,6 +115,7 @@ class ModelConfig:
             attention, feed_forward = layer.attention, layer.feed_forward
             total += 2 * self.width * attention.head_dim * (attention.heads + attention.kv_heads)
             total += (3 if feed_forward.gated else 2) * self.width * feed_forward.width
+            total += attention.kv_heads * VALUE_GATE_WIDTH if layer.value_embedding else 0
         return total
 
     def parameters(self) -> int:
@@ -124,7 +125,6 @@ class ModelConfig:
         for layer in self.layers:
             if layer.value_embedding:
                 tables += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim
-                scalars += layer.attention.kv_heads * VALUE_GATE_WIDTH
         norms = [norm for layer in self.layers for norm in (layer.norm, layer.norm)] + [self.final_norm]
         vectors = self.width * sum(norm.kind == "rms" for norm in norms)
         return self.matmul_parameters() + vectors + tables + scalars

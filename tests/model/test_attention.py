@@ -1,0 +1,98 @@
+"""Every path of attention against the definition, written as loops over single queries in float64."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from groundup.model import attention
+from groundup.model.attention import Visibility, attend, attend_fused, attend_in_blocks
+
+Path = Callable[[Tensor, Tensor, Tensor, Visibility], Tensor]
+PATHS = pytest.mark.parametrize("path", [attend_in_blocks, attend_fused, attend])
+
+
+def _by_definition(q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, segments_bs: Tensor | None) -> Tensor:
+    """softmax(q·k / sqrt(head_dim)) over the keys of the query's own segment that are not later than it."""
+    batch, heads, time, head_dim = q_bhtk.shape
+    keys, group = k_bhsk.shape[2], heads // k_bhsk.shape[1]
+    out = torch.zeros_like(q_bhtk)
+    for b, h, t in itertools.product(range(batch), range(heads), range(time)):
+        own = keys - time + t
+        seen = [s for s in range(own + 1) if segments_bs is None or segments_bs[b, s] == segments_bs[b, own]]
+        weights = torch.tensor([float(q_bhtk[b, h, t] @ k_bhsk[b, h // group, s]) / math.sqrt(head_dim) for s in seen])
+        weights = (weights - weights.max()).exp()
+        for weight, s in zip(weights / weights.sum(), seen, strict=True):
+            out[b, h, t] += weight * v_bhsk[b, h // group, s]
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def _inputs(batch: int, heads: int, kv_heads: int, time: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(time * 1000 + keys)
+    shapes = [(batch, heads, time, 6), (batch, kv_heads, keys, 6), (batch, kv_heads, keys, 6)]
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    return 2 * q, k, v
+
+
+def _segments(batch: int, keys: int) -> Tensor:
+    """Uneven documents, other ones in each row, the first row starting with padding."""
+    lengths = [[2, 3, 1, 4], [1, 1, 5, 2]]
+    rows = [torch.repeat_interleave(torch.arange(80), torch.tensor(lengths[b % 2] * 20))[:keys] for b in range(batch)]
+    segments_bs = torch.stack(rows).to(torch.int32)
+    segments_bs[0, :2] = -1
+    return segments_bs
+
+
+def _visible(segments_bs: Tensor | None, time: int) -> Visibility:
+    return Visibility(None if segments_bs is None else segments_bs[:, -time:], segments_bs)
+
+
+@PATHS
+@pytest.mark.parametrize("segmented", [False, True], ids=["one segment", "segments"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("time", "keys"), [(1, 1), (7, 7), (13, 13), (1, 9), (6, 17)], ids=lambda size: f"{size}")
+def test_each_path_computes_the_definition(
+    path: Path, time: int, keys: int, kv_heads: int, segmented: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    q, k, v = _inputs(2, 4, kv_heads, time, keys)
+    segments_bs = _segments(2, keys) if segmented else None
+    result = path(q, k, v, _visible(segments_bs, time))
+    torch.testing.assert_close(result, _by_definition(q, k, v, segments_bs), rtol=1e-12, atol=1e-12)
+
+
+@PATHS
+def test_a_row_longer_than_a_block_of_the_real_size(path: Path):
+    time = attention.QUERY_BLOCK + 3
+    q, k, v = _inputs(1, 1, 1, time, time)
+    segments_bs = torch.repeat_interleave(torch.arange(37), 7)[None, :time].to(torch.int32)
+    result = path(q, k, v, _visible(segments_bs, time))
+    torch.testing.assert_close(result, _by_definition(q, k, v, segments_bs), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("segmented", [False, True], ids=["one segment", "segments"])
+def test_both_paths_have_the_gradients_of_finite_differences(segmented: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
+    q, k, v = (tensor.requires_grad_() for tensor in _inputs(2, 2, 1, 3, 5))
+    visible = _visible(_segments(2, 5) if segmented else None, 3)
+    for path in (attend_in_blocks, attend_fused):
+        assert torch.autograd.gradcheck(lambda q, k, v, path=path: path(q, k, v, visible), (q, k, v))
+
+
+def test_long_rows_take_the_fused_path_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
+    q, k, v = _inputs(2, 4, 2, 11, 11)
+    visible = _visible(_segments(2, 11), 11)
+    short = attend(q, k, v, visible)
+    monkeypatch.setattr(attention, "BLOCKED_KEYS", 10)
+    monkeypatch.setattr(attention, "attend_in_blocks", None)
+    torch.testing.assert_close(attend(q, k, v, visible), short, rtol=1e-12, atol=1e-12)

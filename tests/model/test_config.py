@@ -1,0 +1,47 @@
+"""Configurations that cannot be built say which key is at fault."""
+
+from dataclasses import replace
+
+import pytest
+from tiny import tiny_config
+
+from groundup.model.config import Attention
+from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("depth", [1, 3, 12])
+def test_one_dial_sets_the_sizes(preset: str, depth: int):
+    config = build_config(preset, depth, vocab_size=100, context=256, head_dim=32)
+    assert len(config.layers) == depth
+    assert config.width == depth * WIDTH_PER_LAYER
+    for layer in config.layers:
+        assert layer.attention.head_dim == 32
+        assert layer.attention.heads * 32 == config.width
+    assert (config.vocab_size, config.max_positions) == (100, 256)
+
+
+def test_a_width_that_follows_from_the_depth_is_rounded_up_to_whole_heads():
+    assert build_config("llama", depth=3, vocab_size=10, context=8, head_dim=128).width == 256
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"preset": "gpt"}, "preset"),
+        ({"depth": 0}, "depth"),
+        ({"width": 100}, "width"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"width": 45, "head_dim": 15}, "head_dim"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(changes: dict[str, object], key: str):
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        build_config(**({"preset": "llama", "depth": 1, "vocab_size": 10, "context": 8} | changes))  # type: ignore[arg-type]
+
+
+def test_heads_must_share_keys_evenly_and_a_model_needs_layers():
+    with pytest.raises(ValueError, match=r"`heads` \(4\).*`kv_heads` \(3\)"):
+        Attention(heads=4, kv_heads=3, head_dim=16)
+    with pytest.raises(ValueError, match="at least one layer"):
+        replace(tiny_config("llama"), layers=())

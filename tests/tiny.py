@@ -1,0 +1,77 @@
+"""Models and runs small enough to check by brute force, with weights under which every part shows in the logits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from groundup.model.config import ModelConfig
+from groundup.model.presets import build_config
+from groundup.model.transformer import Decoder
+
+VOCABULARY = 64
+
+# Settings of `PretrainConfig` for a run of a second.
+PRETRAINING: dict[str, Any] = {
+    "depth": 2,
+    "width": 32,
+    "head_dim": 16,
+    "context": 64,
+    "tokens": 24 * 512,
+    "batch_tokens": 512,
+    "micro_batch_tokens": 256,
+    "precision": "float32",
+    "compile": "never",
+    "evaluations": 3,
+}
+
+
+def tiny_config(preset: str, kv_heads: int | None = None, context: int = 64) -> ModelConfig:
+    """Two layers of width 32, two heads of 16."""
+    config = build_config(preset, depth=2, vocab_size=VOCABULARY, context=context, width=32, head_dim=16)
+    if kv_heads is None:
+        return config
+    layers = tuple(replace(layer, attention=replace(layer.attention, kv_heads=kv_heads)) for layer in config.layers)
+    return replace(config, layers=layers)
+
+
+def hot_decoder(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> Decoder:
+    """A decoder in which no weight is zero or one, so that a missing or misplaced part changes the logits."""
+    model = Decoder(config)
+    heat(model, seed)
+    return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def heat(model: nn.Module, seed: int) -> None:
+    """Re-randomise every parameter in place: embeddings of size 1, matrices that double what passes, uneven norms."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim < 2:
+            parameter.copy_(1 + 0.5 * noise)
+        elif "embed" in name:
+            parameter.copy_(noise)
+        else:
+            parameter.copy_(2 * noise / parameter.shape[-1] ** 0.5)
+
+
+def random_ids(*shape: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """Token ids, int64."""
+    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+
+
+class ListStream:
+    """Documents in memory as a stream of tokens, one byte of text per token."""
+
+    def __init__(self, documents: Sequence[Sequence[int]]) -> None:
+        self._tokens = np.array([token for document in documents for token in document], dtype=np.int64)
+        self.offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        self.total_tokens = self.total_bytes = len(self._tokens)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        assert 0 <= start <= stop <= self.total_tokens
+        return self._tokens[start:stop]
