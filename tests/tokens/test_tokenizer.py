@@ -1,5 +1,6 @@
 """The tokenizer: nothing is lost, no text becomes a control token, transformers reads the same."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,15 @@ def test_a_limited_sample_is_what_is_learned_from(tmp_path: Path) -> None:
 
 def test_a_text_with_little_to_merge_gives_a_smaller_vocabulary() -> None:
     assert Tokenizer(train(iter([["aaaa"]]), 4096, PATTERNS["code"])).vocab_size < 280
+
+
+def test_an_interruption_while_reading_ends_the_training() -> None:
+    def interrupted() -> Iterator[list[str]]:
+        yield ["some text"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted(), 300, PATTERNS["code"])
 
 
 # What the user can mend

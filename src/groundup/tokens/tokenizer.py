@@ -125,7 +125,7 @@ def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
     """The stage `tokenizer`: train on `corpus/train.parquet` and write a Hugging Face tokenizer folder.
 
     `summary.json` holds `vocab_size`, `control_tokens` (their number), `corpus_bytes`, `sample_bytes` (about how many
-    of them were learned from) and `longest_words` (the twenty tokens with the most letters: a glimpse of it all).
+    of them were learned from) and `longest_words` (the twenty tokens with the most letters).
     Raises UserError where there is no text to learn from.
     """
     source = corpus / "train.parquet"
