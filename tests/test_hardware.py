@@ -154,11 +154,20 @@ def test_two_threads_on_four_half_cores_are_no_trouble() -> None:
     assert judge_machine(dataclasses.replace(LAPTOP, torch_threads=2), load=0.0)[0].verdict == "good"
 
 
-def test_bfloat16_is_advised_against_where_it_is_slower() -> None:
-    assert judge_precision(LAPTOP, bfloat16_flops=8e11, float32_flops=1e11).verdict == "good"
-    old = dataclasses.replace(LAPTOP, instruction_sets=("avx2",))
-    finding = judge_precision(old, bfloat16_flops=2e10, float32_flops=1e11)
-    assert finding.verdict == "slow" and "float32" in finding.sentence and "no instructions" in finding.sentence
+@pytest.mark.parametrize(
+    ("sets", "bfloat16_flops", "float32_flops", "verdict", "said"),
+    [
+        (("avx2", "avx512_bf16"), 8e11, 1e11, "good", "computes in bfloat16"),
+        (("avx2",), 2e10, 1e11, "good", "computes in float32"),
+        (("avx2", "avx512_bf16"), 2e10, 1e11, "slow", "`pretrain.precision` to float32"),
+        (("avx2",), 2e11, 1e11, "slow", "`pretrain.precision` to bfloat16"),
+    ],
+)
+def test_the_slower_number_format_is_advised_against(
+    sets: tuple[str, ...], bfloat16_flops: float, float32_flops: float, verdict: str, said: str
+) -> None:
+    finding = judge_precision(dataclasses.replace(LAPTOP, instruction_sets=sets), bfloat16_flops, float32_flops)
+    assert finding.verdict == verdict and said in finding.sentence
 
 
 def test_the_doctor_looks_at_everything(tmp_path: Path) -> None:

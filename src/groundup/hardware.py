@@ -236,14 +236,15 @@ def judge_machine(machine: Hardware, load: float) -> list[Finding]:
 
 
 def judge_precision(machine: Hardware, bfloat16_flops: float, float32_flops: float) -> Finding:
-    """Which number format to train in, from the measured rates of both."""
-    measured = (
-        f"matrix products reach {bfloat16_flops / 1e9:,.0f} GFLOP/s in bfloat16, {float32_flops / 1e9:,.0f} in float32"
-    )
-    if bfloat16_flops >= float32_flops:
-        return Finding("good", "precision", f"{measured}; training computes in bfloat16.")
-    why = "" if machine.computes_bfloat16 else " (the processor has no instructions for bfloat16)"
-    return Finding("slow", "precision", f"{measured}{why}: train with `--dtype float32` here.")
+    """Whether the number format that training takes by itself is the faster one, from the measured rates of both."""
+    by_itself = "bfloat16" if machine.computes_bfloat16 else "float32"
+    faster = "bfloat16" if bfloat16_flops >= float32_flops else "float32"
+    rates = f"{bfloat16_flops / 1e9:,.0f} GFLOP/s in bfloat16, {float32_flops / 1e9:,.0f} in float32"
+    measured = f"matrix products reach {rates}"
+    if by_itself == faster:
+        return Finding("good", "precision", f"{measured}; training computes in {faster}.")
+    advice = f"but training would compute in {by_itself}: set `pretrain.precision` to {faster}"
+    return Finding("slow", "precision", f"{measured}, {advice}.")
 
 
 def _judge_cores(machine: Hardware, load: float) -> Finding:
@@ -276,7 +277,7 @@ def _judge_memory(memory_bytes: int) -> Finding:
     found = f"{memory_bytes / 1e9:.1f} GB usable"
     if memory_bytes < 4e9:
         return Finding(
-            "slow", "memory", f"{found}: lower `pretrain.batch_tokens` if a run is killed for want of memory."
+            "slow", "memory", f"{found}: lower `pretrain.micro_batch_tokens` if a run is killed for want of memory."
         )
     return Finding("good", "memory", f"{found}.")
 

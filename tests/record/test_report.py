@@ -106,7 +106,7 @@ def test_a_finished_run_has_every_section_and_a_link_to_each(finished: Document)
         *(
             "xz -9e: 1.648",
             "compressed as one file",
-            "said it does not know: 3.1 %",
+            "400 asked · refused 3.1 %",
             "83.5 %",
             "± 7.1 %",
             "signature",

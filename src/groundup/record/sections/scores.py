@@ -89,9 +89,9 @@ def _answers(entries: Sequence[Row], measure: str, title: str, remark: str) -> M
 
 def _question_label(row: Row) -> str:
     """With what at hand, and how many were asked."""
-    count = maybe(number(row, "n"), lambda n: f" · {format_count(n)} questions")
+    count = maybe(number(row, "n"), lambda n: f" · {format_count(n)} asked")
     refused = maybe(number(row, "refused", "value"), format_percent)
-    told = f" · said it does not know: {refused}" if refused and row.get("mode") != "unanswerable" else ""
+    told = f" · refused {refused}" if refused and row.get("mode") != "unanswerable" else ""
     return f"{row.get('mode', '')}{count or ''}{told}"
 
 
