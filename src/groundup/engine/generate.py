@@ -61,11 +61,15 @@ class Generator:
         )
         generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
         cache = KeyValueCache(self.model)
+        limits = [min(sampling.max_tokens, self.max_positions - len(prompt)) for prompt in prompts]
         alive = [True] * len(prompts)
-        for _ in range(min(sampling.max_tokens, self.max_positions - longest)):
+        for step in range(max(limits)):
             logits_bv = self.model(input_ids, attention_mask=mask, cache=cache)[:, -1].cpu()
             chosen = [choose(row, sampling, generator) for row, generator in zip(logits_bv, generators, strict=True)]
-            alive = [on and token not in self.stop_ids for on, token in zip(alive, chosen, strict=True)]
+            alive = [
+                on and step < limit and token not in self.stop_ids
+                for on, limit, token in zip(alive, limits, chosen, strict=True)
+            ]
             if not any(alive):
                 return
             yield [token if on else None for on, token in zip(alive, chosen, strict=True)]

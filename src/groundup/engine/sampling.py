@@ -35,6 +35,6 @@ def choose(logits_v: Tensor, sampling: Sampling, generator: torch.Generator) -> 
         return int(logits_v.argmax())
     scaled_v = logits_v.double() / sampling.temperature
     if 0 < sampling.top_k < len(scaled_v):
-        threshold = scaled_v.topk(sampling.top_k).values[-1]
-        scaled_v = scaled_v.masked_fill(scaled_v < threshold, float("-inf"))
+        likeliest = scaled_v.topk(sampling.top_k)
+        scaled_v = torch.full_like(scaled_v, float("-inf")).scatter(0, likeliest.indices, likeliest.values)
     return int(torch.multinomial(torch.softmax(scaled_v, dim=-1), 1, generator=generator))
