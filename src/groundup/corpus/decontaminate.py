@@ -1,32 +1,52 @@
 """Find in training text what it shares with held-out passages, word for word, and cut just that.
 
 A quote is a run of `quote_words` words that also stands in a held-out passage, or a whole passage of at least
-SHORTEST_QUOTE words. Shorter agreement ("Return the number of items.") is idiom: to cut it would remove innocent text
-and protect no question. Case, punctuation and line breaks do not hide a quote.
+SHORTEST_QUOTE words. Shorter agreement ("Return the number of items.") is idiom. So is a run, however long, that more
+than IDIOM_GROUPS independent training documents have in common: on 24,000 Wikipedia stubs, nine in ten shared runs are
+such templates ("… is a species of beetle of the family …"). To cut idiom would remove innocent text and protect no
+question. Case, punctuation and line breaks do not hide a quote.
 """
 
-from collections.abc import Sequence
+import bisect
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Hashes, Units, word_grams
+from groundup.corpus.words import Chunk, Hashes, Units, word_grams, word_grams_at
 
 SHORTEST_QUOTE = 8
+IDIOM_GROUPS = 3
+
+_SENTENCE_END = re.compile(rb"[.!?][\"')\]]*\s+|\n\s*\n")
+_SENTENCE_OR_LINE_END = re.compile(rb"[.!?][\"')\]]*\s+|\n")
 
 # A first look-up in a table of bits that fits the cache spares nearly all searches in the sorted hashes.
 _SIEVE_BITS = 23
 
 
 @dataclass(frozen=True)
-class Quote:
-    """A quote in document `document` of a chunk: its bytes in the document's UTF-8 text, and its length in words."""
+class Match:
+    """A run of words in document `document` of a chunk that a held-out passage holds too.
+
+    start, end: bytes in the document's UTF-8 text. run: hash of the words, equal for equal runs.
+    """
 
     document: int
     start: int
     end: int
-    words: int
+    run: int
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A stretch of a document's UTF-8 text, in bytes."""
+
+    start: int
+    end: int
 
 
 class QuoteIndex:
@@ -38,32 +58,51 @@ class QuoteIndex:
     def __init__(self, passages: Sequence[str], quote_words: int) -> None:
         self._quote_words = quote_words
         words = Chunk([passage.encode() for passage in passages]).words
-        # Every quote starts with one of these; those that begin whole passages and long runs are told apart later.
+        # Every match starts with one of these; which of them begin one is looked up later.
         self._probes = np.unique(word_grams(words, SHORTEST_QUOTE).hashes)
         self._sieve = np.zeros(1 << _SIEVE_BITS, np.bool_)
         self._sieve[self._probes >> np.uint64(64 - _SIEVE_BITS)] = True
-        self._runs = np.unique(word_grams(words, quote_words).hashes)
-        # {length: hashes of the whole passages of that length}, for passages too short to hold a run.
-        self._whole = {
-            length: _whole_passages(words, length)
-            for length in range(SHORTEST_QUOTE, quote_words)
-            if (words.counts == length).any()
-        }
+        self._known = {quote_words: np.unique(word_grams(words, quote_words).hashes)}
+        # Passages too short to hold such a run count as a whole.
+        for length in range(SHORTEST_QUOTE, quote_words):
+            if (words.counts == length).any():
+                self._known[length] = _whole_passages(words, length)
 
-    def find(self, chunk: Chunk) -> list[Quote]:
-        """The quotes in the documents of a chunk, in order; overlapping ones are one."""
-        probes = word_grams(chunk.words, SHORTEST_QUOTE)
+    def find(self, chunk: Chunk) -> list[Match]:
+        """The runs that the documents of a chunk share with held-out passages; they may overlap."""
+        words = chunk.words
+        probes = word_grams(words, SHORTEST_QUOTE)
         sieved = np.flatnonzero(self._sieve[probes.hashes >> np.uint64(64 - _SIEVE_BITS)])
         hits = probes.positions[sieved[_is_in(probes.hashes[sieved], self._probes)]]
-        if len(hits) == 0:
-            return []
-        quoted = np.zeros(len(chunk.words.hashes), np.bool_)
-        for length, known in [(self._quote_words, self._runs), *self._whole.items()]:
-            runs = word_grams(chunk.words, length, at=hits)
-            found = runs.positions[_is_in(runs.hashes, known)]
-            for offset in range(length):
-                quoted[found + offset] = True
-        return _spans(quoted, chunk)
+        matches = []
+        for length, known in self._known.items():
+            runs = word_grams_at(words, length, hits)
+            shared = _is_in(runs.hashes, known)
+            documents, positions = runs.documents[shared], runs.positions[shared]
+            origins = chunk.starts[documents]
+            starts, ends = words.starts[positions] - origins, words.ends[positions + length - 1] - origins
+            columns = (documents, starts, ends, runs.hashes[shared])
+            matches += [Match(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        return matches
+
+
+def idioms(matches: Iterable[tuple[str, Match]]) -> set[int]:
+    """The runs that more than IDIOM_GROUPS groups of documents share. matches: each with the group of its document."""
+    groups: defaultdict[int, set[str]] = defaultdict(set)
+    for group, match in matches:
+        groups[match.run].add(group)
+    return {run for run, sharing in groups.items() if len(sharing) > IDIOM_GROUPS}
+
+
+def merge(matches: Iterable[Match]) -> list[Quote]:
+    """The quotes that the matches of one document make up, in order: matches that touch are one quote."""
+    quotes: list[Quote] = []
+    for match in sorted(matches, key=lambda match: (match.start, match.end)):
+        if quotes and match.start <= quotes[-1].end:
+            quotes[-1] = Quote(quotes[-1].start, max(quotes[-1].end, match.end))
+        else:
+            quotes.append(Quote(match.start, match.end))
+    return quotes
 
 
 def cut(text: bytes, quotes: Sequence[Quote]) -> bytes:
@@ -76,20 +115,21 @@ def cut(text: bytes, quotes: Sequence[Quote]) -> bytes:
     return b"".join([*pieces, text[position:]])
 
 
-def cut_paragraphs(text: bytes, quotes: Sequence[Quote]) -> bytes:
-    """The text of one document without the paragraphs that hold its quotes.
+def widen_to_sentences(text: bytes, quotes: Sequence[Quote]) -> list[Quote]:
+    """The quotes with the rest of the sentences they stand in: prose reads better without a sentence than with a hole.
 
-    A paragraph ends at a blank line, or at a line end where the text has no blank line.
+    A sentence ends with its full stop, at a blank line, or at a line end where the text has no blank line.
     """
-    separator = b"\n\n" if b"\n\n" in text.strip() else b"\n"
-    kept = []
-    start = 0
-    for paragraph in text.split(separator):
-        end = start + len(paragraph)
-        if not any(quote.start < end and quote.end > start for quote in quotes):
-            kept.append(paragraph)
-        start = end + len(separator)
-    return separator.join(kept)
+    ends = _SENTENCE_END if b"\n\n" in text.strip() else _SENTENCE_OR_LINE_END
+    boundaries = [0, *(match.end() for match in ends.finditer(text)), len(text)]
+    widened: list[Quote] = []
+    for quote in quotes:
+        start = boundaries[bisect.bisect_right(boundaries, quote.start) - 1]
+        end = boundaries[bisect.bisect_left(boundaries, quote.end)]
+        if widened and start < widened[-1].end:
+            start = widened.pop().start
+        widened.append(Quote(start, end))
+    return widened
 
 
 def _whole_passages(words: Units, length: int) -> Hashes:
@@ -102,24 +142,3 @@ def _is_in(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
     if len(known) == 0:
         return np.zeros(len(hashes), np.bool_)
     return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
-
-
-def _spans(quoted: npt.NDArray[np.bool_], chunk: Chunk) -> list[Quote]:
-    """Runs of quoted words, none across a document's end."""
-    words = chunk.words
-    documents = words.documents
-    marked = np.flatnonzero(quoted)
-    if len(marked) == 0:
-        return []
-    breaks = (np.diff(marked) > 1) | (np.diff(documents[marked]) > 0)
-    firsts = marked[np.concatenate([[True], breaks])]
-    lasts = marked[np.concatenate([breaks, [True]])]
-    return [
-        Quote(
-            int(documents[first]),
-            int(words.starts[first] - chunk.starts[documents[first]]),
-            int(words.ends[last] - chunk.starts[documents[first]]),
-            int(last - first + 1),
-        )
-        for first, last in zip(firsts, lasts, strict=True)
-    ]

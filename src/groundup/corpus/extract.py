@@ -180,6 +180,8 @@ _GUTENBERG_END = re.compile(r"^\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG EBO
 
 
 def _strip_gutenberg_licence(text: str) -> str:
+    if "PROJECT GUTENBERG" not in text:
+        return text
     start = _GUTENBERG_START.search(text)
     end = _GUTENBERG_END.search(text)
     return text[start.end() if start else 0 : end.start() if end else len(text)]

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from groundup.corpus.config import CorpusConfig
-from groundup.corpus.decontaminate import Quote, QuoteIndex, cut, cut_paragraphs
+from groundup.corpus.decontaminate import Match, Quote, QuoteIndex, cut, idioms, merge, widen_to_sentences
 from groundup.corpus.dedup import Signatures, near_duplicates, shingles
 from groundup.corpus.parallel import ordered_map, usable_cores
 from groundup.corpus.passages import find_passages
@@ -63,7 +63,8 @@ def run(config: CorpusConfig, out: Path, *, workers: int | None = None) -> None:
             if config.near_duplicate_threshold < 1:
                 _reject_near_duplicates(catalogue, rows, config.near_duplicate_threshold)
             heldout = _hold_out(catalogue, config.heldout_fraction)
-            quotes = _index_heldout(catalogue, heldout, rows, config.quote_words)
+            index = _index_heldout(catalogue, heldout, rows, config.quote_words)
+            quotes = _find_quotes(catalogue, heldout, rows, index)
             _write_all(catalogue, heldout, rows, quotes, config, out, summary)
     write_json(out / "summary.json", summary.table())
     _write_timings(out, summary.raw_bytes, time.perf_counter() - started, _cpu_seconds() - cpu_started)
@@ -190,11 +191,32 @@ def _index_heldout(
     return QuoteIndex(texts, quote_words)
 
 
+def _find_quotes(
+    catalogue: Catalogue, heldout: npt.NDArray[np.bool_], rows: pa.RecordBatchFileReader, index: QuoteIndex
+) -> dict[int, list[Quote]]:
+    """What each training document quotes from held-out passages; idiom that many share is none."""
+    matches: list[tuple[int, Match]] = []
+    for batch, first in enumerate(catalogue.first[:-1]):
+        train = [
+            document
+            for document in range(first, catalogue.first[batch + 1])
+            if not catalogue.reasons[document] and not heldout[document]
+        ]
+        texts = rows.get_batch(batch)["text"].cast(pa.large_binary()).take(np.array(train, np.int64) - first)
+        matches += [(train[match.document], match) for match in index.find(Chunk(texts.to_pylist()))]
+    idiom = idioms((catalogue.groups[document], match) for document, match in matches)
+    by_document: dict[int, list[Match]] = {}
+    for document, match in matches:
+        if match.run not in idiom:
+            by_document.setdefault(document, []).append(match)
+    return {document: merge(found) for document, found in by_document.items()}
+
+
 def _write_all(
     catalogue: Catalogue,
     heldout: npt.NDArray[np.bool_],
     rows: pa.RecordBatchFileReader,
-    index: QuoteIndex,
+    quotes: Mapping[int, Sequence[Quote]],
     config: CorpusConfig,
     out: Path,
     summary: Summary,
@@ -202,39 +224,33 @@ def _write_all(
     """Cut the quotes out of the training documents and write every row to the table it belongs to."""
     with open_tables(out) as writers, Progress("corpus: write", sum(catalogue.sizes), "B") as progress:
         for batch, first in enumerate(catalogue.first[:-1]):
-            table = rows.get_batch(batch).to_pylist()
-            for offset, row in enumerate(table):
-                row["reason"] = catalogue.reasons[first + offset]
-                row["findings"] = catalogue.findings.get(first + offset, {})
-                row["split"] = "heldout" if heldout[first + offset] else "train"
-            _cut_quotes([row for row in table if not row["reason"] and row["split"] == "train"], index, config, summary)
-            for row in table:
+            for document, row in enumerate(rows.get_batch(batch).to_pylist(), start=first):
+                row["reason"] = catalogue.reasons[document]
+                row["findings"] = catalogue.findings.get(document, {})
+                row["split"] = "heldout" if heldout[document] else "train"
+                if document in quotes:
+                    _cut_quotes(row, quotes[document], config.min_chars, summary)
                 write_row(row, writers, summary)
-            progress.advance(sum(catalogue.sizes[first : catalogue.first[batch + 1]]))
+                progress.advance(catalogue.sizes[document])
 
 
-def _cut_quotes(rows: Sequence[dict[str, Any]], index: QuoteIndex, config: CorpusConfig, summary: Summary) -> None:
-    """Take from each training row what a held-out passage says; a row that does not survive it gets a reason."""
-    encoded = [row["text"].encode() for row in rows]
-    quotes: dict[int, list[Quote]] = {}
-    for quote in index.find(Chunk(encoded)):
-        quotes.setdefault(quote.document, []).append(quote)
-    for document, found in quotes.items():
-        row, text = rows[document], encoded[document]
-        # A program must stay whole around a docstring; prose with a hole in a sentence is better without the paragraph.
-        left = cut(text, found) if row["kind"] == "python" else cut_paragraphs(text, found)
-        row["findings"]["quoted_words_cut"] = sum(quote.words for quote in found)
-        summary.count_quotes(row["path"], [text[quote.start : quote.end].decode() for quote in found])
-        try:
-            passages = find_passages(left.decode(), row["kind"], row["path"])
-        except SyntaxError:
-            row["reason"] = "quotes held-out text in its code"
-            continue
-        if len(left.decode()) < config.min_chars:
-            row["reason"] = "quotes held-out text"
-            continue
-        row["id"], row["text"] = document_id(left), left.decode()
-        row["passages"] = [vars(passage) for passage in passages]
+def _cut_quotes(row: dict[str, Any], quotes: Sequence[Quote], min_chars: int, summary: Summary) -> None:
+    """Take from a training row what a held-out passage says; a row that does not survive it gets a reason."""
+    text = row["text"].encode()
+    quoted = [text[quote.start : quote.end].decode() for quote in quotes]
+    summary.count_quotes(row["path"], quoted)
+    row["findings"]["quoted_chars_cut"] = sum(map(len, quoted))
+    # In a program only the words of a docstring go, so that it stays a program.
+    left = cut(text, quotes if row["kind"] == "python" else widen_to_sentences(text, quotes)).decode()
+    if len(left) < min_chars:
+        row["reason"] = "quotes held-out text"
+        return
+    try:
+        row["passages"] = [vars(passage) for passage in find_passages(left, row["kind"], row["path"])]
+    except SyntaxError:
+        row["reason"] = "quotes held-out text in its code"
+        return
+    row["id"], row["text"] = document_id(left.encode()), left
 
 
 @contextmanager

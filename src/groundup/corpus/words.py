@@ -107,15 +107,25 @@ class Grams:
     documents: Integers
 
 
-def word_grams(words: Units, size: int, at: Integers | None = None) -> Grams:
-    """The runs of `size` words that lie inside one document, in order: all, or those that start at the words `at`."""
-    documents = words.documents
-    starts = np.arange(max(len(words.hashes) - size + 1, 0)) if at is None else at[at + size <= len(words.hashes)]
-    starts = starts[documents[starts] == documents[starts + size - 1]]
-    combined = np.zeros(len(starts), np.uint64)
-    for offset in range(size):
-        combined = combined * _GRAM_MULTIPLIER + words.hashes[starts + offset]
-    return Grams(size, _mix(combined), starts, documents[starts])
+def word_grams(words: Units, size: int) -> Grams:
+    """Every run of `size` words that lies inside one document, in order."""
+    count = max(len(words.hashes) - size + 1, 0)
+    combined = words.hashes[:count]
+    for offset in range(1, size):
+        combined = combined * _GRAM_MULTIPLIER + words.hashes[offset : offset + count]
+    inside = words.documents[:count] == words.documents[size - 1 : size - 1 + count]
+    positions = np.flatnonzero(inside)
+    return Grams(size, _mix(combined[positions]), positions, words.documents[positions])
+
+
+def word_grams_at(words: Units, size: int, positions: Integers) -> Grams:
+    """The runs of `size` words that start at the words `positions` and lie inside one document."""
+    positions = positions[positions + size <= len(words.hashes)]
+    positions = positions[words.documents[positions] == words.documents[positions + size - 1]]
+    combined = words.hashes[positions]
+    for offset in range(1, size):
+        combined = combined * _GRAM_MULTIPLIER + words.hashes[positions + offset]
+    return Grams(size, _mix(combined), positions, words.documents[positions])
 
 
 def _mix(values: Hashes) -> Hashes:
