@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 INTERRUPTING = Path(__file__).with_name("interrupting.py")
-FOLDERS = ("01-corpus", "02-tokenizer", "03-tokens", "04-pretrain", "05-sft", "06-evaluate")
+# Each stage's folder, and at which of its reports of progress it is struck: training far enough to have checkpoints.
+STAGES = {
+    "corpus": ("01-corpus", 1),
+    "tokenizer": ("02-tokenizer", 1),
+    "tokens": ("03-tokens", 1),
+    "pretrain": ("04-pretrain", 4),
+    "sft": ("05-sft", 3),
+    "evaluate": ("06-evaluate", 1),
+}
 
 # The whole street in seconds: a corpus of 40 kB, a model of 40,000 weights.
 RECIPE = """\
@@ -42,15 +50,17 @@ micro_batch_tokens = 1024
 precision = "float32"
 compile = "never"
 evaluations = 2
+checkpoint_minutes = 1e-6
 
 [sft]
 context = 256
-epochs = 0.1
+epochs = 1.0
 batch_tokens = 1024
 passages = 40
 precision = "float32"
 compile = "never"
 evaluations = 2
+checkpoint_minutes = 1e-6
 
 [evaluate]
 questions = 2
@@ -221,8 +231,8 @@ def assert_equal_runs(run: Path, unbroken: Path) -> None:
 
 def test_a_run_interrupted_in_every_stage_ends_as_an_unbroken_one(place: Path, unbroken: Path):
     run = place / "runs" / "mini"
-    for stage, folder in zip(("corpus", "tokenizer", "tokens", "pretrain", "sft", "evaluate"), FOLDERS, strict=True):
-        done = groundup(place, "run", "mini.toml", program=(str(INTERRUPTING), stage, "SIGINT"))
+    for stage, (folder, count) in STAGES.items():
+        done = groundup(place, "run", "mini.toml", program=(str(INTERRUPTING), stage, "SIGINT", str(count)))
         assert_one_sentence(done, 130, "interrupted", "the same command goes on")
         assert not (run / folder).exists()
         assert_nothing_half_made(run)
@@ -232,8 +242,8 @@ def test_a_run_interrupted_in_every_stage_ends_as_an_unbroken_one(place: Path, u
 
 def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(place: Path, unbroken: Path):
     run = place / "runs" / "mini"
-    for stage, folder in zip(("corpus", "tokenizer", "tokens", "pretrain", "sft", "evaluate"), FOLDERS, strict=True):
-        done = groundup(place, "run", "mini.toml", program=(str(INTERRUPTING), stage, "SIGKILL"))
+    for stage, (folder, count) in STAGES.items():
+        done = groundup(place, "run", "mini.toml", program=(str(INTERRUPTING), stage, "SIGKILL", str(count)))
         assert done.returncode == -9
         assert not (run / folder).exists()
         assert_nothing_half_made(run)
@@ -242,7 +252,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(place: Path, unbrok
 
 
 def test_a_request_to_end_is_obeyed(place: Path):
-    done = groundup(place, "run", "mini.toml", program=(str(INTERRUPTING), "tokens", "SIGTERM"))
+    done = groundup(place, "run", "mini.toml", program=(str(INTERRUPTING), "tokens", "SIGTERM", "1"))
     assert_one_sentence(done, 143, "stopped")
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Files that say how a run went rather than what it made: they differ between two equal runs and stay out of content hashes.
-MEASURED_FILES = frozenset({"cost.json", "timings.jsonl", "groundup.json"})
+# Files that say how a run went rather than what it made: two equal runs differ in them, so they are no content.
+MEASURED_FILES = frozenset({"cost.json", "measured.json", "timings.jsonl", "groundup.json"})
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -21,7 +21,7 @@ from groundup.train.checkpoint import remove_checkpoint
 from groundup.train.heldout import mean_target_loss
 from groundup.train.loop import LoopConfig, check_split, resolve_compile, resolve_dtype, train
 from groundup.train.optim import LearningRates
-from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise
+from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
 from groundup.train.parallel import join_ranks
 
 DEFAULT_MINUTES = 2.0
@@ -73,6 +73,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
         "epochs": round(result.steps * loop.rows_per_step / source.rows_per_epoch, 3),
     }
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | composition)
+    write_speed(out, loop, result)
     remove_checkpoint(out)
 
 

@@ -61,13 +61,19 @@ def read_run(path: Path) -> RunFolder:
 
 def _read_stage(folder: Path) -> StageFiles:
     return StageFiles(
-        summary=_read_object(folder / "summary.json"),
+        summary=_read_object(folder / "summary.json") | _measured(folder),
         scores=_read_object(folder / "scores.json"),
         cost=_read_object(folder / "cost.json"),
         metrics=read_lines(folder / VALUES_FILE),
         timings=read_lines(folder / MEASURED_FILE),
         samples=read_lines(folder / "samples.jsonl"),
     )
+
+
+def _measured(folder: Path) -> Row:
+    """What the stage measured of itself, apart from its content since two equal runs differ in it."""
+    measured = _read_object(folder / "measured.json")
+    return {"measured": measured} if measured else {}
 
 
 def _read_object(path: Path) -> Row:

@@ -14,7 +14,7 @@ from groundup.engine.sampling import Sampling
 from groundup.formats.huggingface import save_model
 from groundup.model.transformer import Decoder
 from groundup.record.metrics import read_lines
-from groundup.storage import write_atomically
+from groundup.storage import write_atomically, write_json
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.loop import LoopConfig, TrainingResult
 
@@ -33,9 +33,8 @@ def save_trained(model: Decoder, words: Tokenizer, tokenizer: Path, out: Path) -
 
 
 def summarise(model: Decoder, context: int, loop: LoopConfig, result: TrainingResult) -> dict[str, Any]:
-    """What the report shows of a training run; sizes in parameters and tokens, speeds per second."""
+    """What the report shows of a training run; sizes in parameters and tokens."""
     shape = model.config
-    flops_per_second = result.tokens_per_second * loop.flops_per_token
     return {
         "preset": shape.family,
         "layers": len(shape.layers),
@@ -49,7 +48,15 @@ def summarise(model: Decoder, context: int, loop: LoopConfig, result: TrainingRe
         "flops": result.tokens * loop.flops_per_token,
         "dtype": str(loop.compute_dtype).removeprefix("torch."),
         "compiled": loop.compile,
-        "measured": {
+    }
+
+
+def write_speed(out: Path, loop: LoopConfig, result: TrainingResult) -> None:
+    """Write `measured.json`: how fast it went, which two equal runs never agree on, and so is no content."""
+    flops_per_second = result.tokens_per_second * loop.flops_per_token
+    write_json(
+        out / "measured.json",
+        {
             "threads": torch.get_num_threads(),
             "train_seconds": result.seconds,
             "tokens_per_second": result.tokens_per_second,
@@ -57,7 +64,7 @@ def summarise(model: Decoder, context: int, loop: LoopConfig, result: TrainingRe
             "peak_flops": loop.peak_flops,
             "utilisation": flops_per_second / loop.peak_flops,
         },
-    }
+    )
 
 
 @dataclass

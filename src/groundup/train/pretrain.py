@@ -19,7 +19,7 @@ from groundup.train.config import PretrainConfig
 from groundup.train.heldout import heldout_loss
 from groundup.train.loop import LoopConfig, check_split, resolve_compile, resolve_dtype, train
 from groundup.train.optim import LearningRates
-from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise
+from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
 from groundup.train.parallel import join_ranks
 
 DEFAULT_MINUTES = 5.0
@@ -67,6 +67,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         "learning_rates": asdict(loop.learning_rates),
     }
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | figures)
+    write_speed(out, loop, result)
     remove_checkpoint(out)
 
 
