@@ -20,6 +20,7 @@ from typing import Any
 
 from groundup.errors import UserError
 from groundup.recipe.lineage import write_lineage
+from groundup.recipe.ranks import Call, dismiss, follow, follows, lead
 from groundup.recipe.stages import STAGES, Stage, load
 from groundup.recipe.stamp import Stamp, finish_stamp, read_stamp, write_stamp
 from groundup.record.cost import Meter
@@ -50,8 +51,12 @@ def run_stages(
 
     inputs: artefacts from elsewhere, by what they are (`corpus`, `pretrain`, …). Whatever else a stage needs must be
     made by an earlier one or lie in the run folder already.
+    Under torchrun the first rank does all this, and the others join it in the stages that train.
     Raises UserError, before anything is run, if an input is missing or another process works in the folder.
     """
+    if follows():
+        follow()
+        raise SystemExit(0)  # reports and hints are the first rank's affair
     chosen = [stage for stage in stages if stage.name in configs]
     if not folder.exists():
         _require_inputs(chosen, inputs or {}, folder)
@@ -62,6 +67,7 @@ def run_stages(
             place = f"{number}/{len(chosen)} " if len(chosen) > 1 else ""
             run.execute(stage, configs[stage.name], f"{place}{stage.name}")
         write_lineage(run.folder, run.ledger, stages)
+    dismiss()
 
 
 def _require_inputs(chosen: Sequence[Stage], at_hand: Mapping[str, Artefact], folder: Path) -> None:
@@ -189,7 +195,10 @@ def _make(stage: Stage, config: Any, inputs: Mapping[str, Path], out: Path, want
     say(f"{title}: {'goes on from where it was interrupted' if goes_on else stage.summary}")
     try:
         with Meter(working / "cost.json") as meter:
-            load(stage.function)(config, working, **inputs)
+            call = Call(stage.function, config, working, inputs)
+            if stage.parallel:
+                lead(call)
+            call.run()
     except BaseException:
         if not stage.resumable:
             shutil.rmtree(working, ignore_errors=True)

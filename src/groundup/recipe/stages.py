@@ -20,6 +20,7 @@ class Stage:
     makes: the kind of artefact, by which other stages ask for it as an input.
     rooms: whose source decides the outcome; a change there runs the stage again. What only reports, measures or stores
         (record, hardware, settings, storage) is not among them.
+    parallel: under torchrun `run` is called on every rank, elsewhere and otherwise on the first alone.
     resumable: `run` goes on from what an interrupted one left in its working folder.
     fingerprint: function of the config that hashes what the stage reads from outside the run folder.
     """
@@ -32,6 +33,7 @@ class Stage:
     inputs: tuple[str, ...]
     rooms: tuple[str, ...]
     summary: str
+    parallel: bool = False
     resumable: bool = False
     makes_model: bool = False
     fingerprint: str | None = None
@@ -107,6 +109,7 @@ STAGES = (
         inputs=("tokens", "tokenizer"),
         rooms=("train", "tokens", "model", "formats", "engine"),
         summary="train a model from random weights to continue text",
+        parallel=True,
         resumable=True,
         makes_model=True,
     ),
@@ -119,6 +122,7 @@ STAGES = (
         inputs=("corpus", "pretrain"),
         rooms=("align", "assist", "train", "tokens", "model", "formats", "engine"),
         summary="teach the model to answer in a conversation",
+        parallel=True,
         resumable=True,
         makes_model=True,
     ),

@@ -7,10 +7,15 @@ divided by the global number of targets. The result does not depend on the numbe
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+# How long the other ranks wait while the first prepares a stage: reading and tokenising a large corpus takes hours.
+STAGE_TIMEOUT = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,13 @@ class Ranks:
         dist.broadcast(shared, src=0)
         return float(shared)
 
+    def share(self, value: Any) -> Any:
+        """The leading rank's object, on every rank."""
+        boxed = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(boxed, src=0)
+        return boxed[0]
+
 
 def join_ranks() -> Ranks:
     """Join the process group that torchrun describes in the environment, or stay alone."""
@@ -56,5 +68,5 @@ def join_ranks() -> Ranks:
     if count == 1:
         return Ranks()
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=STAGE_TIMEOUT)
     return Ranks(dist.get_rank(), dist.get_world_size())
