@@ -1,0 +1,109 @@
+"""Training runs of a second: rows with uneven numbers of targets, and the loop's settings for them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tiny import VOCABULARY, ListStream, hot_decoder, tiny_config
+from torch import Tensor, nn
+
+from groundup.model.transformer import Decoder
+from groundup.record.metrics import VALUES_FILE, read_lines
+from groundup.tokens.batches import IGNORE, Int64s, PackedDocuments, Rows, RowSource
+from groundup.train.loop import LoopConfig, Watch, train
+from groundup.train.optim import LearningRates
+from groundup.train.parallel import Ranks
+
+CONTEXT = 24
+STEPS = 6
+BOS = 1
+
+
+def loop_config(**changes: Any) -> LoopConfig:
+    """Six steps of twelve rows in float32, checkpoints only where asked for."""
+    plain = LoopConfig(
+        title="test",
+        steps=STEPS,
+        seconds=None,
+        rows_per_step=12,
+        micro_rows=12,
+        learning_rates=LearningRates(matrices=0.02, embedding=0.2, head=0.004),
+        warmup=0.0,
+        cooldown=0.5,
+        compute_dtype=torch.float32,
+        compile=False,
+        evaluations=0,
+        checkpoint_seconds=float("inf"),
+        bytes_per_token=1.0,
+        flops_per_token=1.0,
+        peak_flops=1.0,
+    )
+    return replace(plain, **changes)
+
+
+@dataclass
+class UnevenRows:
+    """Packed documents of which some rows carry few targets, so that a mean of means is not the mean.
+
+    asked: every row number that was asked for, in order.
+    """
+
+    seed: int = 0
+    asked: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        generator = np.random.default_rng(self.seed)
+        documents = [generator.integers(2, VOCABULARY, length).tolist() for length in generator.integers(1, 60, 80)]
+        self._packed = PackedDocuments(ListStream(documents), CONTEXT, BOS, self.seed)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        return self._packed.rows_per_epoch
+
+    def rows(self, numbers: Int64s) -> Rows:
+        self.asked.extend(numbers.tolist())
+        rows = self._packed.rows(numbers)
+        first_with_loss = (numbers * 7) % CONTEXT
+        targets = np.where(np.arange(CONTEXT) < first_with_loss[:, None], IGNORE, rows.targets)
+        return replace(rows, targets=targets)
+
+
+@dataclass(frozen=True)
+class WatchedRanks(Ranks):
+    """Keeps the summed gradients of every step."""
+
+    gradients: list[list[Tensor]] = field(default_factory=list)
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        parameters = list(parameters)
+        super().add_gradients(parameters)
+        self.gradients.append([parameter.grad.clone() for parameter in parameters])
+
+
+def train_tiny(
+    out: Path,
+    preset: str = "nanochat",
+    *,
+    source: RowSource | None = None,
+    ranks: Ranks | None = None,
+    watch: Watch = lambda step: {},
+    **changes: Any,
+) -> Decoder:
+    """A hot model (a fresh one starts with zeros, and with it most gradients) after a run of the loop in `out`."""
+    model = hot_decoder(tiny_config(preset, context=CONTEXT), dtype=torch.float32).train()
+    train(model, source or UnevenRows(), loop_config(**changes), out, watch, ranks or Ranks())
+    return model
+
+
+def orthogonalise_exactly(matrices_nij: Tensor) -> Tensor:
+    """Stands in for Muon's own, whose bfloat16 turns a difference in the eighth digit into one in the third."""
+    left, _, right = torch.linalg.svd(matrices_nij.double(), full_matrices=False)
+    return left @ right
+
+
+def losses(out: Path) -> list[float]:
+    """The loss of every step, from the metrics in `out`."""
+    return [line["loss"] for line in read_lines(out / VALUES_FILE)]

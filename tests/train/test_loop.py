@@ -1,0 +1,194 @@
+"""The loop: what a step computes does not depend on how its rows are split, ordered or packed."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import VOCABULARY, ListStream, hot_decoder, tiny_config
+from tiny_training import (
+    BOS,
+    CONTEXT,
+    STEPS,
+    UnevenRows,
+    WatchedRanks,
+    loop_config,
+    losses,
+    orthogonalise_exactly,
+    train_tiny,
+)
+from torch import Tensor
+
+from groundup.errors import UserError
+from groundup.model.presets import PRESETS
+from groundup.model.transformer import Decoder
+from groundup.record.metrics import read_lines
+from groundup.tokens.batches import IGNORE, Int64s, Rows, RowSource, rows_at
+from groundup.train import optim
+from groundup.train.loop import check_split, resolve_compile, resolve_dtype
+from groundup.train.optim import LearningRates
+
+ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
+
+
+def _first_step(out: Path, preset: str, source: RowSource, micro_rows: int) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of the first step of a run."""
+    out.mkdir()
+    ranks = WatchedRanks()
+    train_tiny(out, preset, source=source, ranks=ranks, micro_rows=micro_rows, steps=1)
+    return losses(out)[0], ranks.gradients[0]
+
+
+def _by_definition(preset: str) -> tuple[float, list[Tensor]]:
+    """The mean over all targets of the first step, with its gradients, in float64 and from full logits."""
+    model = hot_decoder(tiny_config(preset, context=CONTEXT), dtype=torch.float32).double()
+    rows = UnevenRows().rows(np.arange(loop_config().rows_per_step))
+    input_ids, targets, positions, segments = map(torch.from_numpy, rows.arrays())
+    logits = model.logits(model.hidden(input_ids, positions, segments))
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    loss.backward()
+    return loss.item(), [parameter.grad for parameter in model.parameters()]
+
+
+def _assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        assert (one - other).norm() <= tolerance * other.norm()
+
+
+@ALL_PRESETS
+@pytest.mark.parametrize("micro_rows", [12, 6, 3, 1])
+def test_loss_and_gradients_are_the_mean_over_all_targets_however_split(preset: str, micro_rows: int, tmp_path: Path):
+    loss, gradients = _first_step(tmp_path / "run", preset, UnevenRows(), micro_rows)
+    expected_loss, expected_gradients = _by_definition(preset)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    _assert_close(gradients, expected_gradients)
+
+
+class WholeDocuments:
+    """Rows that each hold the same whole documents, in an order of their own for each `order`."""
+
+    rows_per_epoch = 100
+
+    def __init__(self, order: int) -> None:
+        self._order = order
+
+    def rows(self, numbers: Int64s) -> Rows:
+        packed = [self._row(number) for number in numbers.tolist()]
+        return Rows(*(np.concatenate(arrays) for arrays in zip(*(row.arrays() for row in packed), strict=True)))
+
+    def _row(self, number: int) -> Rows:
+        content = np.random.default_rng(number)
+        lengths = (1, 9, 3, 4, 7)
+        documents = [content.integers(2, VOCABULARY, length).tolist() for length in lengths]
+        documents = [documents[index] for index in np.random.default_rng(self._order + number).permutation(5)]
+        stream = ListStream(documents)
+        assert stream.total_tokens == CONTEXT
+        return rows_at(np.array([0]), stream.tokens(0, CONTEXT)[None], stream.offsets, BOS)
+
+
+@ALL_PRESETS
+def test_loss_and_gradients_do_not_depend_on_the_order_of_documents_in_a_row(preset: str, tmp_path: Path):
+    loss, gradients = _first_step(tmp_path / "one", preset, WholeDocuments(order=0), micro_rows=4)
+    other_loss, other_gradients = _first_step(tmp_path / "other", preset, WholeDocuments(order=1000), micro_rows=4)
+    assert loss == pytest.approx(other_loss, rel=1e-5)
+    _assert_close(gradients, other_gradients)
+
+
+@ALL_PRESETS
+def test_weights_after_several_steps_do_not_depend_on_the_split(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(optim, "orthogonalise", orthogonalise_exactly)
+    models: list[Decoder] = []
+    for micro_rows in (12, 2):
+        out = tmp_path / str(micro_rows)
+        out.mkdir()
+        models.append(train_tiny(out, preset, micro_rows=micro_rows, steps=3))
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "12"), rel=1e-5)
+    whole, split = (list(model.parameters()) for model in models)
+    with torch.no_grad():
+        _assert_close(split, whole)
+        start = hot_decoder(tiny_config(preset, context=CONTEXT), dtype=torch.float32)
+        assert all(
+            (one - other).norm() > 1e-3 * one.norm() for one, other in zip(start.parameters(), whole, strict=True)
+        )
+
+
+def test_the_stream_of_metrics_tells_every_step(tmp_path: Path):
+    source = UnevenRows()
+    config = loop_config(bytes_per_token=2.5, evaluations=2)
+    train_tiny(tmp_path, source=source, bytes_per_token=2.5, evaluations=2, watch=lambda step: {"seen": step})
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line.get("seen") for line in lines] == [None, None, 3, None, None, 6]
+    counts = [UnevenRows().rows(np.arange(12 * step, 12 * step + 12)).target_count() for step in range(STEPS)]
+    assert [line["tokens"] for line in lines] == np.cumsum(counts).tolist()
+    for line in lines:
+        assert line["bits_per_byte"] == pytest.approx(line["loss"] / math.log(2) / 2.5)
+        assert line["grad_norm"] > 0
+    peak = config.learning_rates.matrices
+    assert [line["learning_rate"] / peak for line in lines] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
+    assert source.asked == list(range(12 * STEPS))
+
+
+def test_grad_norm_is_that_of_all_gradients_together(tmp_path: Path):
+    ranks = WatchedRanks()
+    train_tiny(tmp_path, ranks=ranks, steps=1)
+    squares = sum(gradient.double().square().sum().item() for gradient in ranks.gradients[0])
+    assert read_lines(tmp_path / "metrics.jsonl")[0]["grad_norm"] == pytest.approx(squares**0.5, rel=1e-5)
+
+
+def test_training_learns(tmp_path: Path):
+    train_tiny(tmp_path, steps=60, evaluations=0)
+    assert sum(losses(tmp_path)[-5:]) < 0.8 * sum(losses(tmp_path)[:5])
+
+
+def test_a_budget_in_seconds_ends_near_it(tmp_path: Path):
+    train_tiny(tmp_path, steps=None, seconds=0.5)
+    seconds = [line["seconds"] for line in read_lines(tmp_path / "timings.jsonl")]
+    assert seconds[-1] >= 0.5
+    assert all(before < 0.5 for before in seconds[:-1])
+
+
+def test_a_loss_that_is_no_number_is_the_users_to_mend(tmp_path: Path):
+    rates = LearningRates(matrices=1e30, embedding=1e30, head=1e30)
+    with pytest.raises(UserError, match=r"test: the loss is (nan|inf) at step \d; lower the learning rates"):
+        train_tiny(tmp_path, learning_rates=rates)
+    assert all(math.isfinite(loss) for loss in losses(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "preset",
+    ["nanochat", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(PRESETS) if name != "nanochat")],
+)
+def test_compiled_training_gives_the_losses_of_plain_training(preset: str, tmp_path: Path):
+    for name, compiled in (("plain", False), ("compiled", True)):
+        (tmp_path / name).mkdir()
+        model = train_tiny(tmp_path / name, preset, compile=compiled, steps=3)
+        assert all(layer._compiled_call_impl is None for layer in model.layers)
+    plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert compiled[0] == pytest.approx(plain[0], rel=1e-5)
+    # Muon's bfloat16 magnifies the last digit of the first step's gradients.
+    assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused():
+    check_split(rows_per_step=12, micro_rows=3, ranks=2)
+    check_split(rows_per_step=12, micro_rows=100, ranks=4)
+    with pytest.raises(UserError, match="12 rows cannot be split evenly over 5 ranks"):
+        check_split(rows_per_step=12, micro_rows=3, ranks=5)
+    with pytest.raises(UserError, match=r"6 rows per rank cannot be split evenly into micro-batches of 4 rows"):
+        check_split(rows_per_step=12, micro_rows=4, ranks=2)
+
+
+def test_precision_and_compilation_follow_the_machine_only_when_asked_to():
+    assert resolve_dtype("auto", computes_bfloat16=True) == torch.bfloat16
+    assert resolve_dtype("auto", computes_bfloat16=False) == torch.float32
+    assert resolve_dtype("bfloat16", computes_bfloat16=False) == torch.bfloat16
+    assert resolve_dtype("float32", computes_bfloat16=True) == torch.float32
+    assert resolve_compile("always", steps=1, seconds=None, flops_per_step=1.0)
+    assert not resolve_compile("never", steps=None, seconds=1e6, flops_per_step=1e18)
+    assert not resolve_compile("auto", steps=10, seconds=None, flops_per_step=1e9)
+    assert not resolve_compile("auto", steps=None, seconds=30.0, flops_per_step=1e9)
