@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_street import RECIPE, write_texts
 
 INTERRUPTING = Path(__file__).with_name("interrupting.py")
 # Each stage's folder, and at which of its reports of progress it is struck: training far enough to have checkpoints.
@@ -23,68 +24,6 @@ STAGES = {
     "sft": ("05-sft", 3),
     "evaluate": ("06-evaluate", 1),
 }
-
-# The whole street in seconds: a corpus of 40 kB, a model of 40,000 weights.
-RECIPE = """\
-[corpus]
-paths = ["texts"]
-min_chars = 10
-heldout_fraction = 0.2
-quality_filters = false
-near_duplicate_threshold = 1.0
-
-[tokenizer]
-vocab_size = 400
-
-[tokens]
-
-[pretrain]
-preset = "llama"
-depth = 1
-width = 32
-head_dim = 16
-context = 256
-tokens = 10240
-batch_tokens = 1024
-micro_batch_tokens = 1024
-precision = "float32"
-compile = "never"
-evaluations = 2
-checkpoint_minutes = 1e-6
-
-[sft]
-context = 256
-epochs = 1.0
-batch_tokens = 1024
-passages = 40
-precision = "float32"
-compile = "never"
-evaluations = 2
-checkpoint_minutes = 1e-6
-
-[evaluate]
-questions = 2
-answer_tokens = 8
-context = 256
-"""
-
-
-def write_texts(folder: Path) -> None:
-    """Twelve texts of sentences that have something to ask about."""
-    chance = random.Random(5)
-    places = "river hill wood tower market bridge harbour garden mill lane".split()
-    people = "miller baker sailor widow doctor painter smith king".split()
-    folder.mkdir()
-    for number in range(12):
-        paragraphs = [
-            " ".join(
-                f"The {chance.choice(people)} of the {chance.choice(places)} walked to the {chance.choice(places)} "
-                f"and found {chance.randrange(100)} coins there."
-                for _ in range(4)
-            )
-            for _ in range(12)
-        ]
-        (folder / f"text-{number:02}.txt").write_text("\n\n".join(paragraphs))
 
 
 @pytest.fixture

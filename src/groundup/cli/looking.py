@@ -12,6 +12,7 @@ from groundup.cli.running import REPORT, RUNS
 from groundup.errors import UserError
 from groundup.recipe.runner import LEDGER
 from groundup.recipe.stages import STAGES, load
+from groundup.recipe.stamp import read_stamp
 from groundup.record.ledger import Ledger, Record
 from groundup.storage import hash_folder
 
@@ -129,19 +130,27 @@ def _print_lines(records: Iterable[Record]) -> None:
 
 
 def _verify(ledger: Ledger) -> None:
-    """Check the chain, then each stage's latest record against its files. Raises UserError at the first difference."""
+    """Check the chain, then each stage's folder against its record. Raises UserError at the first difference."""
     ledger.verify()
     run = ledger.path.parent
-    folders = {stage.name: run / stage.folder for stage in STAGES}
-    latest = {folders[record.stage]: record for record in ledger.records if record.stage in folders}
-    for folder, record in latest.items():
+    records = {run / stage.folder: _record_of(run / stage.folder, stage.makes, ledger) for stage in STAGES}
+    for folder, record in records.items():
+        recorded = record.content if record is not None else {}
         found = hash_folder(folder) if folder.is_dir() else {}
-        changed = sorted(
-            name for name in found.keys() | record.content.keys() if found.get(name) != record.content.get(name)
-        )
+        changed = sorted(name for name in found.keys() | recorded.keys() if found.get(name) != recorded.get(name))
         if changed:
             raise UserError(f"{folder / changed[0]} is not what the ledger recorded: it was changed, added or removed")
-    print(f"{run}: {len(ledger.records)} records in an unbroken chain, {len(latest)} folders as recorded")
+    count = sum(record is not None for record in records.values())
+    print(f"{run}: {len(ledger.records)} records in an unbroken chain, {count} folders as recorded")
+
+
+def _record_of(folder: Path, makes: str, ledger: Ledger) -> Record | None:
+    """The record of what the folder holds, or held before it was removed."""
+    stamp = read_stamp(folder)
+    if stamp is not None:
+        return ledger.find(stamp.stage, stamp.key)
+    makers = [stage.name for stage in STAGES if stage.makes == makes]
+    return next((record for record in reversed(ledger.records) if record.stage in makers), None)
 
 
 def _doctor(flags: argparse.Namespace) -> None:

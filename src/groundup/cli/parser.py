@@ -75,7 +75,7 @@ def _add_shared(parser: Parser) -> None:
     shared = parser.add_argument_group("flags of every verb")
     unset = argparse.SUPPRESS
     shared.add_argument("--quiet", action="store_true", default=unset, help="say nothing but results and errors")
-    shared.add_argument("--threads", type=int, default=unset, metavar="N", help="processor threads (default: all)")
+    shared.add_argument("--threads", type=int, default=unset, metavar="COUNT", help="processor threads (default: all)")
 
 
 def build_parser() -> Parser:
