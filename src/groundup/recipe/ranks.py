@@ -35,6 +35,7 @@ def follow() -> None:
     """Run what the first rank calls for, until it dismisses the others."""
     while (call := _share(None)) is not None:
         call.run()
+    _part()
 
 
 def lead(call: Call) -> None:
@@ -45,6 +46,15 @@ def lead(call: Call) -> None:
 def dismiss() -> None:
     """Let the other ranks end."""
     _share(None)
+    _part()
+
+
+def _part() -> None:
+    """Leave the process group in order, so that no rank waits for one that is gone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from groundup.train.parallel import leave_ranks
+
+        leave_ranks()
 
 
 def _share(call: Call | None) -> Call | None:

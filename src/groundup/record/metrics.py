@@ -102,7 +102,7 @@ class Progress:
     Silent when the environment says GROUNDUP_QUIET=1, and on every rank but the first under torchrun (RANK).
 
     total: the amount at which the work is done, or None where nobody knows.
-    unit: what is counted, in the plural; `B` for bytes.
+    unit: what is counted, in the plural; `B` for bytes, `%` for a share of the whole.
     done: the amount that an earlier run has done already; it counts as progress but not as speed.
     """
 
@@ -150,7 +150,8 @@ class Progress:
     def _describe(self, now: float) -> str:
         (before, done_before) = self._recent[0]
         rate = (self._done - done_before) / max(now - before, 1e-9)
-        parts = [self._amounts(), self._rate(rate)]
+        # Per cent a second say nothing; who counts in them says how fast it goes among the fields.
+        parts = [f"{int(self._done):3d} %"] if self._unit == "%" else [self._amounts(), self._rate(rate)]
         if self._total is not None and rate > 0:
             parts.append(f"{format_duration(max(self._total - self._done, 0.0) / rate)} left")
         return " · ".join(parts) + self._shown_fields()

@@ -7,6 +7,7 @@ with the same number of threads; a budget in seconds follows the clock and is ex
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -117,7 +118,12 @@ def train(
                 with torch.compiler.set_stance("force_eager"):
                     values |= watch(counters.step)
             metrics.write(counters.step, values, _measured(counters, speeds[-1], config))
-            progress.advance((config.spent(counters) - spent) * 100, loss=values["loss"], tokens=counters.tokens)
+            progress.advance(
+                (config.spent(counters) - spent) * 100,
+                loss=values["loss"],
+                tokens=counters.tokens,
+                tokens_per_second=speeds[-1],
+            )
             keeper.after_step(counters)
     return TrainingResult(
         counters.step, counters.tokens, counters.seconds, statistics.median(speeds[WARM_STEPS:] or speeds or [0.0])
@@ -227,12 +233,12 @@ def _passes_mark(before: float, after: float, marks: int) -> bool:
 
 @contextmanager
 def _metrics(out: Path, counters: Counters, config: LoopConfig, ranks: Ranks) -> Iterator[MetricsWriter]:
-    """The metrics files of `out`, cut back to the checkpoint; other ranks write theirs where nobody looks."""
-    folder = out if ranks.leads else out / f".rank-{ranks.rank}"
-    folder.mkdir(exist_ok=True)
-    track = config.track if ranks.leads else ()
-    with MetricsWriter(folder, counters.step or None, track) as metrics:
-        yield metrics
+    """The metrics files of `out`, cut back to the checkpoint; those of other ranks are thrown away."""
+    with tempfile.TemporaryDirectory() as thrown_away:
+        folder = out if ranks.leads else Path(thrown_away)
+        track = config.track if ranks.leads else ()
+        with MetricsWriter(folder, counters.step or None, track) as metrics:
+            yield metrics
 
 
 def _progress(config: LoopConfig, counters: Counters) -> Progress:

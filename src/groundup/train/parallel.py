@@ -70,3 +70,9 @@ def join_ranks() -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=STAGE_TIMEOUT)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave_ranks() -> None:
+    """Wait for all ranks and end the process group."""
+    dist.barrier()
+    dist.destroy_process_group()
