@@ -35,7 +35,7 @@ PROSE_RULES = (
     Rule("too few alphabetic words", "alphabetic_words", low=0.7),
     Rule("too many symbols", "symbols_per_word", high=0.1),
     Rule("mostly a list", "bullet_lines", high=0.9),
-    Rule("cut-off lines", "ellipsis_lines", high=0.3),
+    Rule("cut-off lines", "ellipsis_lines", high=0.5),
     Rule("repeated lines", "repeated_lines", high=0.5),
     Rule("repeated phrases", "repeated_phrases", high=0.65),
     Rule("one phrase over and over", "top_phrase", high=0.2),
@@ -107,8 +107,9 @@ def _symbols_per_word(chunk: Chunk) -> Numbers:
 
 
 def _bullet_lines(chunk: Chunk) -> Numbers:
-    first, third = chunk.data[chunk.lines.starts], chunk.data[np.minimum(chunk.lines.starts + 2, len(chunk.data) - 1)]
-    bullets = (first == ord("-")) | (first == ord("*")) | ((first == _BULLET[0]) & (third == _BULLET[2]))
+    bullets = np.zeros(len(chunk.lines.starts), np.bool_)
+    for sign in _BULLETS:
+        bullets |= _stands_at(chunk, chunk.lines.starts, sign)
     return _sums(chunk.lines, bullets) / np.maximum(chunk.lines.counts, 1)
 
 
@@ -195,9 +196,16 @@ def _repeated_share(documents_of_distinct: Integers, totals: Integers) -> Number
 
 
 def _ends_in_ellipsis(chunk: Chunk) -> Flags:
-    last, third_last = chunk.data[chunk.lines.ends - 1], chunk.data[np.maximum(chunk.lines.ends - 3, 0)]
-    dots = (last == ord(".")) & (third_last == ord("."))
-    return dots | ((last == _ELLIPSIS[2]) & (third_last == _ELLIPSIS[0]))
+    starts = np.maximum(chunk.lines.ends - 3, 0)
+    return _stands_at(chunk, starts, b"...") | _stands_at(chunk, starts, "…".encode())
+
+
+def _stands_at(chunk: Chunk, positions: Integers, sign: bytes) -> Flags:
+    """At which positions the bytes of `sign` stand."""
+    found = np.ones(len(positions), np.bool_)
+    for offset, byte in enumerate(sign):
+        found &= chunk.data[np.minimum(positions + offset, len(chunk.data) - 1)] == byte
+    return found
 
 
 def _running_count(flags: Flags) -> Integers:
@@ -225,5 +233,4 @@ def _byte_table(holds: Callable[[int], bool]) -> Flags:
 
 _IS_LETTER = _byte_table(lambda byte: byte >= 0x80 or chr(byte).isalpha())
 _IS_SPACE = _byte_table(lambda byte: chr(byte) in " \t\n")
-_BULLET = "•".encode()
-_ELLIPSIS = "…".encode()
+_BULLETS = (b"-", b"*", "•".encode())

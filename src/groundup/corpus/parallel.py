@@ -81,4 +81,8 @@ def _serve(connection: Connection, function: Callable[[Item], Result]) -> None:
             answer: tuple[bool, Any] = (True, function(item))
         except Exception as error:
             answer = (False, error)
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            # Nobody waits for it any more.
+            return

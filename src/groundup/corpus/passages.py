@@ -50,7 +50,7 @@ def text_passages(text: str) -> list[Passage]:
 
 
 _BLANK_LINE = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+|\n")
+_SENTENCE_ENDS = (". ", "! ", "? ", '." ', '!" ', '?" ', "\n")
 
 
 def _module_name(path: str) -> str:
@@ -61,8 +61,8 @@ def _module_name(path: str) -> str:
 def _cut_at_sentences(text: str) -> Iterator[str]:
     """Pieces of at most MAX_PASSAGE_CHARS that end where a sentence or a line does, if there is such a place."""
     while len(text) > MAX_PASSAGE_CHARS:
-        ends = [match.end() for match in _SENTENCE_END.finditer(text, MIN_PASSAGE_CHARS, MAX_PASSAGE_CHARS)]
-        end = ends[-1] if ends else MAX_PASSAGE_CHARS
+        found = [(text.rfind(sign, MIN_PASSAGE_CHARS, MAX_PASSAGE_CHARS), sign) for sign in _SENTENCE_ENDS]
+        end = max((position + len(sign) for position, sign in found if position >= 0), default=MAX_PASSAGE_CHARS)
         yield text[:end].strip()
         text = text[end:]
     if text.strip():

@@ -177,11 +177,10 @@ def _cut_into_parts(text: str) -> list[str]:
     start = 0
     while len(text) - start > 2 * PART_CHARS:
         limit = start + PART_CHARS
-        cut = text.rfind("\n\n", start + 1, limit)
-        if cut < 0:
-            cut = text.rfind("\n", start + 1, limit)
-        # A text without line ends has no better place than any.
-        end = cut + 1 if cut >= 0 else limit
+        # rfind gives -1 where there is none; a text without line ends has no better place than any.
+        end = text.rfind("\n\n", start, limit) + 2
+        if end <= start + 1:
+            end = text.rfind("\n", start, limit) + 1 or limit
         parts.append(text[start:end])
         start = end
     parts.append(text[start:])
