@@ -51,6 +51,16 @@ def finish_folder(working: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has everything in the folder: what is said to be whole must be so after a power cut too."""
+    for path in [folder, *folder.rglob("*")]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hex; the same as `sha256sum` prints."""
     with open(path, "rb") as file:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from groundup.storage import hash_folder, hash_value, write_json
+from groundup.storage import flush_folder, hash_folder, hash_value, write_json
 
 # Hidden, so it is no part of the content that it describes.
 _FILE = ".stage.json"
@@ -60,7 +60,8 @@ def write_stamp(folder: Path, stamp: Stamp) -> None:
 
 
 def finish_stamp(folder: Path, stamp: Stamp) -> Stamp:
-    """Say that the work is done, and what it made. Reads every file once."""
+    """Say that the work is done, and what it made. Reads every file once, after the disk has it."""
+    flush_folder(folder)
     content = hash_folder(folder)
     finished = replace(stamp, content=content, sizes={name: (folder / name).stat().st_size for name in content})
     write_stamp(folder, finished)
