@@ -99,6 +99,14 @@ def test_what_many_groups_say_is_idiom_and_what_few_say_is_a_quote():
     assert idioms(("the same", match) for match in matches) == set()
 
 
+def test_rows_of_numbers_are_no_quotes():
+    numbers = "The first are 2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47."
+    said = "They come in this order, one after the other and none left out: 2, 3, 5, 7, 11, 13."
+    index = QuoteIndex([numbers, said], quote_words=13)
+    found = [merge(index.find(Chunk([f"primes = [{numbers}]".encode()]))), merge(index.find(Chunk([said.encode()])))]
+    assert [len(quotes) for quotes in found] == [0, 1]
+
+
 def test_cutting_leaves_every_other_byte():
     text = "ä [one two] and [three] ö".encode()
     spans = [Quote(text.index(b"one"), text.index(b"]")), Quote(text.index(b"three"), text.rindex(b"]"))]

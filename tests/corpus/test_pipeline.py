@@ -76,7 +76,7 @@ def test_what_is_rejected_is_rejected_for_its_reason(corpus):
         "text99-copy.txt": "exact duplicate",
         "text99-near.txt": "near duplicate",
         "short.txt": "too short",
-        "old.py": "not Python 3",
+        "old.py": "does not parse",
     }
     (near,) = (row for row in corpus["rejected"] if row["reason"] == "near duplicate")
     (original,) = (row for name in ("train", "heldout") for row in corpus[name] if row["path"] == "text07.txt")

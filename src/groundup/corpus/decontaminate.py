@@ -3,8 +3,8 @@
 A quote is a run of `quote_words` words that also stands in a held-out passage, or a whole passage of at least
 SHORTEST_QUOTE words. Shorter agreement ("Return the number of items.") is idiom. So is a run, however long, that more
 than IDIOM_GROUPS independent training documents have in common: on 24,000 Wikipedia stubs, nine in ten shared runs are
-such templates ("… is a species of beetle of the family …"). To cut idiom would remove innocent text and protect no
-question. Case, punctuation and line breaks do not hide a quote.
+such templates ("… is a species of beetle of the family …"). Rows of numbers are data. To cut either would remove
+innocent text and protect no question. Case, punctuation and line breaks do not hide a quote.
 """
 
 import bisect
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Hashes, Units, word_grams, word_grams_at
+from groundup.corpus.words import Chunk, Grams, Hashes, word_grams, word_grams_at
 
 SHORTEST_QUOTE = 8
 IDIOM_GROUPS = 3
@@ -57,16 +57,18 @@ class QuoteIndex:
 
     def __init__(self, passages: Sequence[str], quote_words: int) -> None:
         self._quote_words = quote_words
-        words = Chunk([passage.encode() for passage in passages]).words
+        chunk = Chunk([passage.encode() for passage in passages])
+        words = chunk.words
         # Every match starts with one of these; which of them begin one is looked up later.
         self._probes = np.unique(word_grams(words, SHORTEST_QUOTE).hashes)
         self._sieve = np.zeros(1 << _SIEVE_BITS, np.bool_)
         self._sieve[self._probes >> np.uint64(64 - _SIEVE_BITS)] = True
-        self._known = {quote_words: np.unique(word_grams(words, quote_words).hashes)}
+        runs = word_grams(words, quote_words)
+        self._known = {quote_words: np.unique(runs.hashes[_is_told_in_words(chunk, runs)])}
         # Passages too short to hold such a run count as a whole.
         for length in range(SHORTEST_QUOTE, quote_words):
             if (words.counts == length).any():
-                self._known[length] = _whole_passages(words, length)
+                self._known[length] = _whole_passages(chunk, length)
 
     def find(self, chunk: Chunk) -> list[Match]:
         """The runs that the documents of a chunk share with held-out passages; they may overlap."""
@@ -132,9 +134,18 @@ def widen_to_sentences(text: bytes, quotes: Sequence[Quote]) -> list[Quote]:
     return widened
 
 
-def _whole_passages(words: Units, length: int) -> Hashes:
-    grams = word_grams(words, length)
-    return np.unique(grams.hashes[words.counts[grams.documents] == length])
+def _whole_passages(chunk: Chunk, length: int) -> Hashes:
+    runs = word_grams(chunk.words, length)
+    is_whole = chunk.words.counts[runs.documents] == length
+    return np.unique(runs.hashes[is_whole & _is_told_in_words(chunk, runs)])
+
+
+def _is_told_in_words(chunk: Chunk, runs: Grams) -> npt.NDArray[np.bool_]:
+    """Which runs consist of words rather than numbers, by more than half."""
+    first = chunk.data[chunk.words.starts]
+    numbers = np.concatenate([[0], np.cumsum((first >= ord("0")) & (first <= ord("9")))])
+    is_told: npt.NDArray[np.bool_] = 2 * (numbers[runs.positions + runs.size] - numbers[runs.positions]) < runs.size
+    return is_told
 
 
 def _is_in(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:

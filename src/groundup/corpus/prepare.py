@@ -81,7 +81,7 @@ def prepare(work: tuple[CorpusConfig, Sequence[Document]]) -> Prepared:
             try:
                 found = find_passages(extract.text, document.kind, document.path)
             except SyntaxError:
-                reasons[index] = "not Python 3"
+                reasons[index] = "does not parse"
         passages.append(found)
     rows = pa.RecordBatch.from_pydict(
         {
