@@ -87,8 +87,8 @@ def train(
 ) -> TrainingResult:
     """Train `model` in place, keeping checkpoint and metrics in `out`; goes on from a checkpoint that lies there.
 
-    Raises UserError when the loss is no number any more, and KeyboardInterrupt after Ctrl-C or SIGTERM, both with a
-    checkpoint on disk.
+    Raises UserError when the loss is no number any more, and KeyboardInterrupt after Ctrl-C or SIGTERM, then with a
+    checkpoint of the last step on disk.
     """
     model.compute_dtype = config.compute_dtype
     optimizers = build_optimizers(model, config.learning_rates)

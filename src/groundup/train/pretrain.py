@@ -37,6 +37,8 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
     ranks = join_ranks()
     shards, heldout = Shards.open(tokens / "train"), Shards.open(tokens / "heldout")
     shards.check_tokenizer(tokenizer)
+    if heldout.total_tokens == 0:
+        raise UserError(f"{tokens / 'heldout'}: no text to score the model on; hold out at least one document")
     words = Tokenizer.load(tokenizer)
     model = build_model(config, words.vocab_size)
     try:
