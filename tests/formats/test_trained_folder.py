@@ -1,0 +1,49 @@
+"""What pre-training has written is a model that `transformers` loads whole: weights, tokenizer and stop tokens."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from groundup.engine.generate import Generator
+from groundup.engine.sampling import Sampling
+from groundup.formats.huggingface import load_model
+from groundup.tokens.tokenizer import Tokenizer
+
+PROMPTS = ("import ", "    def __init__(self, ", "Return the ", "x")
+NEW_TOKENS = 30
+
+
+@pytest.mark.parametrize("preset", ["llama", "nanochat"])
+def test_a_trained_folder_continues_a_text_there_as_here(preset: str, pretrained: Callable[[str], Path]):
+    folder = pretrained(preset)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    their_words = transformers.AutoTokenizer.from_pretrained(folder)
+    words = Tokenizer.load(folder)
+    generator = Generator(load_model(folder), [words.eos_id, words.end_id])
+    for prompt in PROMPTS:
+        ids = their_words(prompt)["input_ids"]
+        assert ids == [words.bos_id, *words.encode(prompt)]
+        expected = theirs.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+        )[0, len(ids) :].tolist()
+        if expected[-1] in generator.stop_ids:
+            expected.pop()
+        answer = list(generator.stream(ids, Sampling(max_tokens=NEW_TOKENS)))
+        assert answer == expected
+        assert their_words.decode(answer, skip_special_tokens=True) == words.decode(answer)
+
+
+@pytest.mark.parametrize("preset", ["llama", "nanochat"])
+@torch.no_grad()
+def test_a_trained_folder_gives_equal_logits_in_its_own_type(preset: str, pretrained: Callable[[str], Path]):
+    folder = pretrained(preset)
+    ids = torch.tensor([Tokenizer.load(folder).encode("def parse(text):\n    return json.loads(text)\n")])
+    ours, theirs = load_model(folder)(ids), transformers.AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    assert ours.dtype == theirs.dtype == torch.float32
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
