@@ -116,6 +116,21 @@ def test_the_first_stays_and_every_removed_one_is_like_one_that_stays():
     assert len(staying) >= 2
 
 
+def test_families_of_copies_are_thinned_as_by_comparing_all_pairs():
+    source = random.Random(9)
+    texts = []
+    for _ in range(40):
+        original = random_text(source, 150)
+        texts += [" ".join(with_edits(source, original, 0.02 * source.random())) for _ in range(5)]
+    threshold = 0.8
+    removed: set[int] = set()
+    for later, earlier in ((b, a) for b in range(200) for a in range(b // 5 * 5, b)):
+        if earlier not in removed and brute_force(texts[later], texts[earlier]) >= threshold:
+            removed.add(later)
+    assert 50 < len(removed) < 160
+    assert len(removed.symmetric_difference(find(texts, threshold))) <= 0.03 * len(removed)
+
+
 def test_many_copies_of_one_text_leave_one():
     text = " ".join(random_text(random.Random(0), 200))
     assert {keeper for keeper, _ in find([text] * 50, 0.8).values()} == {0}
