@@ -47,6 +47,15 @@ def test_an_error_in_a_worker_is_raised_here_and_ends_all():
     assert multiprocessing.active_children() == []
 
 
+def test_workers_leave_ctrl_c_to_their_parent():
+    results = ordered_map(neg, range(20), 2)
+    assert next(results) == 0
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+    assert list(results) == [-number for number in range(1, 20)]
+
+
 PARENT = """
 import multiprocessing, sys, time
 from groundup.corpus.parallel import ordered_map
