@@ -2,7 +2,7 @@
 
 A quote is a run of `quote_words` words that also stands in a held-out passage, or a whole passage of at least
 SHORTEST_QUOTE words. Shorter agreement ("Return the number of items.") is idiom. So is a run, however long, that more
-than IDIOM_GROUPS independent training documents have in common: on 24,000 Wikipedia stubs, nine in ten shared runs are
+than IDIOM_GROUPS independent training documents have in common: on 24,000 Wikipedia stubs, two in three quotes were
 such templates ("… is a species of beetle of the family …"). Rows of numbers are data. To cut either would remove
 innocent text and protect no question. Case, punctuation and line breaks do not hide a quote.
 """

@@ -1,7 +1,7 @@
-"""The documented functions and classes of Python source, six times faster than by way of its syntax tree.
+"""The documented functions and classes of Python source, two to three times faster than by its syntax tree.
 
 `parse_definitions` asks CPython's parser (`ast`) and is always right. Most of its time goes into function bodies that
-nobody asked about, and at 15 MB/s it would cost more than all other steps of the corpus together. `scan_definitions`
+nobody asked about, and at about 15 MB/s it would take half the time of the whole corpus stage. `scan_definitions`
 finds the same with one regular expression that steps over strings and comments, and hands over to the parser whatever
 it is not sure of. On the whole standard library the two agree, definition by definition (tests/corpus).
 """
@@ -145,7 +145,7 @@ def _signature(parameters: str) -> str:
 
 
 def _clean(docstring: str) -> str:
-    # Most docstrings have one line, which needs no cleaning by a function fifty times slower.
+    # Most docstrings have one line, which needs no cleaning by a much slower function.
     return (inspect.cleandoc(docstring) if "\n" in docstring else docstring).strip()
 
 
@@ -179,7 +179,7 @@ def _written_parameters(node: _Node, text: str, line_start: int) -> str:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A syntax tree is many objects and no garbage: the collector would cost a third of the parsing time."""
+    """A syntax tree is many objects and no garbage: the collector would cost a fifth of the parsing time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -45,13 +45,11 @@ def normalise(text: str) -> str:
     """One spelling for what looks the same: NFC, newlines, no trailing spaces, no invisible characters."""
     if not text.isascii():
         text = _replace_lone_surrogates(text)
-        # A quick check that holds for nearly all text, ten times cheaper than normalising.
-        if not unicodedata.is_normalized("NFC", text):
-            text = unicodedata.normalize("NFC", text)
+        text = unicodedata.normalize("NFC", text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _INVISIBLE.sub("", text)
-    # Twenty times faster than a regular expression.
+    # Eight times faster than a regular expression.
     text = "\n".join(map(str.rstrip, text.split("\n")))
     return _BLANK_LINES.sub("\n\n\n", text) if "\n\n\n\n" in text else text
 
