@@ -54,6 +54,15 @@ def test_packed_documents_give_what_each_gives_alone(preset: str, kv_heads: int)
 
 
 @ALL_PRESETS
+def test_distances_are_those_of_the_positions_given(preset: str):
+    # Rotary attention knows only distances, so packing alone cannot tell whether positions are heeded.
+    model, ids, positions = hot_decoder(tiny_config(preset)), random_ids(1, 9), torch.arange(9)[None]
+    plain = model.logits(model.hidden(ids, positions))
+    assert torch.equal(plain, model(ids))
+    assert (model.logits(model.hidden(ids, 2 * positions)) - plain).abs().max() > 1e-3
+
+
+@ALL_PRESETS
 def test_no_bit_of_a_document_reaches_its_neighbours(preset: str):
     model = hot_decoder(tiny_config(preset))
     documents = _documents()

@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(optim, "orthogonalise", orthogonalise_exactly)
         for preset in PRESETS:
             (folder / f"{preset}-1").mkdir()
-            leave_traces(folder / f"{preset}-1", rank=0, count=1, preset=preset, steps=3)
+            leave_traces(folder / f"{preset}-1", rank=0, count=1, preset=preset, steps=2)
         (folder / "unbroken").mkdir()
         leave_traces(folder / "unbroken", rank=0, count=1)
         (folder / "changed").mkdir()
@@ -42,7 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             train_tiny(folder / "changed", evaluations=STEPS, watch=_interrupt)
     assert len(losses(folder / "changed")) == KILLED_AFTER
     jobs: list[tuple[Path, dict[str, Any]]] = [
-        (folder / f"{preset}-2", {"preset": preset, "steps": 3, "micro_rows": 3}) for preset in PRESETS
+        (folder / f"{preset}-2", {"preset": preset, "steps": 2, "micro_rows": 3}) for preset in PRESETS
     ]
     for out, _ in jobs:
         out.mkdir()

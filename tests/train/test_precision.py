@@ -41,4 +41,5 @@ def test_updates_too_small_for_bfloat16_are_not_lost(tmp_path: Path):
     for name, parameter in model.named_parameters():
         moved = parameter != start[name]
         unchanged_in_bfloat16 = parameter.bfloat16() == start[name].bfloat16()
-        assert (moved & unchanged_in_bfloat16).float().mean() > 0.5, name
+        needs_float32 = parameter != parameter.bfloat16()
+        assert (moved & unchanged_in_bfloat16 & needs_float32).float().mean() > 0.5, name
