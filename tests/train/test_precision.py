@@ -12,8 +12,8 @@ from groundup.train import pretrain
 from groundup.train.config import PretrainConfig
 from groundup.train.optim import LearningRates
 
-# Two layers of width 64 on 100 kB of the standard library: the loss falls by half.
-RUN = {**PRETRAINING, "width": 64, "head_dim": 32, "context": 128, "tokens": 80 * 1024, "batch_tokens": 1024}
+# Long enough for the claim to mean something: with activations rounded to float8 (e5m2) the run ends 0.9 % higher.
+RUN = {**PRETRAINING, "width": 64, "head_dim": 32, "context": 128, "tokens": 200 * 1024, "batch_tokens": 1024}
 
 
 @pytest.mark.parametrize("preset", ["nanochat", pytest.param("groundup", marks=pytest.mark.slow)])
