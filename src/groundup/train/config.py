@@ -32,11 +32,11 @@ class PretrainConfig:
     flops: float | None = setting(None, "budget: floating-point operations of training", one_of="budget")
     batch_tokens: int = setting(4096, "tokens per optimizer step, over all ranks")
     micro_batch_tokens: int = setting(8192, "tokens per forward pass; lower it when memory is short")
-    matrix_learning_rate: float = setting(0.02, "Muon's, for the matrices inside the layers")
+    matrix_learning_rate: float = setting(0.04, "Muon's, for the matrices inside the layers")
     embedding_learning_rate: float = setting(
-        0.2, "AdamW's, for the embedding (at width 768; scales with 1/sqrt(width))"
+        0.3, "AdamW's, for the embedding (at width 768; scales with 1/sqrt(width))"
     )
-    head_learning_rate: float = setting(0.004, "AdamW's, for the output head and a tied embedding (scales likewise)")
+    head_learning_rate: float = setting(0.012, "AdamW's, for the output head and a tied embedding (scales likewise)")
     weight_decay: float = setting(0.0, "Muon's, applied only where it agrees with the update")
     warmup: float = setting(0.0, "part of the budget in which the learning rate rises from 0")
     cooldown: float = setting(0.65, "last part of the budget, in which the learning rate falls linearly to 0")
