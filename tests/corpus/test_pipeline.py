@@ -219,7 +219,8 @@ def test_passages_of_prose_are_paragraphs_of_a_readable_size():
         ({"paths": ()}, "`paths` is empty"),
         ({"min_chars": 0}, "`min_chars` must be at least 1"),
         ({"near_duplicate_threshold": 0.1}, "between 0.3 and 1"),
-        ({"heldout_fraction": 0.9}, "between 0 and 0.5"),
+        ({"heldout_fraction": 0.9}, "at most 0.5"),
+        ({"heldout_fraction": 0.0}, "above 0"),
         ({"quote_words": 3}, "at least 8"),
     ],
 )

@@ -48,7 +48,6 @@ def test_something_is_held_out_of_few_large_documents():
     assert choose_heldout(["a", "b", "c"], [1000, 900, 1100], 0.05).tolist() == [False, True, False]
 
 
-def test_nothing_is_held_out_on_request_and_one_document_cannot_be_split():
-    assert not choose_heldout(["a"], [1], 0.0).any()
-    with pytest.raises(UserError, match="heldout_fraction"):
+def test_one_document_cannot_be_split():
+    with pytest.raises(UserError, match="only one document"):
         choose_heldout(["a"], [1], 0.05)

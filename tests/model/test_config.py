@@ -45,3 +45,12 @@ def test_heads_must_share_keys_evenly_and_a_model_needs_layers():
         Attention(heads=4, kv_heads=3, head_dim=16)
     with pytest.raises(ValueError, match="at least one layer"):
         replace(tiny_config("llama"), layers=())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"residual_mix": False}, "residual_mix"), ({"ngram_buckets": (8, 8, 8)}, "pairs and triples")],
+)
+def test_ngram_tables_that_no_layer_could_use_are_refused(change: dict[str, object], named: str):
+    with pytest.raises(ValueError, match=named):
+        replace(build_config("groundup", 2, 300, 64, 64, 16), **change)

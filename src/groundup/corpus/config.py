@@ -22,7 +22,7 @@ class CorpusConfig:
     near_duplicate_threshold: float = setting(
         0.8, "Jaccard similarity of 5-word shingles from which a document is a copy of another; 1 keeps all but equals"
     )
-    heldout_fraction: float = setting(0.05, "part of the kept bytes set apart for evaluation; 0 for none")
+    heldout_fraction: float = setting(0.05, "part of the kept bytes set apart for evaluation")
     quote_words: int = setting(
         13, "a run of so many words shared with a held-out passage is a quote and is cut from the training text"
     )
@@ -36,8 +36,8 @@ class CorpusConfig:
             raise ValueError(
                 f"`near_duplicate_threshold` must be between 0.3 and 1, not {self.near_duplicate_threshold}"
             )
-        if not 0.0 <= self.heldout_fraction <= 0.5:
-            raise ValueError(f"`heldout_fraction` must be between 0 and 0.5, not {self.heldout_fraction}")
+        if not 0.0 < self.heldout_fraction <= 0.5:
+            raise ValueError(f"`heldout_fraction` must be above 0 and at most 0.5, not {self.heldout_fraction}")
         if self.quote_words < 8:
             raise ValueError(
                 f"`quote_words` must be at least 8, not {self.quote_words}; shorter runs are no quotes but idiom"

@@ -18,15 +18,11 @@ def choose_heldout(groups: Sequence[str], sizes: Sequence[int], fraction: float)
     A group that would overshoot stays in train, and so does one larger than half the share: evaluation should not hang
     on a single module.
     Where all documents are of one group (the parts of one book), each document counts as its own.
-    groups, sizes: of each document; sizes in bytes. At least one group is held out if `fraction` is above 0.
+    groups, sizes: of each document; sizes in bytes. At least one group is held out.
     Raises UserError if there is only one document.
     """
-    if fraction == 0:
-        return np.zeros(len(groups), np.bool_)
     if len(groups) < 2:
-        raise UserError(
-            "only one document is left and none can be held out; give more text or set `heldout_fraction` to 0"
-        )
+        raise UserError("only one document is left, so none can be held out to measure on; give at least two")
     if len(set(groups)) == 1:
         groups = [f"{group}#{index}" for index, group in enumerate(groups)]
     group_sizes: dict[str, int] = {}

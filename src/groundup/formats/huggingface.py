@@ -55,7 +55,8 @@ def save_model(model: Decoder, folder: Path, bos_id: int, eos_ids: list[int], pa
     """Write `config.json`, `generation_config.json` and `model.safetensors` into an existing folder, then check them.
 
     eos_ids: tokens at which generation stops.
-    Raises RuntimeError if the folder, read back, does not give equal logits: a bad export never passes as a good one.
+    Raises UserError if the weights give logits that are not finite, and RuntimeError if the folder, read back, does not
+    give equal ones: a bad export never passes as a good one.
     """
     family = FAMILIES[model.config.family]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -141,5 +142,7 @@ def _compare_logits(model: Decoder, loaded: Decoder) -> None:
     compute_dtype, model.compute_dtype = model.compute_dtype, None
     expected = model(input_ids.to(model.device)).cpu()
     model.compute_dtype = compute_dtype
+    if not torch.isfinite(expected).all():
+        raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
     if not torch.equal(expected, loaded(input_ids)):
         raise RuntimeError("the saved model folder does not give the logits of the model it was saved from")

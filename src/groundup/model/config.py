@@ -107,6 +107,10 @@ class ModelConfig:
             raise ValueError("a model needs at least one layer")
         if self.vocab_size < 1 or self.width < 1:
             raise ValueError(f"`vocab_size` ({self.vocab_size}) and `width` ({self.width}) must be positive")
+        if self.ngram_buckets and not self.residual_mix:
+            raise ValueError("`ngram_buckets` needs `residual_mix`, which is where the layers take them in")
+        if len(self.ngram_buckets) > 2:
+            raise ValueError(f"`ngram_buckets` knows pairs and triples, not {len(self.ngram_buckets)} sizes")
 
     def matmul_parameters(self) -> int:
         """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up."""
