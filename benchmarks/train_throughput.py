@@ -10,6 +10,7 @@ Reference on a 2-core Zen 5 server at this shape: nanochat on CPU as shipped 1,6
 bfloat16 switch 4,640 tokens/s (405 GFLOP/s).
 """
 
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often peak and training are measured in turn")
     parser.add_argument("--preset", nargs="+", default=["nanochat", "llama"])
     options = parser.parse_args()
+    os.environ["GROUNDUP_QUIET"] = "1"
     peaks: list[float] = []
     speeds: dict[str, list[float]] = {preset: [] for preset in options.preset}
     flops: dict[str, float] = {}

@@ -30,6 +30,7 @@ def loop_config(**changes: Any) -> LoopConfig:
         seconds=None,
         rows_per_step=12,
         micro_rows=12,
+        positions_per_step=12 * CONTEXT,
         learning_rates=LearningRates(matrices=0.02, embedding=0.2, head=0.004),
         warmup=0.0,
         cooldown=0.5,

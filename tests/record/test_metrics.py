@@ -213,3 +213,11 @@ def test_amounts_are_short(amount: float, shown: str) -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float, shown: str) -> None:
     assert format_duration(seconds) == shown
+
+
+def test_a_share_of_the_whole_is_shown_as_per_cent_alone(capsys: pytest.CaptureFixture[str]):
+    with Progress("train", 100, "%") as progress:
+        for _ in range(3):
+            progress.advance(100 / 3, loss=2.5)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "100 %" in line and "%/s" not in line and "100/100" not in line and "loss 2.5" in line

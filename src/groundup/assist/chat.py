@@ -59,8 +59,9 @@ def stream_reply(
     """
     events: list[Event] = []
     for _ in range(MAX_CALLS + 1):
-        conversation = fit(tokenizer, [*messages, *messages_of(events)], generator.max_positions)
-        prompt = render(tokenizer, conversation, add_generation_prompt=True).ids
+        prompt = next_prompt(tokenizer, messages, messages_of(events), generator.max_positions)
+        if prompt is None:
+            return
         for event in _stream_turn(generator, tokenizer, prompt, sampling):
             events.append(event)
             yield event
@@ -68,6 +69,23 @@ def stream_reply(
             return
         events.append(ToolResult(calculate(events[-1].expression)))
         yield events[-1]
+
+
+def next_prompt(
+    tokenizer: Tokenizer, asked: Sequence[Message], said: Sequence[Message], max_positions: int
+) -> list[int] | None:
+    """The tokens from which the assistant goes on after `asked` and what it has `said` since, its calls with results.
+
+    None if its own calls have filled the context: the reply then ends where it is.
+    Raises UserError if what was asked is too long by itself.
+    """
+    try:
+        conversation = fit(tokenizer, [*asked, *said], max_positions)
+    except UserError:
+        if not said:
+            raise
+        return None
+    return render(tokenizer, conversation, add_generation_prompt=True).ids
 
 
 def _stream_turn(

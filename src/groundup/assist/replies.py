@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from groundup.assist.chat import MAX_CALLS, fit
+from groundup.assist.chat import MAX_CALLS, next_prompt
 from groundup.assist.tools import calculate
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
-from groundup.tokens.chat import Reply, parse_assistant, render
+from groundup.tokens.chat import Reply, parse_assistant
 from groundup.tokens.tokenizer import Tokenizer
 
 # Conversations per batch; they are sorted by length first, so that little of a batch is padding.
@@ -25,38 +25,33 @@ def reply_to_all(
 
     advance: called with the number of conversations that have their reply.
     """
-    messages = [list(conversation) for conversation in conversations]
-    answers = [""] * len(messages)
-    open_ones = list(range(len(messages)))
+    said: list[list[Mapping[str, Any]]] = [[] for _ in conversations]
+    answers = [""] * len(conversations)
+    open_ones = list(range(len(conversations)))
     for _ in range(MAX_CALLS + 1):
-        calling = []
-        for index, reply in _generate(generator, tokenizer, messages, open_ones, sampling):
+        found = {
+            index: next_prompt(tokenizer, conversations[index], said[index], generator.max_positions)
+            for index in open_ones
+        }
+        prompts = {index: prompt for index, prompt in found.items() if prompt is not None}
+        advance(len(open_ones) - len(prompts))
+        open_ones = []
+        for index, reply in _generate(generator, tokenizer, prompts, sampling):
             if reply.tool_call is None:
                 answers[index] = reply.content
                 advance(1)
             else:
-                messages[index] += [reply.message(), {"role": "tool", "content": calculate(reply.tool_call)}]
-                calling.append(index)
-        open_ones = sorted(calling)
+                said[index] += [reply.message(), {"role": "tool", "content": calculate(reply.tool_call)}]
+                open_ones.append(index)
     advance(len(open_ones))
     return answers
 
 
 def _generate(
-    generator: Generator,
-    tokenizer: Tokenizer,
-    messages: Sequence[Sequence[Mapping[str, Any]]],
-    indices: Sequence[int],
-    sampling: Sampling,
+    generator: Generator, tokenizer: Tokenizer, prompts: Mapping[int, list[int]], sampling: Sampling
 ) -> Iterator[tuple[int, Reply]]:
-    """One turn of the assistant for each of the conversations numbered `indices`."""
-    prompts = {
-        index: render(
-            tokenizer, fit(tokenizer, messages[index], generator.max_positions), add_generation_prompt=True
-        ).ids
-        for index in indices
-    }
-    by_length = sorted(indices, key=lambda index: (len(prompts[index]), index))
+    """One turn of the assistant after each of the numbered prompts."""
+    by_length = sorted(prompts, key=lambda index: (len(prompts[index]), index))
     for first in range(0, len(by_length), BATCH):
         batch = by_length[first : first + BATCH]
         replies = generator.generate([prompts[index] for index in batch], sampling)

@@ -42,16 +42,19 @@ def likelihood_scores(
 ) -> list[dict[str, Any]]:
     """Held-out bits per byte of models and baselines, on the same bytes, best first."""
     rows = []
-    for name, folder in models.items():
-        loss = score_heldout(folder, tokens / "heldout", config.context)
-        how = f"windows of {config.context} tokens, each predicted once from its window alone"
-        rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
-    train, heldout = read_texts(corpus / "train.parquet"), read_texts(corpus / "heldout.parquet")
-    size = sum(len(text.encode()) for text in heldout)
-    rows += [
-        {"name": score.name, "value": score.bits_per_byte, "bytes": size, "how": score.how}
-        for score in baseline_bits_per_byte(train, heldout, config.ngram_order)
-    ]
+    with Progress("evaluate: held-out text", len(models) + 1, "models") as progress:
+        for name, folder in models.items():
+            loss = score_heldout(folder, tokens / "heldout", config.context)
+            how = f"windows of {config.context} tokens, each predicted once from its window alone"
+            rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
+            progress.advance()
+        train, heldout = read_texts(corpus / "train.parquet"), read_texts(corpus / "heldout.parquet")
+        size = sum(len(text.encode()) for text in heldout)
+        rows += [
+            {"name": score.name, "value": score.bits_per_byte, "bytes": size, "how": score.how}
+            for score in baseline_bits_per_byte(train, heldout, config.ngram_order)
+        ]
+        progress.advance()
     return sorted(rows, key=lambda row: float(row["value"]))
 
 
@@ -62,7 +65,7 @@ def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:
         return []
     generator, tokenizer = load_assistant(folder)
     sampling = Sampling(max_tokens=config.answer_tokens)
-    with Progress("evaluate", len(questions), "questions") as progress:
+    with Progress("evaluate: questions", len(questions), "questions") as progress:
 
         def answer(conversations: Sequence[Sequence[Message]]) -> list[str]:
             return reply_to_all(generator, tokenizer, conversations, sampling, progress.advance)

@@ -68,6 +68,7 @@ def save_model(model: Decoder, folder: Path, bos_id: int, eos_ids: list[int], pa
         disk_name(family, name): parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library leaves it to its owner alone
     _compare_logits(model, load_model(folder))
 
 

@@ -140,30 +140,30 @@ class Progress:
         if self._display is not None:
             now = time.monotonic()
             ending = "done in" if kind is None else "stopped after"
-            summary = f"{self._amounts()} · {ending} {format_duration(now - self._started)}"
             overall = (self._done - self._started_at) / max(now - self._started, 1e-9)
-            self._display.finish(
-                self._title, f"{summary} · {self._rate(overall)}{self._shown_fields()}", self._fraction()
-            )
+            parts = [self._amounts(), f"{ending} {format_duration(now - self._started)}", *self._rate(overall)]
+            self._display.finish(self._title, " · ".join(parts) + self._shown_fields(), self._fraction())
             self._display = None
 
     def _describe(self, now: float) -> str:
         (before, done_before) = self._recent[0]
         rate = (self._done - done_before) / max(now - before, 1e-9)
-        # Per cent a second say nothing; who counts in them says how fast it goes among the fields.
-        parts = [f"{int(self._done):3d} %"] if self._unit == "%" else [self._amounts(), self._rate(rate)]
+        parts = [self._amounts(), *self._rate(rate)]
         if self._total is not None and rate > 0:
             parts.append(f"{format_duration(max(self._total - self._done, 0.0) / rate)} left")
         return " · ".join(parts) + self._shown_fields()
 
     def _amounts(self) -> str:
+        if self._unit == "%":
+            return f"{round(self._done):3d} %"
         if self._total is None:
             return f"{format_amount(self._done)} {self._unit}"
         percent = int(100 * (self._fraction() or 0.0))
         return f"{percent:3d} % · {format_amount(self._done)}/{format_amount(self._total)} {self._unit}"
 
-    def _rate(self, rate: float) -> str:
-        return f"{format_amount(rate)} {self._unit}/s"
+    def _rate(self, rate: float) -> list[str]:
+        # Per cent a second say nothing; who counts in them says how fast it goes among the fields.
+        return [] if self._unit == "%" else [f"{format_amount(rate)} {self._unit}/s"]
 
     def _shown_fields(self) -> str:
         shown = (f"{name.replace('_', ' ')} {_shown(value)}" for name, value in self._fields.items())

@@ -43,8 +43,9 @@ class LoopConfig:
     """What the loop needs to know, whoever calls it.
 
     Exactly one of `steps` and `seconds` is the budget. rows_per_step counts all ranks; micro_rows is the most that one
-    forward pass takes. warmup and cooldown are parts of the budget. bytes_per_token is that of the text, or None where
-    not every token is a target. peak_flops is the machine's, for the utilisation.
+    forward pass takes; positions_per_step counts all places of a row, trained on or not, and is what speed means.
+    warmup and cooldown are parts of the budget. bytes_per_token is that of the text, or None where not every token is
+    a target. peak_flops is the machine's, for the utilisation.
     """
 
     title: str
@@ -52,6 +53,7 @@ class LoopConfig:
     seconds: float | None
     rows_per_step: int
     micro_rows: int
+    positions_per_step: int
     learning_rates: LearningRates
     warmup: float
     cooldown: float
@@ -112,7 +114,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             now = time.monotonic()
-            speeds.append(int(loss.targets) / (now - step_started))
+            speeds.append(config.positions_per_step / (now - step_started))
             counters = Counters(counters.step + 1, counters.tokens + int(loss.targets), ranks.agree(now - started))
             if _passes_mark(spent, config.spent(counters), config.evaluations):
                 with torch.compiler.set_stance("force_eager"):

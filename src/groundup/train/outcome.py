@@ -45,7 +45,7 @@ def summarise(model: Decoder, context: int, loop: LoopConfig, result: TrainingRe
         "matmul_parameters": shape.matmul_parameters(),
         "steps": result.steps,
         "tokens": result.tokens,
-        "flops": result.tokens * loop.flops_per_token,
+        "flops": result.steps * loop.positions_per_step * loop.flops_per_token,
         "dtype": str(loop.compute_dtype).removeprefix("torch."),
         "compiled": loop.compile,
     }

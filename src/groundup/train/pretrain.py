@@ -99,6 +99,7 @@ def loop_config(config: PretrainConfig, shape: ModelConfig, bytes_per_token: flo
         steps=steps,
         seconds=seconds,
         rows_per_step=config.batch_tokens // config.context,
+        positions_per_step=config.batch_tokens,
         micro_rows=max(1, config.micro_batch_tokens // config.context),
         learning_rates=LearningRates(
             config.matrix_learning_rate,

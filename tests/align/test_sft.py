@@ -1,0 +1,84 @@
+"""The fine-tuning and evaluation stages end to end, on a real corpus in small."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from groundup.align import sft
+from groundup.align.config import SftConfig
+from groundup.align.conversations import read_conversations
+from groundup.assist.chat import load_assistant
+from groundup.corpus import pipeline
+from groundup.corpus.config import CorpusConfig
+from groundup.errors import UserError
+from groundup.record.metrics import read_lines
+from groundup.tokens.chat import render
+from groundup.tokens.tokenizer import Tokenizer
+
+SETTINGS = SftConfig(epochs=2.0, context=128, batch_tokens=1024, document_characters=500, compile="never")
+
+
+@pytest.fixture(scope="module")
+def passages_folder(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Path:
+    """The same modules through the real corpus stage, which finds their passages."""
+    texts, out = tmp_path_factory.mktemp("texts"), tmp_path_factory.mktemp("passages")
+    for name in ("train", "heldout"):
+        for row in pq.read_table(corpus_folder / f"{name}.parquet").to_pylist():
+            (texts / row["path"]).write_text(row["text"], encoding="utf-8")
+    pipeline.run(CorpusConfig((str(texts),), heldout_fraction=0.2), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def chat_folder(
+    tmp_path_factory: pytest.TempPathFactory, passages_folder: Path, pretrained: Callable[[str], Path]
+) -> Path:
+    out = tmp_path_factory.mktemp("sft")
+    sft.run(SETTINGS, out, corpus=passages_folder, pretrain=pretrained("nanochat"))
+    return out
+
+
+def test_fine_tuning_leaves_a_chat_model_that_has_learned(chat_folder: Path):
+    summary = json.loads((chat_folder / "summary.json").read_text())
+    rows = read_lines(chat_folder / "metrics.jsonl")
+    assert rows[-1]["heldout_loss"] < rows[0]["loss"] - 1
+    assert summary["epochs"] == pytest.approx(2.0, abs=0.1)
+    assert set(summary["kinds"]) >= {"with passage", "closed book", "calculator"}
+    assert not (chat_folder / "checkpoint.safetensors").exists()
+    generator, tokenizer = load_assistant(chat_folder)
+    assert generator.model.config.family == "nanochat"
+    assert tokenizer.end_id in generator.stop_ids
+
+
+def test_only_what_the_assistant_says_is_trained_on(chat_folder: Path):
+    words = Tokenizer.load(chat_folder)
+    summary = json.loads((chat_folder / "summary.json").read_text())
+    ours = [one for one in read_conversations(chat_folder / "conversations.parquet") if one.split == "train"]
+    said = 0
+    for conversation in ours:
+        for message in conversation.messages:
+            if message["role"] == "assistant":
+                call = message.get("tool_call")
+                said += len(words.encode(message["content"])) + 1  # and the token that ends the turn
+                said += len(words.encode(call)) + 1 if call is not None else 0
+    assert summary["trained_tokens"] == said
+    assert summary["conversation_tokens"] == sum(len(render(words, one.messages).ids) for one in ours)
+
+
+def test_samples_are_answers_to_held_out_questions(chat_folder: Path):
+    asked = {
+        message["content"]
+        for one in read_conversations(chat_folder / "conversations.parquet")
+        if one.split == "heldout"
+        for message in one.messages
+    }
+    samples = read_lines(chat_folder / "samples.jsonl")
+    assert samples and {sample["prompt"] for sample in samples} <= asked
+
+
+def test_a_corpus_without_passages_is_refused(tmp_path: Path, pretrained: Callable[[str], Path]):
+    with pytest.raises(UserError, match=r"passages\.parquet"):
+        sft.run(SETTINGS, tmp_path, corpus=tmp_path, pretrain=pretrained("nanochat"))

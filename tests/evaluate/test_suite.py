@@ -1,0 +1,94 @@
+"""The evaluation stage on a real chat model in small: every score has its rows, its bytes and its interval."""
+
+import json
+import lzma
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groundup.align.conversations import Conversation, write_conversations
+from groundup.evaluate import suite
+from groundup.evaluate.config import EvaluateConfig
+from groundup.evaluate.likelihood import score_heldout
+from groundup.formats.huggingface import load_model
+from groundup.tokens.tokenizer import Tokenizer
+
+
+def _conversation(number: int, mode: str, documents: tuple[str, ...]) -> Conversation:
+    shown = [{"role": "document", "content": text} for text in documents]
+    question = {"role": "user", "content": f"What does f{number} do?"}
+    answer = {"role": "assistant", "content": f"It does {number}."}
+    return Conversation(
+        f"{mode}{number}", "purpose", mode, "heldout", "m", (*shown, question, answer), answer["content"]
+    )
+
+
+@pytest.fixture
+def chat_folder(tmp_path: Path, pretrained: Callable[[str], Path]) -> Path:
+    """The base model with some held-out questions beside it: untrained for them, which is all that counting needs."""
+    folder = tmp_path / "chat"
+    folder.mkdir()
+    for path in pretrained("nanochat").iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    asked = [_conversation(n, "with passage", (f"f{n}: It does {n}.",)) for n in range(3)]
+    asked += [_conversation(n, "unanswerable", ("g: no.",)) for n in range(2)]
+    write_conversations(folder / "conversations.parquet", asked)
+    return folder
+
+
+def test_every_score_stands_beside_its_baselines(
+    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, pretrained: Callable[[str], Path], chat_folder: Path
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    config = EvaluateConfig(questions=2, answer_tokens=4, context=64, ngram_order=3)
+    suite.run(config, out, corpus=corpus_folder, tokens=tokens_folder, pretrain=pretrained("nanochat"), sft=chat_folder)
+
+    scores = json.loads((out / "scores.json").read_text())
+    rows = {row["name"]: row for row in scores["bits_per_byte"]}
+    assert rows["model"]["value"] == rows["chat model"]["value"]  # the same weights
+    texts = pq.read_table(corpus_folder / "heldout.parquet").column("text").to_pylist()
+    size = sum(len(text.encode()) for text in texts)
+    assert all(row["bytes"] == size for row in rows.values())
+    packed = lzma.compress("".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME)
+    assert 8 * len(packed) / size in [pytest.approx(row["value"], rel=1e-3) for row in rows.values()]
+    answers = pq.read_table(out / "answers.parquet").to_pylist()
+    assert [row["mode"] for row in answers].count("with passage") == 2
+    assert [row["mode"] for row in answers].count("closed book") == 2
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in scores["comparisons"])
+
+
+def test_bits_per_byte_are_those_of_windows_scored_one_by_one(
+    tokens_folder: Path, corpus_folder: Path, pretrained: Callable[[str], Path]
+):
+    folder = pretrained("nanochat")
+    model, words = load_model(folder).double(), Tokenizer.load(folder)
+    texts = pq.read_table(corpus_folder / "heldout.parquet").column("text").to_pylist()
+    # Documents in the stream, each closed by its end token; a window starts anew at each document and each 64 tokens.
+    stream, starts = [], set()
+    for text in texts:
+        starts.add(len(stream))
+        stream += [*words.encode(text), words.eos_id]
+    pieces, current = [], []
+    for place, token in enumerate(stream):
+        if current and (place % 64 == 0 or place in starts):
+            pieces.append(current)
+            current = []
+        current.append(token)
+    pieces.append(current)
+    nats = 0.0
+    with torch.no_grad():
+        for piece in pieces:
+            logits = model(torch.tensor([[words.bos_id, *piece[:-1]]]))
+            nats += float(F.cross_entropy(logits[0], torch.tensor(piece), reduction="sum"))
+    found = score_heldout(folder, tokens_folder / "heldout", 64)
+    assert found.tokens == len(stream)
+    assert found.bits_per_byte == pytest.approx(
+        nats / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5
+    )
