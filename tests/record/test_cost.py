@@ -8,7 +8,6 @@ import pytest
 
 from groundup.errors import UserError
 from groundup.record.cost import Figure, Meter, PeakMemory, RaplCounters, carbon
-from groundup.record.plan import plan, training_flops_per_token
 
 MIB = 2**20
 
@@ -143,55 +142,3 @@ def test_memory_of_children_and_grandchildren_is_counted_while_they_live() -> No
 
 def test_carbon_of_one_kilowatt_hour_is_the_grid_intensity() -> None:
     assert carbon(Figure(3.6e6, "J", "measured", "RAPL"), 445.0).value == pytest.approx(445.0)
-
-
-def test_training_flops_equal_a_count_by_hand() -> None:
-    layers, width, context, vocabulary, feed_forward = 2, 8, 16, 32, 32
-    per_layer = 4 * width * width + 2 * width * feed_forward  # query, key, value, output; up, down
-    head = width * vocabulary
-    # Forward, per token: two operations per weight; scores and their weighted sum each meet `context` positions.
-    forward = 2 * (layers * per_layer + head) + layers * (2 * width * context + 2 * width * context)
-    assert training_flops_per_token(layers * per_layer + head, layers, width, context) == 3 * forward
-
-
-def test_training_flops_equal_what_torch_counts_forward_and_backward() -> None:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    layers, heads, head_size, context, vocabulary, batch = 2, 2, 4, 16, 32, 3
-    width = heads * head_size
-    embedding = torch.nn.Embedding(vocabulary, width)
-    matrices = [
-        torch.nn.Linear(width, size, bias=False) for _ in range(layers) for size in (3 * width, width, 5 * width)
-    ]
-    downs = [torch.nn.Linear(5 * width, width, bias=False) for _ in range(layers)]
-    head = torch.nn.Linear(width, vocabulary, bias=False)
-    parameters = sum(linear.weight.numel() for linear in [*matrices, *downs, head])
-    with FlopCounterMode(display=False) as counter:
-        x_btd = embedding(torch.zeros(batch, context, dtype=torch.long))
-        for layer in range(layers):
-            mix, out, up = matrices[3 * layer : 3 * layer + 3]
-            q_bhtk, k_bhtk, v_bhtk = mix(x_btd).view(batch, context, 3, heads, head_size).permute(2, 0, 3, 1, 4)
-            attended_bhtk = (q_bhtk @ k_bhtk.transpose(-1, -2)) @ v_bhtk
-            x_btd = x_btd + out(attended_bhtk.transpose(1, 2).reshape(batch, context, width))
-            x_btd = x_btd + downs[layer](up(x_btd))
-        head(x_btd).sum().backward()
-    counted = counter.get_total_flops() / (batch * context)
-    assert training_flops_per_token(parameters, layers, width, context) == counted
-
-
-def test_a_plan_multiplies_out_and_is_labelled_estimated() -> None:
-    made = plan(
-        7.2e15,
-        flops_per_second=1e12,
-        cores=2,
-        watts_per_core=10,
-        grid_grams_per_kwh=500,
-        price_per_hour=3,
-        price_per_kwh=0.5,
-    )
-    assert made["wall_seconds"].value == pytest.approx(7200)
-    assert made["energy_joules"].value == pytest.approx(144_000)  # 2 h × 20 W = 0.04 kWh
-    assert made["co2_grams"].value == pytest.approx(20)
-    assert made["money"].value == pytest.approx(2 * 3 + 0.04 * 0.5)
-    assert {figure.basis for figure in made.values()} == {"estimated"}

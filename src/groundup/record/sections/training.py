@@ -18,7 +18,7 @@ from groundup.record.page import (
     tile,
     tiles,
 )
-from groundup.record.run_folder import Row, RunFolder, StageFiles, number
+from groundup.record.run_folder import Row, RunFolder, number
 
 _SAMPLES_PER_PROMPT = 5
 _SMALL_CHART_HEIGHT = 130
@@ -28,14 +28,14 @@ def pretrain_section(run: RunFolder) -> Section | None:
     """The loss curve, and how fast the machine went compared with what it can do.
 
     Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, heldout_bits_per_byte; of
-    `measured` in it: train_seconds, tokens_per_second, flops_per_second, peak_flops, utilisation, threads; of
+    measured.json: train_seconds, tokens_per_second, flops_per_second, peak_flops, utilisation, threads; of
     metrics.jsonl: tokens, bits_per_byte, heldout_bits_per_byte, loss, learning_rate, grad_norm; of timings.jsonl:
     tokens_per_second.
     """
     stage = run.stage("pretrain")
     if not stage.summary and not stage.metrics:
         return None
-    summary = figures(stage)
+    summary = stage.summary
     return Section(
         "Pretraining",
         "From random weights to a model of the text. Bits per byte say how well it guesses the next piece of text: "
@@ -50,12 +50,6 @@ def pretrain_section(run: RunFolder) -> Section | None:
         _small_curves(stage.metrics, stage.timings),
         _speed(summary),
     )
-
-
-def figures(stage: StageFiles) -> Row:
-    """The figures of a training stage in one row, wherever it keeps those that the clock gave."""
-    measured = stage.summary.get("measured")
-    return {**stage.summary, **(measured if isinstance(measured, dict) else {})}
 
 
 def samples_section(run: RunFolder) -> Section | None:
