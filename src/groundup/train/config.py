@@ -36,7 +36,7 @@ class PretrainConfig:
     embedding_learning_rate: float = setting(
         0.3, "AdamW's, for the embedding (at width 768; scales with 1/sqrt(width))"
     )
-    head_learning_rate: float = setting(0.012, "AdamW's, for the output head and a tied embedding (scales likewise)")
+    head_learning_rate: float = setting(0.004, "AdamW's, for the output head and a tied embedding (scales likewise)")
     weight_decay: float = setting(0.0, "Muon's, applied only where it agrees with the update")
     warmup: float = setting(0.0, "part of the budget in which the learning rate rises from 0")
     cooldown: float = setting(0.65, "last part of the budget, in which the learning rate falls linearly to 0")
