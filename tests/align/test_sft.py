@@ -44,7 +44,7 @@ def chat_folder(
 def test_fine_tuning_leaves_a_chat_model_that_has_learned(chat_folder: Path):
     summary = json.loads((chat_folder / "summary.json").read_text())
     rows = read_lines(chat_folder / "metrics.jsonl")
-    assert rows[-1]["heldout_loss"] < rows[0]["loss"] - 1
+    assert rows[-1]["heldout_loss"] < rows[0]["loss"] - 0.5
     assert summary["epochs"] == pytest.approx(2.0, abs=0.1)
     assert set(summary["kinds"]) >= {"with passage", "closed book", "calculator"}
     assert not (chat_folder / "checkpoint.safetensors").exists()
