@@ -41,7 +41,9 @@ test-all: $(VENV)/.installed-test
 
 # Figures, printed as tables; nothing else should keep the machine busy meanwhile.
 bench: $(VENV)/.installed
-	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
+	$(BIN)/python benchmarks/corpus_throughput.py
+	$(BIN)/python benchmarks/train_throughput.py
+	@echo "Quality against time needs texts of your choice: $(BIN)/python benchmarks/quality.py --help"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "groundup needs Python 3.11 or newer: install it, or name it with PYTHON=…" >&2; exit 2; }
