@@ -107,7 +107,12 @@ def loop_config(config: SftConfig, model: Decoder, source: PackedConversations, 
     if config.epochs is not None:
         steps = max(1, round(config.epochs * source.rows_per_epoch / rows_per_step))
     seconds = None if steps is not None else 60 * (config.minutes or DEFAULT_MINUTES)
-    peak = json.loads((pretrain / "summary.json").read_text())["learning_rates"]
+    try:
+        peak = json.loads((pretrain / "summary.json").read_text(encoding="utf-8"))["learning_rates"]
+    except (FileNotFoundError, KeyError):
+        raise UserError(
+            f"{pretrain}/summary.json: no `learning_rates`; name a folder that `groundup pretrain` wrote"
+        ) from None
     flops_per_token = model.config.training_flops_per_token(config.context)
     compute_dtype = resolve_dtype(config.precision, hardware.describe().computes_bfloat16)
     return LoopConfig(

@@ -29,7 +29,7 @@ from groundup.train.parallel import Ranks
 
 # Steps at the start whose speed says nothing: compilation and first touches of memory.
 WARM_STEPS = 3
-# Below this many training FLOPs compilation (about 15 s on two cores) is not repaid (docs/log.md).
+# Below this many training FLOPs compilation (15 s to 31 s on two cores, cold) is not repaid (docs/log.md).
 COMPILE_FROM_FLOPS = 1.5e13
 COMPILE_FROM_SECONDS = 60.0
 
