@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from groundup.model.transformer import Decoder
 from groundup.record.metrics import VALUES_FILE, read_lines
 from groundup.tokens.batches import IGNORE, Int64s, PackedDocuments, Rows, RowSource
-from groundup.train.loop import LoopConfig, Watch, train
+from groundup.train.loop import Watch, train
 from groundup.train.optim import LearningRates
 from groundup.train.parallel import Ranks
+from groundup.train.plan import LoopConfig
 
 CONTEXT = 24
 STEPS = 6
@@ -32,6 +33,7 @@ def loop_config(**changes: Any) -> LoopConfig:
         micro_rows=12,
         positions_per_step=12 * CONTEXT,
         learning_rates=LearningRates(matrices=0.02, embedding=0.2, head=0.004),
+        weight_decay=0.0,
         warmup=0.0,
         cooldown=0.5,
         compute_dtype=torch.float32,

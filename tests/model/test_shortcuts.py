@@ -24,7 +24,7 @@ def test_ngram_rows_are_those_of_each_tokens_own_past(buckets: tuple[int, ...]):
     input_ids = torch.tensor([tokens])
     positions = torch.tensor([[place - start for place, start in enumerate(starts)]])
 
-    found = ngrams(input_ids, torch.zeros(1, len(buckets), dtype=torch.long), positions, torch.float64)
+    found = ngrams(input_ids, positions, torch.float64)
 
     for place, token in enumerate(tokens):
         expected = torch.zeros(5, dtype=torch.float64)
@@ -42,8 +42,8 @@ def test_ngram_rows_continue_from_the_tokens_before():
     _random_(ngrams, 1)
     input_ids = torch.randint(0, 500, (2, 9), generator=torch.Generator().manual_seed(2))
     positions = torch.arange(9).expand(2, 9)
-    whole = ngrams(input_ids, torch.zeros(2, 2, dtype=torch.long), positions, torch.float64)
-    rest = ngrams(input_ids[:, 4:], input_ids[:, 2:4], positions[:, 4:], torch.float64)
+    whole = ngrams(input_ids, positions, torch.float64)
+    rest = ngrams(input_ids, positions[:, 4:], torch.float64)
     torch.testing.assert_close(rest, whole[:, 4:], rtol=0, atol=0)
 
 

@@ -20,7 +20,7 @@ ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
 
 def _started(preset: str, seed: int) -> tuple[Decoder, tuple[Optimizer, ...]]:
     model = hot_decoder(tiny_config(preset), seed, torch.float32)
-    return model, build_optimizers(model, LearningRates(0.02, 0.2, 0.004, weight_decay=0.1))
+    return model, build_optimizers(model, LearningRates(0.02, 0.2, 0.004), weight_decay=0.1)
 
 
 def _step(model: Decoder, optimizers: tuple[Optimizer, ...], seed: int) -> None:

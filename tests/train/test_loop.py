@@ -27,8 +27,8 @@ from groundup.model.transformer import Decoder
 from groundup.record.metrics import read_lines
 from groundup.tokens.batches import IGNORE, Int64s, Rows, RowSource, rows_at
 from groundup.train import optim
-from groundup.train.loop import check_split, resolve_compile, resolve_dtype
 from groundup.train.optim import LearningRates
+from groundup.train.plan import check_split, resolve_compile, resolve_dtype
 
 ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
 

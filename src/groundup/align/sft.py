@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from groundup import hardware
 from groundup.align.config import SftConfig
 from groundup.align.conversations import Conversation, build_conversations, write_conversations
 from groundup.errors import UserError
@@ -19,10 +18,11 @@ from groundup.tokens.conversations import PackedConversations, TokenisedConversa
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.checkpoint import remove_checkpoint
 from groundup.train.heldout import mean_target_loss
-from groundup.train.loop import LoopConfig, check_split, resolve_compile, resolve_dtype, train
+from groundup.train.loop import train
 from groundup.train.optim import LearningRates
 from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
 from groundup.train.parallel import join_ranks
+from groundup.train.plan import LoopConfig, check_split, plan
 
 DEFAULT_MINUTES = 2.0
 CONVERSATIONS_FILE = "conversations.parquet"
@@ -106,32 +106,24 @@ def loop_config(config: SftConfig, model: Decoder, source: PackedConversations, 
     steps = None
     if config.epochs is not None:
         steps = max(1, round(config.epochs * source.rows_per_epoch / rows_per_step))
-    seconds = None if steps is not None else 60 * (config.minutes or DEFAULT_MINUTES)
     try:
         peak = json.loads((pretrain / "summary.json").read_text(encoding="utf-8"))["learning_rates"]
     except (FileNotFoundError, KeyError):
         raise UserError(
             f"{pretrain}/summary.json: no `learning_rates`; name a folder that `groundup pretrain` wrote"
         ) from None
-    flops_per_token = model.config.training_flops_per_token(config.context)
-    compute_dtype = resolve_dtype(config.precision, hardware.describe().computes_bfloat16)
-    return LoopConfig(
+    return plan(
+        config,
+        model.config,
+        steps,
+        DEFAULT_MINUTES,
         title="sft",
-        steps=steps,
-        seconds=seconds,
-        rows_per_step=rows_per_step,
         micro_rows=rows_per_step,
-        positions_per_step=config.batch_tokens,
         learning_rates=LearningRates(**{name: rate * config.learning_rate for name, rate in peak.items()}),
+        weight_decay=0.0,
         warmup=0.0,
         cooldown=1.0,
-        compute_dtype=compute_dtype,
-        compile=resolve_compile(config.compile, steps, seconds, flops_per_token * config.batch_tokens),
-        evaluations=config.evaluations,
-        checkpoint_seconds=60 * config.checkpoint_minutes,
         bytes_per_token=None,
-        flops_per_token=flops_per_token,
-        peak_flops=hardware.peak_flops(compute_dtype, size=2048, tries=3),
     )
 
 

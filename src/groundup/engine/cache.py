@@ -27,20 +27,17 @@ class KeyValueCache:
 
     def __init__(self, model: Decoder) -> None:
         self.layers = [LayerKeyValues() for _ in model.layers]
-        self._past_ids: Tensor | None = None
+        self._ids: Tensor | None = None
 
     @property
     def length(self) -> int:
         """Tokens held so far, padding included."""
         return self.layers[0].length
 
-    def take_ids(self, input_ids: Tensor, count: int) -> Tensor:
-        """The `count` tokens (batch, count) that precede `input_ids`, 0 where there are none; keeps the new ones."""
-        past = self._past_ids
-        if past is None:
-            past = input_ids.new_zeros(len(input_ids), count)
-        self._past_ids = torch.cat((past, input_ids), dim=1)[:, -count:]
-        return past
+    def take_ids(self, input_ids: Tensor) -> Tensor:
+        """Keep `input_ids` (batch, time); returns all tokens so far, these included."""
+        self._ids = input_ids if self._ids is None else torch.cat((self._ids, input_ids), dim=1)
+        return self._ids
 
 
 def _append(buffer: Tensor | None, new_bhtk: Tensor, start: int) -> Tensor:

@@ -76,7 +76,7 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a list of positive integers",
         lambda value: isinstance(value, list) and all(map(_is_size, value)),
-        "ngram_buckets",
+        "induction_lengths ngram_buckets",
     ),
     ("an object or null", lambda value: value is None or isinstance(value, dict), "rope_parameters rope_scaling"),
 )

@@ -86,6 +86,8 @@ class ModelConfig:
     max_positions: longest sequence, in tokens, that the model is meant for.
     ngram_buckets: rows of the table that each pair of neighbouring tokens is hashed into, then each triple, …; every
         layer sees the sum of these rows.
+    induction_lengths: for each n, what followed the last n tokens where they stood before is offered to layers and head
+        (`induction.py`).
     residual_mix: before each layer the residual is mixed, by learned scalars, with what entered the first layer.
     """
 
@@ -100,6 +102,7 @@ class ModelConfig:
     logit_softcap: float | None
     max_positions: int
     ngram_buckets: tuple[int, ...] = ()
+    induction_lengths: tuple[int, ...] = ()
     residual_mix: bool = False
 
     def __post_init__(self) -> None:
@@ -107,14 +110,23 @@ class ModelConfig:
             raise ValueError("a model needs at least one layer")
         if self.vocab_size < 1 or self.width < 1:
             raise ValueError(f"`vocab_size` ({self.vocab_size}) and `width` ({self.width}) must be positive")
-        if self.ngram_buckets and not self.residual_mix:
-            raise ValueError("`ngram_buckets` needs `residual_mix`, which is where the layers take them in")
+        for name in ("ngram_buckets", "induction_lengths"):
+            if getattr(self, name) and not self.residual_mix:
+                raise ValueError(f"`{name}` needs `residual_mix`, which is where the layers take it in")
         if len(self.ngram_buckets) > 2:
             raise ValueError(f"`ngram_buckets` knows pairs and triples, not {len(self.ngram_buckets)} sizes")
+        lengths = self.induction_lengths
+        if min(lengths, default=1) < 1 or list(lengths) != sorted(set(lengths)):
+            raise ValueError(f"`induction_lengths` must be rising numbers from 1 on, not {list(lengths)}")
+
+    @property
+    def mixed_terms(self) -> int:
+        """What each layer's residual is mixed from: itself, the first layer's input, n-grams, followers."""
+        return 2 + len(self.ngram_buckets[:1]) + len(self.induction_lengths)
 
     def matmul_parameters(self) -> int:
         """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up."""
-        total = self.vocab_size * self.width
+        total = (self.vocab_size + len(self.induction_lengths)) * self.width
         for layer in self.layers:
             attention, feed_forward = layer.attention, layer.feed_forward
             total += 2 * self.width * attention.head_dim * (attention.heads + attention.kv_heads)
@@ -125,7 +137,10 @@ class ModelConfig:
     def parameters(self) -> int:
         """All parameters, each counted once."""
         tables = sum(self.ngram_buckets) * self.width + (0 if self.tied_head else self.vocab_size * self.width)
-        scalars = len(self.layers) * (2 * self.residual_mix + len(self.ngram_buckets[:1]))
+        scalars = len(self.layers) * self.mixed_terms if self.residual_mix else 0
+        if self.induction_lengths:
+            tables += self.vocab_size * self.width
+            scalars += len(self.induction_lengths)
         for layer in self.layers:
             if layer.value_embedding:
                 tables += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim

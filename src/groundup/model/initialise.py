@@ -5,6 +5,7 @@ from torch import nn
 
 from groundup.model.attention import SelfAttention
 from groundup.model.feedforward import DenseFeedForward
+from groundup.model.induction import Induction
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.transformer import Decoder
 
@@ -14,9 +15,9 @@ def initialise(model: Decoder, seed: int) -> None:
     """Fill a model's weights, the same on every machine for one seed.
 
     Inputs of a layer are uniform with variance 1/width; what a layer adds to the residual starts at zero, so that the
-    model begins as its embedding (both as in nanochat). N-gram tables start at zero, residual scalars so that a layer's
-    input passes unchanged but for a tenth of the first. A head of its own starts near zero, so that the first loss is
-    ln(vocab); a tied one is normal with the usual 0.02.
+    model begins as its embedding (both as in nanochat). N-gram tables and all of induction start at zero, residual
+    scalars so that a layer's input passes unchanged but for a tenth of the first. A head of its own starts near zero,
+    so that the first loss is ln(vocab); a tied one is normal with the usual 0.02.
     """
     generator = torch.Generator().manual_seed(seed)
     bound = (3 / model.config.width) ** 0.5
@@ -30,8 +31,12 @@ def initialise(model: Decoder, seed: int) -> None:
         elif isinstance(module, NgramEmbedding):
             for table in module.tables.parameters():
                 nn.init.zeros_(table)
+        elif isinstance(module, Induction):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
         elif isinstance(module, ResidualMix):
-            module.scalars.copy_(torch.tensor((1.0, 0.1, 0.05))[: len(module.scalars)])
+            module.scalars.fill_(0.05)
+            module.scalars[:2] = torch.tensor((1.0, 0.1))
         elif isinstance(module, SelfAttention):
             for linear in (module.query, module.key, module.value):
                 nn.init.uniform_(linear.weight, -bound, bound, generator=generator)

@@ -7,6 +7,7 @@ from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig
 WIDTH_PER_LAYER = 64
 HEAD_DIM = 128
 NGRAM_BUCKETS = 32_768
+INDUCTION_LENGTHS = (1, 2, 3)
 
 
 def build_config(
@@ -74,10 +75,17 @@ def _nanochat(depth: int, vocab_size: int, context: int, width: int, head_dim: i
 
 
 def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """nanochat's layers with value embeddings on every second layer, mixed residuals and hashed bigrams."""
+    """nanochat's layers with value embeddings on every second layer, mixed residuals, hashed bigrams and induction."""
     base = _nanochat(depth, vocab_size, context, width, head_dim)
     layers = tuple(replace(layer, value_embedding=(depth - index) % 2 == 1) for index, layer in enumerate(base.layers))
-    return replace(base, family="groundup", layers=layers, ngram_buckets=(NGRAM_BUCKETS,), residual_mix=True)
+    return replace(
+        base,
+        family="groundup",
+        layers=layers,
+        ngram_buckets=(NGRAM_BUCKETS,),
+        induction_lengths=INDUCTION_LENGTHS,
+        residual_mix=True,
+    )
 
 
 PRESETS = {"llama": _llama, "nanochat": _nanochat, "groundup": _groundup}

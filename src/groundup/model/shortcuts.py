@@ -44,19 +44,19 @@ class NgramEmbedding(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(Embedding(rows, width) for rows in buckets)
 
-    def forward(self, input_ids: Tensor, past_ids: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """input_ids, positions: (batch, time); past_ids: (batch, n), the tokens before them (see `Cache`).
+    def forward(self, stream_bs: Tensor, positions_bt: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows (batch, time, width) of the last t tokens of a stream, positions_bt their places in their documents.
 
         Tokens before the start of a document count as id 0.
         """
-        time = input_ids.shape[1]
-        stream = torch.cat((past_ids, input_ids), dim=1)
-        key = input_ids * HASH_MULTIPLIERS[0]
+        end, time = stream_bs.shape[1] + len(self.tables), positions_bt.shape[1]
+        stream_bs = F.pad(stream_bs, (len(self.tables), 0))
+        key = stream_bs[:, end - time :] * HASH_MULTIPLIERS[0]
         total = None
         for distance, table in enumerate(self.tables, start=1):
             assert isinstance(table, Embedding)
-            earlier = stream[:, stream.shape[1] - time - distance : stream.shape[1] - distance]
-            key = key ^ (earlier.masked_fill(positions < distance, 0) * HASH_MULTIPLIERS[distance])
+            earlier = stream_bs[:, end - time - distance : end - distance]
+            key = key ^ (earlier.masked_fill(positions_bt < distance, 0) * HASH_MULTIPLIERS[distance])
             rows_btd = table(key % table.weight.shape[0], dtype)
             total = rows_btd if total is None else total + rows_btd
         assert total is not None
@@ -64,7 +64,7 @@ class NgramEmbedding(nn.Module):
 
 
 class ResidualMix(nn.Module):
-    """x ← a · x + b · first (+ c · ngrams), with learned scalars for each layer.
+    """x ← a · x + b · first (+ c · ngrams + d · followers + …), with learned scalars for each layer.
 
     first is what entered the first layer. Source: x0 and residual scalars of modded-nanogpt (2024).
     """

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from groundup.model.attention import LayerCache, SelfAttention, Visibility
 from groundup.model.config import LayerSpec, ModelConfig
 from groundup.model.feedforward import DenseFeedForward
+from groundup.model.induction import Induction, followers
 from groundup.model.parts import Embedding, Linear, RMSNorm, rope_tables
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 
 
 class Cache(Protocol):
-    """What a decoder needs of a cache: its length in tokens, a part for each layer, and the last tokens themselves."""
+    """What a decoder needs of a cache: its length in tokens, a part for each layer, and the tokens themselves."""
 
     @property
     def length(self) -> int: ...
@@ -26,8 +27,8 @@ class Cache(Protocol):
     @property
     def layers(self) -> Sequence[LayerCache]: ...
 
-    def take_ids(self, input_ids: Tensor, count: int) -> Tensor:
-        """The `count` tokens (batch, count) that precede `input_ids`, 0 where there are none; keeps the new ones."""
+    def take_ids(self, input_ids: Tensor) -> Tensor:
+        """Keep `input_ids` (batch, time); returns all tokens so far, these included."""
         ...
 
 
@@ -44,8 +45,7 @@ class Block(nn.Module):
 
     def __init__(self, spec: LayerSpec, config: ModelConfig) -> None:
         super().__init__()
-        terms = 2 + len(config.ngram_buckets[:1])
-        self.mix = ResidualMix(terms) if config.residual_mix else None
+        self.mix = ResidualMix(config.mixed_terms) if config.residual_mix else None
         self.attention_norm = RMSNorm(spec.norm, config.width)
         self.attention = SelfAttention(spec.attention, config.width)
         self.token_values = TokenValues(spec.attention, config.vocab_size) if spec.value_embedding else None
@@ -75,6 +75,8 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.width)
         self.embedding_norm = RMSNorm(config.embedding_norm, config.width) if config.embedding_norm else None
         self.ngrams = NgramEmbedding(config.ngram_buckets, config.width) if config.ngram_buckets else None
+        lengths = config.induction_lengths
+        self.induction = Induction(lengths, config.vocab_size, config.width) if lengths else None
         self.layers = nn.ModuleList(Block(spec, config) for spec in config.layers)
         self.final_norm = RMSNorm(config.final_norm, config.width)
         self.head = None if config.tied_head else Linear(config.width, config.vocab_size)
@@ -103,7 +105,7 @@ class Decoder(nn.Module):
     def hidden(
         self, input_ids: Tensor, positions: Tensor, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """The final normed activations (batch, time, width), from which `logits` follow.
+        """The final activations (batch, time, width), from which `logits` follow.
 
         positions: (batch, time) int64, the place of each token in its own document.
         segments: (batch, keys) int32, see `attention.py`; None where each row is one document.
@@ -112,17 +114,22 @@ class Decoder(nn.Module):
         x_btd = self.embedding(input_ids, dtype)
         if self.embedding_norm is not None:
             x_btd = self.embedding_norm(x_btd)
+        stream = input_ids if cache is None else cache.take_ids(input_ids)
+        followed = self._followers(stream, segments, input_ids.shape[1])
+        ngrams = () if self.ngrams is None else (self.ngrams(stream, positions, dtype),)
+        offered = () if self.induction is None else self.induction.rows(followed, dtype)
         shared = Shared(
             rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, dtype),
             Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments),
-            (x_btd, *self._ngram_rows(input_ids, positions, cache, dtype)),
+            (x_btd, *ngrams, *offered),
         )
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Block)
             # Looked up here, outside the compiled layer, where the gradient of a look-up is summed in a fixed order.
             values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
             x_btd = layer(x_btd, shared, values, None if cache is None else cache.layers[index])
-        return self.final_norm(x_btd)
+        hidden_btd: Tensor = self.final_norm(x_btd)
+        return hidden_btd if self.induction is None else self.induction.point(hidden_btd, followed, self.head_weight)
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
@@ -130,14 +137,11 @@ class Decoder(nn.Module):
         wide_btv = logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float()
         return softcap(wide_btv, self.config.logit_softcap)
 
-    def _ngram_rows(
-        self, input_ids: Tensor, positions: Tensor, cache: Cache | None, dtype: torch.dtype
-    ) -> tuple[Tensor, ...]:
-        if self.ngrams is None:
-            return ()
-        count = len(self.config.ngram_buckets)
-        past = input_ids.new_zeros(len(input_ids), count) if cache is None else cache.take_ids(input_ids, count)
-        return (self.ngrams(input_ids, past, positions, dtype),)
+    def _followers(self, stream_bs: Tensor, segments_bs: Tensor | None, time: int) -> list[Tensor]:
+        """For each induction length the followers (batch, time) of the last tokens of the stream."""
+        if self.induction is None:
+            return []
+        return [tokens_bs[:, -time:] for tokens_bs in followers(stream_bs, segments_bs, self.induction.lengths)]
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:

@@ -17,61 +17,20 @@ from pathlib import Path
 import torch
 
 from groundup.errors import UserError
-from groundup.hardware import describe
 from groundup.model.transformer import Decoder
 from groundup.record.metrics import MetricsWriter, Progress
 from groundup.tokens.batches import Rows, RowSource, rank_rows
 from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
-from groundup.train.config import Compile, Precision
 from groundup.train.objectives import TokenLoss, next_token_loss
-from groundup.train.optim import LearningRates, build_optimizers, schedule, set_learning_rates
+from groundup.train.optim import build_optimizers, schedule, set_learning_rates
 from groundup.train.parallel import Ranks
+from groundup.train.plan import LoopConfig
 
 # Steps at the start whose speed says nothing: compilation and first touches of memory.
 WARM_STEPS = 3
-# Below this many training FLOPs compilation (15 s to 31 s on two cores, cold) is not repaid (docs/log.md).
-COMPILE_FROM_FLOPS = 1.5e13
-COMPILE_FROM_SECONDS = 60.0
-
 LossFunction = Callable[[Rows], TokenLoss]
 # Called at each evaluation with the number of finished steps; returns figures for the metrics stream.
 Watch = Callable[[int], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the loop needs to know, whoever calls it.
-
-    Exactly one of `steps` and `seconds` is the budget. rows_per_step counts all ranks; micro_rows is the most that one
-    forward pass takes; positions_per_step counts all places of a row, trained on or not, and is what speed means.
-    warmup and cooldown are parts of the budget. bytes_per_token is that of the text, or None where not every token is
-    a target. peak_flops is the machine's, for the utilisation.
-    """
-
-    title: str
-    steps: int | None
-    seconds: float | None
-    rows_per_step: int
-    micro_rows: int
-    positions_per_step: int
-    learning_rates: LearningRates
-    warmup: float
-    cooldown: float
-    compute_dtype: torch.dtype
-    compile: bool
-    evaluations: int
-    checkpoint_seconds: float
-    bytes_per_token: float | None
-    flops_per_token: float
-    peak_flops: float
-    track: tuple[str, ...] = ()
-
-    def spent(self, counters: Counters) -> float:
-        """How much of the budget is spent, 0 to 1."""
-        if self.steps is not None:
-            return min(1.0, counters.step / self.steps)
-        assert self.seconds is not None
-        return min(1.0, counters.seconds / self.seconds)
 
 
 @dataclass(frozen=True)
@@ -93,7 +52,7 @@ def train(
     checkpoint of the last step on disk.
     """
     model.compute_dtype = config.compute_dtype
-    optimizers = build_optimizers(model, config.learning_rates)
+    optimizers = build_optimizers(model, config.learning_rates, config.weight_decay)
     counters = load_checkpoint(out, model, optimizers) or Counters()
     started = time.monotonic() - counters.seconds
     speeds: list[float] = []
@@ -130,37 +89,6 @@ def train(
     return TrainingResult(
         counters.step, counters.tokens, counters.seconds, statistics.median(speeds[WARM_STEPS:] or speeds or [0.0])
     )
-
-
-def resolve_dtype(precision: Precision, computes_bfloat16: bool) -> torch.dtype:
-    """The type to compute in; `auto` takes bfloat16 where the machine multiplies it natively."""
-    if precision == "auto":
-        return torch.bfloat16 if computes_bfloat16 else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def resolve_compile(choice: Compile, steps: int | None, seconds: float | None, flops_per_step: float) -> bool:
-    """Whether to compile; `auto` does where the machine can and the budget repays the start-up."""
-    if choice != "auto":
-        return choice == "always"
-    machine = describe()
-    if machine.gpu is None and (machine.compiler is None or not machine.python_headers):
-        return False
-    if steps is not None:
-        return steps * flops_per_step >= COMPILE_FROM_FLOPS
-    return seconds is not None and seconds >= COMPILE_FROM_SECONDS
-
-
-def check_split(rows_per_step: int, micro_rows: int, ranks: int) -> None:
-    """Refuse a batch that ranks and micro-batches cannot share evenly (compiled code has fixed shapes)."""
-    rows_per_rank, rest = divmod(rows_per_step, ranks)
-    if rest:
-        raise UserError(f"a batch of {rows_per_step} rows cannot be split evenly over {ranks} ranks")
-    if rows_per_rank > micro_rows and rows_per_rank % micro_rows:
-        raise UserError(
-            f"{rows_per_rank} rows per rank cannot be split evenly into micro-batches of {micro_rows} rows; "
-            "choose `micro_batch_tokens` so that it divides `batch_tokens`"
-        )
 
 
 def _accumulate_gradients(

@@ -112,7 +112,6 @@ class LearningRates:
     matrices: float
     embedding: float
     head: float
-    weight_decay: float = 0.0
 
 
 # AdamW's rate for norm weights, scalars and gates, which need no scaling with the width.
@@ -122,7 +121,7 @@ REFERENCE_WIDTH = 768
 FIRST_MOMENTUM, LAST_MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
 
 
-def build_optimizers(model: Decoder, rates: LearningRates) -> tuple[Muon, torch.optim.AdamW]:
+def build_optimizers(model: Decoder, rates: LearningRates, weight_decay: float = 0.0) -> tuple[Muon, torch.optim.AdamW]:
     """Muon for every linear map inside the layers, AdamW for head, tables and the few other weights."""
     scale = (model.config.width / REFERENCE_WIDTH) ** -0.5
     matrices = [module.weight for module in model.layers.modules() if isinstance(module, Linear)]
@@ -138,7 +137,7 @@ def build_optimizers(model: Decoder, rates: LearningRates) -> tuple[Muon, torch.
     ]
     groups = [group for group in groups if group["params"]]
     optimizers = (
-        Muon(matrices, lr=rates.matrices, momentum=FIRST_MOMENTUM, weight_decay=rates.weight_decay),
+        Muon(matrices, lr=rates.matrices, momentum=FIRST_MOMENTUM, weight_decay=weight_decay),
         torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True),
     )
     for optimizer in optimizers:

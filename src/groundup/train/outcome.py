@@ -16,7 +16,8 @@ from groundup.model.transformer import Decoder
 from groundup.record.metrics import read_lines
 from groundup.storage import write_atomically, write_json
 from groundup.tokens.tokenizer import Tokenizer
-from groundup.train.loop import LoopConfig, TrainingResult
+from groundup.train.loop import TrainingResult
+from groundup.train.plan import LoopConfig
 
 SAMPLE_TOKENS = 64
 SAMPLES_FILE = "samples.jsonl"

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from groundup import hardware
 from groundup.errors import UserError
 from groundup.model.config import ModelConfig
 from groundup.model.initialise import initialise
@@ -17,10 +16,11 @@ from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.checkpoint import remove_checkpoint
 from groundup.train.config import PretrainConfig
 from groundup.train.heldout import heldout_loss
-from groundup.train.loop import LoopConfig, check_split, resolve_compile, resolve_dtype, train
+from groundup.train.loop import train
 from groundup.train.optim import LearningRates
 from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
 from groundup.train.parallel import join_ranks
+from groundup.train.plan import LoopConfig, check_split, plan
 
 DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; the whole of it is scored once, at the end.
@@ -86,35 +86,24 @@ def build_model(config: PretrainConfig, vocab_size: int) -> Decoder:
 
 def loop_config(config: PretrainConfig, shape: ModelConfig, bytes_per_token: float) -> LoopConfig:
     """The loop's settings; a budget in tokens or FLOPs becomes a number of steps here."""
-    flops_per_token = shape.training_flops_per_token(config.context)
     steps = None
     if config.tokens is not None:
         steps = max(1, config.tokens // config.batch_tokens)
     elif config.flops is not None:
-        steps = max(1, int(config.flops / (flops_per_token * config.batch_tokens)))
-    seconds = None if steps is not None else 60 * (config.minutes or DEFAULT_MINUTES)
-    compute_dtype = resolve_dtype(config.precision, hardware.describe().computes_bfloat16)
-    return LoopConfig(
+        steps = max(1, int(config.flops / (shape.training_flops_per_token(config.context) * config.batch_tokens)))
+    return plan(
+        config,
+        shape,
+        steps,
+        DEFAULT_MINUTES,
         title="pretrain",
-        steps=steps,
-        seconds=seconds,
-        rows_per_step=config.batch_tokens // config.context,
-        positions_per_step=config.batch_tokens,
         micro_rows=max(1, config.micro_batch_tokens // config.context),
         learning_rates=LearningRates(
-            config.matrix_learning_rate,
-            config.embedding_learning_rate,
-            config.head_learning_rate,
-            config.weight_decay,
+            config.matrix_learning_rate, config.embedding_learning_rate, config.head_learning_rate
         ),
+        weight_decay=config.weight_decay,
         warmup=config.warmup,
         cooldown=config.cooldown,
-        compute_dtype=compute_dtype,
-        compile=resolve_compile(config.compile, steps, seconds, flops_per_token * config.batch_tokens),
-        evaluations=config.evaluations,
-        checkpoint_seconds=60 * config.checkpoint_minutes,
         bytes_per_token=bytes_per_token,
-        flops_per_token=flops_per_token,
-        peak_flops=hardware.peak_flops(compute_dtype, size=2048, tries=3),
         track=config.track,
     )

@@ -1,4 +1,4 @@
-"""groundup's own fastest learner: nanochat's layers with value embeddings, n-gram tables and mixed residuals.
+"""groundup's own fastest learner: nanochat's layers, to which come tables of knowledge and built-in induction.
 
 No class in `transformers` has these parts; the folder is laid out as one for groundup alone.
 """
@@ -14,6 +14,7 @@ from groundup.model.config import ModelConfig
 
 def to_keys(config: ModelConfig) -> dict[str, Any]:
     return nanochat.to_keys(config) | {
+        "induction_lengths": list(config.induction_lengths),
         "ngram_buckets": list(config.ngram_buckets),
         "residual_mix": config.residual_mix,
         "value_embedding_layers": [index for index, layer in enumerate(config.layers) if layer.value_embedding],
@@ -28,6 +29,7 @@ def from_keys(keys: Mapping[str, Any]) -> ModelConfig:
         family="groundup",
         layers=tuple(replace(one, value_embedding=index in with_values) for index, one in enumerate(base.layers)),
         ngram_buckets=tuple(keys["ngram_buckets"]),
+        induction_lengths=tuple(keys["induction_lengths"]),
         residual_mix=keys["residual_mix"],
     )
 
@@ -37,6 +39,9 @@ GROUNDUP = Family(
     architecture="GroundupForCausalLM",
     tensors=dict(nanochat.NANOCHAT.tensors)
     | {
+        "induction.table.weight": "model.induction_table.weight",
+        "induction.gate": "model.induction_gate",
+        "induction.gate_bias": "model.induction_gate_bias",
         "ngrams.tables.*.weight": "model.ngram_tables.*.weight",
         "layers.*.mix.scalars": "model.layers.*.residual_scalars",
         "layers.*.token_values.table.weight": "model.layers.*.value_embedding.weight",
@@ -44,5 +49,6 @@ GROUNDUP = Family(
     },
     to_keys=to_keys,
     from_keys=from_keys,
-    known_keys=nanochat.NANOCHAT.known_keys | {"ngram_buckets", "residual_mix", "value_embedding_layers"},
+    known_keys=nanochat.NANOCHAT.known_keys
+    | {"induction_lengths", "ngram_buckets", "residual_mix", "value_embedding_layers"},
 )
