@@ -109,7 +109,8 @@ def test_weights_after_several_steps_do_not_depend_on_the_split(
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "12"), rel=1e-5)
     whole, split = (list(model.parameters()) for model in models)
     with torch.no_grad():
-        _assert_close(split, whole)
+        # AdamW divides a gradient by its own size: where a sum nearly cancels, rounding moves a weight by a whole rate.
+        _assert_close(split, whole, tolerance=1e-4)
         start = hot_decoder(tiny_config(preset, context=CONTEXT), dtype=torch.float32)
         assert all(
             (one - other).norm() > 1e-3 * one.norm() for one, other in zip(start.parameters(), whole, strict=True)

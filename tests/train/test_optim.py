@@ -126,7 +126,7 @@ def test_schedule_rises_stays_and_falls_to_zero():
 
 def test_rates_follow_schedule_and_width_and_muon_gathers_momentum():
     model = hot_decoder(tiny_config("nanochat"), dtype=torch.float32)
-    optimizers = muon, adam = build_optimizers(model, LearningRates(0.02, 0.2, 0.004, weight_decay=0.01))
+    optimizers = muon, adam = build_optimizers(model, LearningRates(0.02, 0.2, 0.004), weight_decay=0.01)
     by_width = (32 / 768) ** -0.5
 
     def rate_of(parameter: nn.Parameter) -> float:
