@@ -51,7 +51,9 @@ def heat(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim < 2:
+        if "gate_bias" in name:  # holds followers back, or every greedy text would go round in circles
+            parameter.copy_(noise - 1)
+        elif parameter.ndim < 2:
             parameter.copy_(1 + 0.5 * noise)
         elif "embed" in name:
             parameter.copy_(noise)

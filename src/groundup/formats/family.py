@@ -62,7 +62,8 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a positive integer",
         _is_size,
-        "hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers vocab_size",
+        "hidden_size induction_places intermediate_size max_position_embeddings num_attention_heads num_hidden_layers "
+        "vocab_size",
     ),
     ("a positive integer or null", lambda value: value is None or _is_size(value), "head_dim num_key_value_heads"),
     ("a positive number", _is_positive, "rms_norm_eps rope_theta"),

@@ -63,6 +63,26 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Induction:
+    """Built-in induction (`induction.py`): for each n of `lengths`, the last `places` places with the same n tokens."""
+
+    lengths: tuple[int, ...]
+    places: int
+
+    def __post_init__(self) -> None:
+        lengths = list(self.lengths)
+        if not lengths or lengths[0] < 1 or lengths != sorted(set(lengths)):
+            raise ValueError(f"the lengths of induction must be rising numbers from 1 on, not {lengths}")
+        if self.places < 1:
+            raise ValueError(f"the places of induction must be at least 1, not {self.places}")
+
+    @property
+    def terms(self) -> int:
+        """How many followers each token has."""
+        return len(self.lengths) * self.places
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
@@ -86,8 +106,7 @@ class ModelConfig:
     max_positions: longest sequence, in tokens, that the model is meant for.
     ngram_buckets: rows of the table that each pair of neighbouring tokens is hashed into, then each triple, …; every
         layer sees the sum of these rows.
-    induction_lengths: for each n, what followed the last n tokens where they stood before is offered to layers and head
-        (`induction.py`).
+    induction: what followed the last tokens where they stood before is offered to layers and head; or None.
     residual_mix: before each layer the residual is mixed, by learned scalars, with what entered the first layer.
     """
 
@@ -102,7 +121,7 @@ class ModelConfig:
     logit_softcap: float | None
     max_positions: int
     ngram_buckets: tuple[int, ...] = ()
-    induction_lengths: tuple[int, ...] = ()
+    induction: Induction | None = None
     residual_mix: bool = False
 
     def __post_init__(self) -> None:
@@ -110,23 +129,25 @@ class ModelConfig:
             raise ValueError("a model needs at least one layer")
         if self.vocab_size < 1 or self.width < 1:
             raise ValueError(f"`vocab_size` ({self.vocab_size}) and `width` ({self.width}) must be positive")
-        for name in ("ngram_buckets", "induction_lengths"):
+        for name in ("ngram_buckets", "induction"):
             if getattr(self, name) and not self.residual_mix:
                 raise ValueError(f"`{name}` needs `residual_mix`, which is where the layers take it in")
         if len(self.ngram_buckets) > 2:
             raise ValueError(f"`ngram_buckets` knows pairs and triples, not {len(self.ngram_buckets)} sizes")
-        lengths = self.induction_lengths
-        if min(lengths, default=1) < 1 or list(lengths) != sorted(set(lengths)):
-            raise ValueError(f"`induction_lengths` must be rising numbers from 1 on, not {list(lengths)}")
 
     @property
     def mixed_terms(self) -> int:
         """What each layer's residual is mixed from: itself, the first layer's input, n-grams, followers."""
-        return 2 + len(self.ngram_buckets[:1]) + len(self.induction_lengths)
+        return 2 + len(self.ngram_buckets[:1]) + self.followers
+
+    @property
+    def followers(self) -> int:
+        """How many followers each token is offered."""
+        return 0 if self.induction is None else self.induction.terms
 
     def matmul_parameters(self) -> int:
         """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up."""
-        total = (self.vocab_size + len(self.induction_lengths)) * self.width
+        total = (self.vocab_size + self.followers) * self.width
         for layer in self.layers:
             attention, feed_forward = layer.attention, layer.feed_forward
             total += 2 * self.width * attention.head_dim * (attention.heads + attention.kv_heads)
@@ -138,9 +159,9 @@ class ModelConfig:
         """All parameters, each counted once."""
         tables = sum(self.ngram_buckets) * self.width + (0 if self.tied_head else self.vocab_size * self.width)
         scalars = len(self.layers) * self.mixed_terms if self.residual_mix else 0
-        if self.induction_lengths:
+        if self.induction is not None:
             tables += self.vocab_size * self.width
-            scalars += len(self.induction_lengths)
+            scalars += self.followers
         for layer in self.layers:
             if layer.value_embedding:
                 tables += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim
@@ -150,7 +171,8 @@ class ModelConfig:
 
     def attention_flops_per_token(self, context: int) -> int:
         """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
-        return sum(12 * layer.attention.heads * layer.attention.head_dim * context for layer in self.layers)
+        induction = 6 * self.followers * self.width
+        return induction + sum(12 * one.attention.heads * one.attention.head_dim * context for one in self.layers)
 
     def training_flops_per_token(self, context: int) -> int:
         """FLOPs of one training token: 6 per matmul parameter, plus attention over the full context.

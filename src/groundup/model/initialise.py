@@ -5,7 +5,7 @@ from torch import nn
 
 from groundup.model.attention import SelfAttention
 from groundup.model.feedforward import DenseFeedForward
-from groundup.model.induction import Induction
+from groundup.model.induction import NgramHeads
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.transformer import Decoder
 
@@ -31,7 +31,7 @@ def initialise(model: Decoder, seed: int) -> None:
         elif isinstance(module, NgramEmbedding):
             for table in module.tables.parameters():
                 nn.init.zeros_(table)
-        elif isinstance(module, Induction):
+        elif isinstance(module, NgramHeads):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
         elif isinstance(module, ResidualMix):

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm, Rope
+from groundup.model.config import Attention, FeedForward, Induction, LayerSpec, ModelConfig, Norm, Rope
 
 WIDTH_PER_LAYER = 64
 HEAD_DIM = 128
 NGRAM_BUCKETS = 32_768
-INDUCTION_LENGTHS = (1, 2, 3)
+INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
 
 
 def build_config(
@@ -83,7 +83,7 @@ def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: i
         family="groundup",
         layers=layers,
         ngram_buckets=(NGRAM_BUCKETS,),
-        induction_lengths=INDUCTION_LENGTHS,
+        induction=INDUCTION,
         residual_mix=True,
     )
 

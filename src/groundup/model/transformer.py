@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from groundup.model.attention import LayerCache, SelfAttention, Visibility
 from groundup.model.config import LayerSpec, ModelConfig
 from groundup.model.feedforward import DenseFeedForward
-from groundup.model.induction import Induction, followers
+from groundup.model.induction import NgramHeads, followers
 from groundup.model.parts import Embedding, Linear, RMSNorm, rope_tables
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 
@@ -75,8 +75,8 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.width)
         self.embedding_norm = RMSNorm(config.embedding_norm, config.width) if config.embedding_norm else None
         self.ngrams = NgramEmbedding(config.ngram_buckets, config.width) if config.ngram_buckets else None
-        lengths = config.induction_lengths
-        self.induction = Induction(lengths, config.vocab_size, config.width) if lengths else None
+        spec = config.induction
+        self.induction = NgramHeads(spec, config.vocab_size, config.width) if spec is not None else None
         self.layers = nn.ModuleList(Block(spec, config) for spec in config.layers)
         self.final_norm = RMSNorm(config.final_norm, config.width)
         self.head = None if config.tied_head else Linear(config.width, config.vocab_size)
@@ -115,13 +115,16 @@ class Decoder(nn.Module):
         if self.embedding_norm is not None:
             x_btd = self.embedding_norm(x_btd)
         stream = input_ids if cache is None else cache.take_ids(input_ids)
-        followed = self._followers(stream, segments, input_ids.shape[1])
-        ngrams = () if self.ngrams is None else (self.ngrams(stream, positions, dtype),)
-        offered = () if self.induction is None else self.induction.rows(followed, dtype)
+        mixed_in = [x_btd]
+        if self.ngrams is not None:
+            mixed_in.append(self.ngrams(stream, positions, dtype))
+        if self.induction is not None:
+            followers_nbt = followers(stream, segments, self.induction.spec)[..., -input_ids.shape[1] :]
+            mixed_in.extend(self.induction.rows(followers_nbt, dtype))
         shared = Shared(
             rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, dtype),
             Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments),
-            (x_btd, *ngrams, *offered),
+            tuple(mixed_in),
         )
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Block)
@@ -129,19 +132,15 @@ class Decoder(nn.Module):
             values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
             x_btd = layer(x_btd, shared, values, None if cache is None else cache.layers[index])
         hidden_btd: Tensor = self.final_norm(x_btd)
-        return hidden_btd if self.induction is None else self.induction.point(hidden_btd, followed, self.head_weight)
+        if self.induction is not None:
+            hidden_btd = self.induction.point(hidden_btd, followers_nbt, self.head_weight)
+        return hidden_btd
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
         logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
         wide_btv = logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float()
         return softcap(wide_btv, self.config.logit_softcap)
-
-    def _followers(self, stream_bs: Tensor, segments_bs: Tensor | None, time: int) -> list[Tensor]:
-        """For each induction length the followers (batch, time) of the last tokens of the stream."""
-        if self.induction is None:
-            return []
-        return [tokens_bs[:, -time:] for tokens_bs in followers(stream_bs, segments_bs, self.induction.lengths)]
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:

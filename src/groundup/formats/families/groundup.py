@@ -9,12 +9,14 @@ from typing import Any
 
 from groundup.formats.families import nanochat
 from groundup.formats.family import Family
-from groundup.model.config import ModelConfig
+from groundup.model.config import Induction, ModelConfig
 
 
 def to_keys(config: ModelConfig) -> dict[str, Any]:
+    assert config.induction is not None
     return nanochat.to_keys(config) | {
-        "induction_lengths": list(config.induction_lengths),
+        "induction_lengths": list(config.induction.lengths),
+        "induction_places": config.induction.places,
         "ngram_buckets": list(config.ngram_buckets),
         "residual_mix": config.residual_mix,
         "value_embedding_layers": [index for index, layer in enumerate(config.layers) if layer.value_embedding],
@@ -29,7 +31,7 @@ def from_keys(keys: Mapping[str, Any]) -> ModelConfig:
         family="groundup",
         layers=tuple(replace(one, value_embedding=index in with_values) for index, one in enumerate(base.layers)),
         ngram_buckets=tuple(keys["ngram_buckets"]),
-        induction_lengths=tuple(keys["induction_lengths"]),
+        induction=Induction(tuple(keys["induction_lengths"]), keys["induction_places"]),
         residual_mix=keys["residual_mix"],
     )
 
@@ -50,5 +52,5 @@ GROUNDUP = Family(
     to_keys=to_keys,
     from_keys=from_keys,
     known_keys=nanochat.NANOCHAT.known_keys
-    | {"induction_lengths", "ngram_buckets", "residual_mix", "value_embedding_layers"},
+    | {"induction_lengths", "induction_places", "ngram_buckets", "residual_mix", "value_embedding_layers"},
 )
