@@ -5,23 +5,25 @@ from dataclasses import replace
 from groundup.model.config import Attention, FeedForward, Induction, LayerSpec, ModelConfig, Norm, Rope
 
 WIDTH_PER_LAYER = 64
-HEAD_DIM = 128
+# Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
+HEAD_DIM = {"llama": 128, "nanochat": 128, "groundup": 64}
 NGRAM_BUCKETS = 32_768
 INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
 
 
 def build_config(
-    preset: str, depth: int, vocab_size: int, context: int, width: int | None = None, head_dim: int = HEAD_DIM
+    preset: str, depth: int, vocab_size: int, context: int, width: int | None = None, head_dim: int | None = None
 ) -> ModelConfig:
     """The configuration of `preset` with `depth` layers.
 
-    width: defaults to 64 per layer, rounded up to whole heads (nanochat's aspect ratio).
+    width: defaults to 64 per layer, rounded up to whole heads (nanochat's aspect ratio); head_dim: to the preset's own.
     Raises ValueError, naming the key, for sizes that do not fit each other.
     """
     if preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, not {preset!r}")
     if depth < 1:
         raise ValueError(f"`depth` must be at least 1, not {depth}")
+    head_dim = head_dim or HEAD_DIM[preset]
     width = width or -(-depth * WIDTH_PER_LAYER // head_dim) * head_dim
     if width % head_dim:
         raise ValueError(f"`width` ({width}) must be a multiple of `head_dim` ({head_dim})")
@@ -75,13 +77,12 @@ def _nanochat(depth: int, vocab_size: int, context: int, width: int, head_dim: i
 
 
 def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """nanochat's layers with value embeddings on every second layer, mixed residuals, hashed bigrams and induction."""
+    """nanochat's layers with value embeddings, mixed residuals, hashed bigrams and built-in induction."""
     base = _nanochat(depth, vocab_size, context, width, head_dim)
-    layers = tuple(replace(layer, value_embedding=(depth - index) % 2 == 1) for index, layer in enumerate(base.layers))
     return replace(
         base,
         family="groundup",
-        layers=layers,
+        layers=tuple(replace(layer, value_embedding=True) for layer in base.layers),
         ngram_buckets=(NGRAM_BUCKETS,),
         induction=INDUCTION,
         residual_mix=True,
