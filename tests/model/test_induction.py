@@ -55,26 +55,39 @@ def test_what_comes_later_changes_nothing() -> None:
         assert torch.equal(followers(stream[:, :end], None, SPEC), whole[..., :end])
 
 
-def test_rows_are_those_of_the_table_and_zero_for_nowhere() -> None:
-    induction = NgramHeads(Induction((1, 3), places=1), vocab_size=7, width=4).double()
-    torch.nn.init.normal_(induction.table.weight)
-    tokens = torch.tensor([[[2, NOWHERE, 6]], [[NOWHERE, 0, 6]]])
-    for rows, ids in zip(induction.rows(tokens, torch.float64), tokens, strict=True):
-        for place, token in enumerate(ids[0].tolist()):
-            expected = torch.zeros(4, dtype=torch.float64) if token == NOWHERE else induction.table.weight[token]
-            assert torch.equal(rows[0, place], expected)
+def _hot(lengths: tuple[int, ...]) -> NgramHeads:
+    heads = NgramHeads(Induction(lengths, places=2), vocab_size=7, width=4).double()
+    for index, parameter in enumerate(heads.parameters()):
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(index))
+    return heads
+
+
+# Two lengths with two places each, for three tokens: nothing found; the shorter length once; both, one of them once.
+FOLLOWERS = torch.tensor([[NOWHERE, 2, 6], [NOWHERE, NOWHERE, 0], [NOWHERE, NOWHERE, 6], [NOWHERE, NOWHERE, NOWHERE]])
+FOUND = (0, 1, 2)
+
+
+def test_layers_are_offered_the_followers_rows_weighted_by_the_longest_length_found() -> None:
+    heads = _hot((1, 3))
+    offered = heads.offer(FOLLOWERS[:, None], torch.float64)
+    for place, tokens in enumerate(FOLLOWERS.T.tolist()):
+        expected = torch.zeros(4, dtype=torch.float64)
+        for term, token in enumerate(tokens):
+            if token != NOWHERE:
+                expected += heads.weight[FOUND[place], term] * heads.table.weight[token]
+        torch.testing.assert_close(offered[0, place], expected)
 
 
 def test_pointing_adds_gated_head_rows() -> None:
-    induction = NgramHeads(Induction((1, 2), places=1), vocab_size=7, width=4).double()
-    for parameter in induction.parameters():
-        torch.nn.init.normal_(parameter)
-    hidden, head = torch.randn(1, 3, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
-    tokens = torch.tensor([[[2, NOWHERE, 6]], [[NOWHERE, 0, 1]]])
-    found = induction.point(hidden, tokens, head)
-    for place in range(3):
+    heads = _hot((1, 2))
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 3, 4, dtype=torch.float64, generator=generator)
+    head = torch.randn(7, 4, dtype=torch.float64, generator=generator)
+    found = heads.point(hidden, FOLLOWERS[:, None], head)
+    for place, tokens in enumerate(FOLLOWERS.T.tolist()):
         expected = hidden[0, place].clone()
-        for number, ids in enumerate(tokens):
-            strength = induction.gate[number] @ hidden[0, place] + induction.gate_bias[number]
-            expected += strength * (head[ids[0, place]] if ids[0, place] != NOWHERE else 0)
+        for term, token in enumerate(tokens):
+            if token != NOWHERE:
+                strength = heads.gate[term] @ hidden[0, place] + heads.gate_bias[FOUND[place], term]
+                expected += strength * head[token]
         torch.testing.assert_close(found[0, place], expected)

@@ -138,16 +138,12 @@ class ModelConfig:
     @property
     def mixed_terms(self) -> int:
         """What each layer's residual is mixed from: itself, the first layer's input, n-grams, followers."""
-        return 2 + len(self.ngram_buckets[:1]) + self.followers
-
-    @property
-    def followers(self) -> int:
-        """How many followers each token is offered."""
-        return 0 if self.induction is None else self.induction.terms
+        return 2 + bool(self.ngram_buckets) + (self.induction is not None)
 
     def matmul_parameters(self) -> int:
         """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up."""
-        total = (self.vocab_size + self.followers) * self.width
+        total = self.vocab_size * self.width
+        total += 0 if self.induction is None else self.induction.terms * self.width
         for layer in self.layers:
             attention, feed_forward = layer.attention, layer.feed_forward
             total += 2 * self.width * attention.head_dim * (attention.heads + attention.kv_heads)
@@ -161,7 +157,7 @@ class ModelConfig:
         scalars = len(self.layers) * self.mixed_terms if self.residual_mix else 0
         if self.induction is not None:
             tables += self.vocab_size * self.width
-            scalars += self.followers
+            scalars += 2 * (len(self.induction.lengths) + 1) * self.induction.terms
         for layer in self.layers:
             if layer.value_embedding:
                 tables += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim
@@ -171,8 +167,7 @@ class ModelConfig:
 
     def attention_flops_per_token(self, context: int) -> int:
         """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
-        induction = 6 * self.followers * self.width
-        return induction + sum(12 * one.attention.heads * one.attention.head_dim * context for one in self.layers)
+        return sum(12 * layer.attention.heads * layer.attention.head_dim * context for layer in self.layers)
 
     def training_flops_per_token(self, context: int) -> int:
         """FLOPs of one training token: 6 per matmul parameter, plus attention over the full context.

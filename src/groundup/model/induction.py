@@ -72,27 +72,48 @@ def _tokens_after(stream: Tensor, previous: Tensor, places: int) -> list[Tensor]
 
 
 class NgramHeads(nn.Module):
-    """Offers the followers to the layers, as rows of a table, and to the output head, as its own rows under a gate."""
+    """Offers the followers to the layers, as rows of a table, and to the output head, as its own rows.
+
+    Both are weighted sums over the followers. How much one counts depends on the longest length that was found, since
+    what followed five equal tokens is worth more than what followed one.
+    """
 
     def __init__(self, spec: Induction, vocab_size: int, width: int) -> None:
         super().__init__()
         self.spec = spec
         self.table = Embedding(vocab_size, width)
+        self.weight = nn.Parameter(torch.empty(len(spec.lengths) + 1, spec.terms))
         self.gate = nn.Parameter(torch.empty(spec.terms, width))
-        self.gate_bias = nn.Parameter(torch.empty(spec.terms))
+        self.gate_bias = nn.Parameter(torch.empty(len(spec.lengths) + 1, spec.terms))
 
-    def rows(self, followers_nbt: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The followers' rows, (batch, time, width) for each of n, zero where there is none."""
-        return _rows_or_zero(self.table.weight, followers_nbt, dtype).unbind(0)
+    def offer(self, followers_nbt: Tensor, dtype: torch.dtype) -> Tensor:
+        """sum over n of weight_n · table[follower_n], (batch, time, width), for the layers."""
+        weight_btn = F.embedding(self._found(followers_nbt), self.weight)
+        return _sum_of_rows(followers_nbt, weight_btn, self.table.weight).to(dtype)
 
     def point(self, hidden_btd: Tensor, followers_nbt: Tensor, head_vd: Tensor) -> Tensor:
         """hidden + sum over n of (gate_n · hidden + bias_n) · head[follower_n]: raises the followers' own logits."""
-        dtype = hidden_btd.dtype
-        strength_btn = F.linear(hidden_btd, self.gate.to(dtype), self.gate_bias.to(dtype))
-        rows_nbtd = _rows_or_zero(head_vd, followers_nbt, dtype)
-        return hidden_btd + torch.einsum("btn,nbtd->btd", strength_btn, rows_nbtd)
+        strength_btn = F.linear(hidden_btd, self.gate.to(hidden_btd.dtype)).to(head_vd.dtype)
+        strength_btn = strength_btn + F.embedding(self._found(followers_nbt), self.gate_bias)
+        return hidden_btd + _sum_of_rows(followers_nbt, strength_btn, head_vd).to(hidden_btd.dtype)
+
+    def _found(self, followers_nbt: Tensor) -> Tensor:
+        """How many of the lengths found a place (batch, time); where a length did, so did all shorter ones."""
+        return (followers_nbt[:: self.spec.places] != NOWHERE).sum(0)
 
 
-def _rows_or_zero(table_vd: Tensor, tokens_nbt: Tensor, dtype: torch.dtype) -> Tensor:
-    rows_nbtd = F.embedding(tokens_nbt.clamp(min=0), table_vd).to(dtype)
-    return rows_nbtd * (tokens_nbt != NOWHERE)[..., None]
+def _sum_of_rows(tokens_nbt: Tensor, weights_btn: Tensor, table_vd: Tensor) -> Tensor:
+    """sum over n of weights · table[tokens], nothing where tokens are NOWHERE: (batch, time, width), in table's type.
+
+    One fused look-up: the rows, eight times the size of what comes out, are never written to memory.
+    """
+    tokens_btn = tokens_nbt.permute(1, 2, 0)
+    present_btn = tokens_btn != NOWHERE
+    count = tokens_btn.shape[-1]
+    sum_nd = F.embedding_bag(
+        tokens_btn.clamp(min=0).reshape(-1, count),
+        table_vd,
+        mode="sum",
+        per_sample_weights=(weights_btn * present_btn).reshape(-1, count),
+    )
+    return sum_nd.view(*tokens_btn.shape[:2], -1)

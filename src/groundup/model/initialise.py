@@ -15,7 +15,7 @@ def initialise(model: Decoder, seed: int) -> None:
     """Fill a model's weights, the same on every machine for one seed.
 
     Inputs of a layer are uniform with variance 1/width; what a layer adds to the residual starts at zero, so that the
-    model begins as its embedding (both as in nanochat). N-gram tables and all of induction start at zero, residual
+    model begins as its embedding (both as in nanochat). N-gram and induction tables and gates start at zero, residual
     scalars so that a layer's input passes unchanged but for a tenth of the first. A head of its own starts near zero,
     so that the first loss is ln(vocab); a tied one is normal with the usual 0.02.
     """
@@ -34,6 +34,7 @@ def initialise(model: Decoder, seed: int) -> None:
         elif isinstance(module, NgramHeads):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
+            nn.init.ones_(module.weight)
         elif isinstance(module, ResidualMix):
             module.scalars.fill_(0.05)
             module.scalars[:2] = torch.tensor((1.0, 0.1))

@@ -115,12 +115,13 @@ class Decoder(nn.Module):
         if self.embedding_norm is not None:
             x_btd = self.embedding_norm(x_btd)
         stream = input_ids if cache is None else cache.take_ids(input_ids)
-        mixed_in = [x_btd]
+        # A copy, or the first layer, whose input it is, would be compiled apart from the others.
+        mixed_in = [x_btd.clone()]
         if self.ngrams is not None:
             mixed_in.append(self.ngrams(stream, positions, dtype))
         if self.induction is not None:
             followers_nbt = followers(stream, segments, self.induction.spec)[..., -input_ids.shape[1] :]
-            mixed_in.extend(self.induction.rows(followers_nbt, dtype))
+            mixed_in.append(self.induction.offer(followers_nbt, dtype))
         shared = Shared(
             rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, dtype),
             Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments),

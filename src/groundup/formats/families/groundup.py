@@ -42,6 +42,7 @@ GROUNDUP = Family(
     tensors=dict(nanochat.NANOCHAT.tensors)
     | {
         "induction.table.weight": "model.induction_table.weight",
+        "induction.weight": "model.induction_weight",
         "induction.gate": "model.induction_gate",
         "induction.gate_bias": "model.induction_gate_bias",
         "ngrams.tables.*.weight": "model.ngram_tables.*.weight",
