@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_config
 
-from groundup.model.config import Attention
+from groundup.model.config import Attention, Induction
 from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
 
 
@@ -14,7 +14,7 @@ from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
 def test_one_dial_sets_the_sizes(preset: str, depth: int):
     config = build_config(preset, depth, vocab_size=100, context=256, head_dim=32)
     assert len(config.layers) == depth
-    assert config.width == depth * WIDTH_PER_LAYER
+    assert 0 <= config.width - depth * WIDTH_PER_LAYER[preset] < 32
     for layer in config.layers:
         assert layer.attention.head_dim == 32
         assert layer.attention.heads * 32 == config.width
@@ -49,8 +49,21 @@ def test_heads_must_share_keys_evenly_and_a_model_needs_layers():
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"residual_mix": False}, "residual_mix"), ({"ngram_buckets": (8, 8, 8)}, "pairs and triples")],
+    [
+        ({"residual_mix": False}, "`ngram_buckets` needs `residual_mix`"),
+        ({"residual_mix": False, "ngram_buckets": ()}, "`induction` needs `residual_mix`"),
+        ({"ngram_buckets": (8, 8, 8)}, "pairs and triples"),
+    ],
 )
-def test_ngram_tables_that_no_layer_could_use_are_refused(change: dict[str, object], named: str):
+def test_offers_that_no_layer_could_take_are_refused(change: dict[str, object], named: str):
     with pytest.raises(ValueError, match=named):
         replace(build_config("groundup", 2, 300, 64, 64, 16), **change)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "places", "named"),
+    [((), 1, "lengths"), ((0, 1), 1, "lengths"), ((2, 1), 1, "lengths"), ((1, 1), 1, "lengths"), ((1, 2), 0, "places")],
+)
+def test_induction_that_looks_for_nothing_is_refused(lengths: tuple[int, ...], places: int, named: str):
+    with pytest.raises(ValueError, match=named):
+        Induction(lengths, places)
