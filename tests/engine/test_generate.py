@@ -82,11 +82,10 @@ def test_a_seed_decides_the_text(model: Decoder):
 def test_a_sequence_ends_before_its_stop_token_and_the_others_go_on(model: Decoder):
     sampling = Sampling(max_tokens=25)
     free = Generator(model, NO_STOP).generate(PROMPTS, sampling)
-    stop = free[0][4]
+    stop = next(token for token in free[0][1:] if any(token not in answer for answer in free))
     answers = Generator(model, [stop]).generate(PROMPTS, sampling)
     assert answers == [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
-    assert len(answers[0]) < 5
-    assert max(map(len, answers)) > len(answers[0])
+    assert len(answers[0]) < max(map(len, answers)) == 25
     assert list(Generator(model, [stop, 63]).stream(PROMPTS[0], sampling)) == answers[0]
 
 

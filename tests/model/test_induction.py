@@ -56,7 +56,7 @@ def test_what_comes_later_changes_nothing() -> None:
 
 
 def _hot(lengths: tuple[int, ...]) -> NgramHeads:
-    heads = NgramHeads(Induction(lengths, places=2), vocab_size=7, width=4).double()
+    heads = NgramHeads(Induction(lengths, places=2), layers=3, vocab_size=7, width=4).double()
     for index, parameter in enumerate(heads.parameters()):
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(index))
     return heads
@@ -67,14 +67,15 @@ FOLLOWERS = torch.tensor([[NOWHERE, 2, 6], [NOWHERE, NOWHERE, 0], [NOWHERE, NOWH
 FOUND = (0, 1, 2)
 
 
-def test_layers_are_offered_the_followers_rows_weighted_by_the_longest_length_found() -> None:
+@pytest.mark.parametrize("layer", range(3))
+def test_layers_are_offered_the_followers_rows_weighted_by_the_longest_length_found(layer: int) -> None:
     heads = _hot((1, 3))
-    offered = heads.offer(FOLLOWERS[:, None], torch.float64)
+    offered = heads.offer(layer, FOLLOWERS[:, None], torch.float64)
     for place, tokens in enumerate(FOLLOWERS.T.tolist()):
         expected = torch.zeros(4, dtype=torch.float64)
         for term, token in enumerate(tokens):
             if token != NOWHERE:
-                expected += heads.weight[FOUND[place], term] * heads.table.weight[token]
+                expected += heads.weight[layer, FOUND[place], term] * heads.table.weight[token]
         torch.testing.assert_close(offered[0, place], expected)
 
 

@@ -157,7 +157,7 @@ class ModelConfig:
         scalars = len(self.layers) * self.mixed_terms if self.residual_mix else 0
         if self.induction is not None:
             tables += self.vocab_size * self.width
-            scalars += 2 * (len(self.induction.lengths) + 1) * self.induction.terms
+            scalars += (len(self.layers) + 1) * (len(self.induction.lengths) + 1) * self.induction.terms
         for layer in self.layers:
             if layer.value_embedding:
                 tables += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim

@@ -75,20 +75,20 @@ class NgramHeads(nn.Module):
     """Offers the followers to the layers, as rows of a table, and to the output head, as its own rows.
 
     Both are weighted sums over the followers. How much one counts depends on the longest length that was found, since
-    what followed five equal tokens is worth more than what followed one.
+    what followed five equal tokens is worth more than what followed one; each layer has weights of its own.
     """
 
-    def __init__(self, spec: Induction, vocab_size: int, width: int) -> None:
+    def __init__(self, spec: Induction, layers: int, vocab_size: int, width: int) -> None:
         super().__init__()
         self.spec = spec
         self.table = Embedding(vocab_size, width)
-        self.weight = nn.Parameter(torch.empty(len(spec.lengths) + 1, spec.terms))
+        self.weight = nn.Parameter(torch.empty(layers, len(spec.lengths) + 1, spec.terms))
         self.gate = nn.Parameter(torch.empty(spec.terms, width))
         self.gate_bias = nn.Parameter(torch.empty(len(spec.lengths) + 1, spec.terms))
 
-    def offer(self, followers_nbt: Tensor, dtype: torch.dtype) -> Tensor:
-        """sum over n of weight_n · table[follower_n], (batch, time, width), for the layers."""
-        weight_btn = F.embedding(self._found(followers_nbt), self.weight)
+    def offer(self, layer: int, followers_nbt: Tensor, dtype: torch.dtype) -> Tensor:
+        """sum over n of weight_n · table[follower_n], (batch, time, width), with the weights of one layer."""
+        weight_btn = F.embedding(self._found(followers_nbt), self.weight[layer])
         return _sum_of_rows(followers_nbt, weight_btn, self.table.weight).to(dtype)
 
     def point(self, hidden_btd: Tensor, followers_nbt: Tensor, head_vd: Tensor) -> Tensor:

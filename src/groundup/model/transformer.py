@@ -33,11 +33,20 @@ class Cache(Protocol):
 
 
 class Shared(NamedTuple):
-    """What all layers see alike: rotary tables, who sees whom, and what each mixes into its residual."""
+    """What all layers see alike: rotary tables, and who sees whom."""
 
     rope: tuple[Tensor, Tensor]
     visible: Visibility
+
+
+class Offered(NamedTuple):
+    """What is looked up for one layer: what it mixes into its residual, and its value table's rows, if it has one.
+
+    Looked up outside the compiled layers, where the gradient of a look-up is summed in a fixed order.
+    """
+
     mixed_in: tuple[Tensor, ...]
+    value_rows_btk: Tensor | None
 
 
 class Block(nn.Module):
@@ -52,12 +61,11 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(spec.norm, config.width)
         self.feed_forward = DenseFeedForward(spec.feed_forward, config.width)
 
-    def forward(self, x_btd: Tensor, shared: Shared, value_rows_btk: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """value_rows_btk: the tokens' rows of this layer's value table, if it has one."""
+    def forward(self, x_btd: Tensor, shared: Shared, offered: Offered, cache: LayerCache | None) -> Tensor:
         if self.mix is not None:
-            x_btd = self.mix(x_btd, shared.mixed_in)
+            x_btd = self.mix(x_btd, offered.mixed_in)
         h_btd = self.attention_norm(x_btd)
-        extra = self.token_values(value_rows_btk, h_btd) if self.token_values is not None else None
+        extra = self.token_values(offered.value_rows_btk, h_btd) if self.token_values is not None else None
         x_btd = x_btd + self.attention(h_btd, shared.rope, shared.visible, cache, extra)
         return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
 
@@ -76,7 +84,9 @@ class Decoder(nn.Module):
         self.embedding_norm = RMSNorm(config.embedding_norm, config.width) if config.embedding_norm else None
         self.ngrams = NgramEmbedding(config.ngram_buckets, config.width) if config.ngram_buckets else None
         spec = config.induction
-        self.induction = NgramHeads(spec, config.vocab_size, config.width) if spec is not None else None
+        self.induction = (
+            NgramHeads(spec, len(config.layers), config.vocab_size, config.width) if spec is not None else None
+        )
         self.layers = nn.ModuleList(Block(spec, config) for spec in config.layers)
         self.final_norm = RMSNorm(config.final_norm, config.width)
         self.head = None if config.tied_head else Linear(config.width, config.vocab_size)
@@ -114,26 +124,24 @@ class Decoder(nn.Module):
         x_btd = self.embedding(input_ids, dtype)
         if self.embedding_norm is not None:
             x_btd = self.embedding_norm(x_btd)
-        stream = input_ids if cache is None else cache.take_ids(input_ids)
-        # A copy, or the first layer, whose input it is, would be compiled apart from the others.
-        mixed_in = [x_btd.clone()]
-        if self.ngrams is not None:
-            mixed_in.append(self.ngrams(stream, positions, dtype))
-        if self.induction is not None:
-            followers_nbt = followers(stream, segments, self.induction.spec)[..., -input_ids.shape[1] :]
-            mixed_in.append(self.induction.offer(followers_nbt, dtype))
         shared = Shared(
             rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, dtype),
             Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments),
-            tuple(mixed_in),
         )
+        stream = input_ids if cache is None else cache.take_ids(input_ids)
+        # A copy, or the first layer, whose input it is, would be compiled apart from the others.
+        first = [x_btd.clone()]
+        if self.ngrams is not None:
+            first.append(self.ngrams(stream, positions, dtype))
+        followers_nbt = None
+        if self.induction is not None:
+            followers_nbt = followers(stream, segments, self.induction.spec)[..., -input_ids.shape[1] :]
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Block)
-            # Looked up here, outside the compiled layer, where the gradient of a look-up is summed in a fixed order.
-            values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
-            x_btd = layer(x_btd, shared, values, None if cache is None else cache.layers[index])
+            offered = self._offered(index, layer, first, input_ids, followers_nbt)
+            x_btd = layer(x_btd, shared, offered, None if cache is None else cache.layers[index])
         hidden_btd: Tensor = self.final_norm(x_btd)
-        if self.induction is not None:
+        if self.induction is not None and followers_nbt is not None:
             hidden_btd = self.induction.point(hidden_btd, followers_nbt, self.head_weight)
         return hidden_btd
 
@@ -142,6 +150,17 @@ class Decoder(nn.Module):
         logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
         wide_btv = logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float()
         return softcap(wide_btv, self.config.logit_softcap)
+
+    def _offered(
+        self, index: int, layer: Block, first: list[Tensor], input_ids: Tensor, followers_nbt: Tensor | None
+    ) -> Offered:
+        """What is looked up for layer `index`; first: what is offered to all layers alike."""
+        dtype = first[0].dtype
+        mixed_in = tuple(first)
+        if self.induction is not None and followers_nbt is not None:
+            mixed_in += (self.induction.offer(index, followers_nbt, dtype),)
+        values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
+        return Offered(mixed_in, values)
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
