@@ -14,7 +14,7 @@ from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
 def test_one_dial_sets_the_sizes(preset: str, depth: int):
     config = build_config(preset, depth, vocab_size=100, context=256, head_dim=32)
     assert len(config.layers) == depth
-    assert 0 <= config.width - depth * WIDTH_PER_LAYER[preset] < 32
+    assert config.width == depth * WIDTH_PER_LAYER
     for layer in config.layers:
         assert layer.attention.head_dim == 32
         assert layer.attention.heads * 32 == config.width

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from groundup.model.config import Attention, FeedForward, Induction, LayerSpec, ModelConfig, Norm, Rope
 
-# nanochat's aspect ratio; more where the tables and induction leave more to make of what they offer (docs/log.md).
-WIDTH_PER_LAYER = {"llama": 64, "nanochat": 64, "groundup": 80}
+WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
 HEAD_DIM = {"llama": 128, "nanochat": 128, "groundup": 64}
 NGRAM_BUCKETS = 32_768
@@ -17,7 +16,7 @@ def build_config(
 ) -> ModelConfig:
     """The configuration of `preset` with `depth` layers.
 
-    width: defaults to `WIDTH_PER_LAYER` for each layer, rounded up to whole heads; head_dim: to the preset's own.
+    width: defaults to 64 per layer, rounded up to whole heads (nanochat's aspect ratio); head_dim: to the preset's own.
     Raises ValueError, naming the key, for sizes that do not fit each other.
     """
     if preset not in PRESETS:
@@ -25,7 +24,7 @@ def build_config(
     if depth < 1:
         raise ValueError(f"`depth` must be at least 1, not {depth}")
     head_dim = head_dim or HEAD_DIM[preset]
-    width = width or -(-depth * WIDTH_PER_LAYER[preset] // head_dim) * head_dim
+    width = width or -(-depth * WIDTH_PER_LAYER // head_dim) * head_dim
     if width % head_dim:
         raise ValueError(f"`width` ({width}) must be a multiple of `head_dim` ({head_dim})")
     return PRESETS[preset](depth, vocab_size, context, width, head_dim)

@@ -21,7 +21,7 @@ class PretrainConfig:
         "family of the model: llama and nanochat also load in transformers; groundup learns fastest, but only groundup "
         "loads it (figures in docs/log.md)",
     )
-    depth: int = setting(4, "number of layers; the width follows, 64 per layer (groundup: 80)")
+    depth: int = setting(4, "number of layers; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")
     head_dim: int | None = setting(None, "width of an attention head (default: 64 for groundup, else 128)")
     context: int = setting(512, "tokens a row holds and the model can look back")
