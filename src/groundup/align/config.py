@@ -31,7 +31,7 @@ class SftConfig:
         None, "budget: wall-clock minutes, compilation included (default: 2)", one_of="budget"
     )
     epochs: float | None = setting(None, "budget: times each training conversation is seen", one_of="budget")
-    batch_tokens: int = setting(8192, "tokens per optimizer step, over all ranks")
+    batch_tokens: int = setting(2048, "tokens per optimizer step, over all ranks")
     learning_rate: float = setting(0.3, "of each parameter group, as a part of its peak rate in pre-training")
     precision: Precision = setting("auto", "of activations and matrix products; weights are float32 in any case")
     compile: Compile = setting(
