@@ -21,6 +21,7 @@ TARGET_MB_PER_CPU_SECOND = 10.0
 
 
 def main() -> None:
+    """Time the corpus stage on each set of texts and print a table."""
     parser = arguments(__doc__.partition("\n")[0])
     parser.add_argument("paths", nargs="*", help="files or folders to measure besides the standard library")
     parser.add_argument("--text-column", default="text", help="JSON key or Parquet column of the text")

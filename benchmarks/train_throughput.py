@@ -45,6 +45,7 @@ class RandomDocuments:
 
 
 def main() -> None:
+    """Measure peak and training in turn and print tokens per second and utilisation."""
     parser = arguments("Training tokens per second against the measured peak.")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps in each round")
     parser.add_argument("--rounds", type=int, default=3, help="how often peak and training are measured in turn")

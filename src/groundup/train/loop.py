@@ -28,6 +28,7 @@ from groundup.train.plan import LoopConfig
 
 # Steps at the start whose speed says nothing: compilation and first touches of memory.
 WARM_STEPS = 3
+
 LossFunction = Callable[[Rows], TokenLoss]
 # Called at each evaluation with the number of finished steps; returns figures for the metrics stream.
 Watch = Callable[[int], Mapping[str, float]]

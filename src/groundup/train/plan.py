@@ -1,7 +1,7 @@
 """What the training loop is told: a stage's settings, as numbers that fit the model and this machine."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -73,27 +73,47 @@ class Settings(Protocol):
     def checkpoint_minutes(self) -> float: ...
 
 
-def plan(settings: Settings, shape: ModelConfig, steps: int | None, default_minutes: float, **rest: Any) -> LoopConfig:
-    """The loop's settings for a model of this shape on this machine.
+def plan(
+    settings: Settings,
+    shape: ModelConfig,
+    *,
+    title: str,
+    steps: int | None,
+    default_minutes: float,
+    micro_rows: int,
+    learning_rates: LearningRates,
+    weight_decay: float,
+    warmup: float,
+    cooldown: float,
+    bytes_per_token: float | None,
+    track: tuple[str, ...] = (),
+) -> LoopConfig:
+    """The loop's settings for a model of this shape on this machine; what differs from stage to stage is given.
 
-    steps: the budget, or None for one in minutes; default_minutes: for settings that name no budget; rest: the fields
-    of `LoopConfig` that differ from stage to stage.
+    steps: the budget, or None for one in minutes; default_minutes: for settings that name no budget.
     """
     seconds = None if steps is not None else 60 * (settings.minutes or default_minutes)
     flops_per_token = shape.training_flops_per_token(settings.context)
     compute_dtype = resolve_dtype(settings.precision, hardware.describe().computes_bfloat16)
     return LoopConfig(
+        title=title,
         steps=steps,
         seconds=seconds,
         rows_per_step=settings.batch_tokens // settings.context,
+        micro_rows=micro_rows,
         positions_per_step=settings.batch_tokens,
+        learning_rates=learning_rates,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        cooldown=cooldown,
         compute_dtype=compute_dtype,
         compile=resolve_compile(settings.compile, steps, seconds, flops_per_token * settings.batch_tokens),
         evaluations=settings.evaluations,
         checkpoint_seconds=60 * settings.checkpoint_minutes,
+        bytes_per_token=bytes_per_token,
         flops_per_token=flops_per_token,
         peak_flops=hardware.peak_flops(compute_dtype, size=2048, tries=3),
-        **rest,
+        track=track,
     )
 
 

@@ -94,9 +94,9 @@ def loop_config(config: PretrainConfig, shape: ModelConfig, bytes_per_token: flo
     return plan(
         config,
         shape,
-        steps,
-        DEFAULT_MINUTES,
         title="pretrain",
+        steps=steps,
+        default_minutes=DEFAULT_MINUTES,
         micro_rows=max(1, config.micro_batch_tokens // config.context),
         learning_rates=LearningRates(
             config.matrix_learning_rate, config.embedding_learning_rate, config.head_learning_rate

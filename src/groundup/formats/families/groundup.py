@@ -1,4 +1,4 @@
-"""groundup's own fastest learner: nanochat's layers, to which come tables of knowledge and built-in induction.
+"""groundup's own preset: nanochat's layers with value embeddings, hashed n-grams, mixed residuals, built-in induction.
 
 No class in `transformers` has these parts; the folder is laid out as one for groundup alone.
 """
@@ -13,6 +13,7 @@ from groundup.model.config import Induction, ModelConfig
 
 
 def to_keys(config: ModelConfig) -> dict[str, Any]:
+    """nanochat's keys of config.json and our own."""
     assert config.induction is not None
     return nanochat.to_keys(config) | {
         "induction_lengths": list(config.induction.lengths),
@@ -24,6 +25,7 @@ def to_keys(config: ModelConfig) -> dict[str, Any]:
 
 
 def from_keys(keys: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that `to_keys` wrote."""
     base = nanochat.from_keys(keys)
     with_values = frozenset(keys["value_embedding_layers"])
     return replace(

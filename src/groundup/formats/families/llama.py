@@ -8,6 +8,7 @@ from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig
 
 
 def to_keys(config: ModelConfig) -> dict[str, Any]:
+    """The family's keys of config.json."""
     layer = config.layers[0]
     return {
         "attention_bias": False,
@@ -28,6 +29,7 @@ def to_keys(config: ModelConfig) -> dict[str, Any]:
 
 
 def from_keys(keys: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of a folder; ValueError, naming the key, for a value these parts cannot express."""
     require(keys, attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
     heads, width = keys["num_attention_heads"], keys["hidden_size"]
     norm = Norm("rms", keys.get("rms_norm_eps", 1e-6))
