@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from groundup.model.config import Induction
-from groundup.model.induction import NOWHERE, NgramHeads, followers
+from groundup.model.induction import NOWHERE, Found, NgramHeads, followers
 
 SPEC = Induction(lengths=(1, 2, 3, 5), places=3)
 
@@ -64,18 +64,18 @@ def _hot(lengths: tuple[int, ...]) -> NgramHeads:
 
 # Two lengths with two places each, for three tokens: nothing found; the shorter length once; both, one of them once.
 FOLLOWERS = torch.tensor([[NOWHERE, 2, 6], [NOWHERE, NOWHERE, 0], [NOWHERE, NOWHERE, 6], [NOWHERE, NOWHERE, NOWHERE]])
-FOUND = (0, 1, 2)
+LONGEST = (0, 1, 2)
 
 
 @pytest.mark.parametrize("layer", range(3))
 def test_layers_are_offered_the_followers_rows_weighted_by_the_longest_length_found(layer: int) -> None:
     heads = _hot((1, 3))
-    offered = heads.offer(layer, FOLLOWERS[:, None], torch.float64)
+    offered = Found(heads, FOLLOWERS[:, None]).offer(layer, torch.float64)
     for place, tokens in enumerate(FOLLOWERS.T.tolist()):
         expected = torch.zeros(4, dtype=torch.float64)
         for term, token in enumerate(tokens):
             if token != NOWHERE:
-                expected += heads.weight[layer, FOUND[place], term] * heads.table.weight[token]
+                expected += heads.weight[layer, LONGEST[place], term] * heads.table.weight[token]
         torch.testing.assert_close(offered[0, place], expected)
 
 
@@ -84,11 +84,11 @@ def test_pointing_adds_gated_head_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 3, 4, dtype=torch.float64, generator=generator)
     head = torch.randn(7, 4, dtype=torch.float64, generator=generator)
-    found = heads.point(hidden, FOLLOWERS[:, None], head)
+    found = Found(heads, FOLLOWERS[:, None]).point(hidden, head)
     for place, tokens in enumerate(FOLLOWERS.T.tolist()):
         expected = hidden[0, place].clone()
         for term, token in enumerate(tokens):
             if token != NOWHERE:
-                strength = heads.gate[term] @ hidden[0, place] + heads.gate_bias[FOUND[place], term]
+                strength = heads.gate[term] @ hidden[0, place] + heads.gate_bias[LONGEST[place], term]
                 expected += strength * head[token]
         torch.testing.assert_close(found[0, place], expected)

@@ -72,7 +72,7 @@ def _tokens_after(stream: Tensor, previous: Tensor, places: int) -> list[Tensor]
 
 
 class NgramHeads(nn.Module):
-    """Offers the followers to the layers, as rows of a table, and to the output head, as its own rows.
+    """Looks up the followers, for the layers as rows of a table and for the output head as its own rows.
 
     Both are weighted sums over the followers. How much one counts depends on the longest length that was found, since
     what followed five equal tokens is worth more than what followed one; each layer has weights of its own.
@@ -86,34 +86,48 @@ class NgramHeads(nn.Module):
         self.gate = nn.Parameter(torch.empty(spec.terms, width))
         self.gate_bias = nn.Parameter(torch.empty(len(spec.lengths) + 1, spec.terms))
 
-    def offer(self, layer: int, followers_nbt: Tensor, dtype: torch.dtype) -> Tensor:
-        """sum over n of weight_n · table[follower_n], (batch, time, width), with the weights of one layer."""
-        weight_btn = F.embedding(self._found(followers_nbt), self.weight[layer])
-        return _sum_of_rows(followers_nbt, weight_btn, self.table.weight).to(dtype)
-
-    def point(self, hidden_btd: Tensor, followers_nbt: Tensor, head_vd: Tensor) -> Tensor:
-        """hidden + sum over n of (gate_n · hidden + bias_n) · head[follower_n]: raises the followers' own logits."""
-        strength_btn = F.linear(hidden_btd, self.gate.to(hidden_btd.dtype)).to(head_vd.dtype)
-        strength_btn = strength_btn + F.embedding(self._found(followers_nbt), self.gate_bias)
-        return hidden_btd + _sum_of_rows(followers_nbt, strength_btn, head_vd).to(hidden_btd.dtype)
-
-    def _found(self, followers_nbt: Tensor) -> Tensor:
-        """How many of the lengths found a place (batch, time); where a length did, so did all shorter ones."""
-        return (followers_nbt[:: self.spec.places] != NOWHERE).sum(0)
+    def forward(self, stream_bs: Tensor, segments_bs: Tensor | None, time: int) -> "Found":
+        """What is found for the last `time` tokens of a stream (see `followers`)."""
+        return Found(self, followers(stream_bs, segments_bs, self.spec)[..., -time:])
 
 
-def _sum_of_rows(tokens_nbt: Tensor, weights_btn: Tensor, table_vd: Tensor) -> Tensor:
-    """sum over n of weights · table[tokens], nothing where tokens are NOWHERE: (batch, time, width), in table's type.
+class Found:
+    """The followers of some tokens, and what the heads make of them.
 
-    One fused look-up: the rows, eight times the size of what comes out, are never written to memory.
+    followers_nbt: ids, NOWHERE where there is none.
     """
-    tokens_btn = tokens_nbt.permute(1, 2, 0)
-    present_btn = tokens_btn != NOWHERE
-    count = tokens_btn.shape[-1]
-    sum_nd = F.embedding_bag(
-        tokens_btn.clamp(min=0).reshape(-1, count),
-        table_vd,
-        mode="sum",
-        per_sample_weights=(weights_btn * present_btn).reshape(-1, count),
-    )
-    return sum_nd.view(*tokens_btn.shape[:2], -1)
+
+    def __init__(self, heads: NgramHeads, followers_nbt: Tensor) -> None:
+        self._heads = heads
+        tokens_btn = followers_nbt.permute(1, 2, 0)
+        self._present_btn = tokens_btn != NOWHERE
+        self._tokens_btn = tokens_btn.clamp(min=0)
+        # How many lengths found a place; where one did, so did all shorter ones.
+        self._lengths_bt = self._present_btn[..., :: heads.spec.places].sum(-1)
+
+    def offer(self, layer: int, dtype: torch.dtype) -> Tensor:
+        """sum over n of weight_n · table[follower_n], (batch, time, width), with the weights of one layer."""
+        weights_btn = F.embedding(self._lengths_bt, self._heads.weight[layer])
+        return self._sum_of_rows(weights_btn, self._heads.table.weight).to(dtype)
+
+    def point(self, hidden_btd: Tensor, head_vd: Tensor) -> Tensor:
+        """hidden + sum over n of (gate_n · hidden + bias_n) · head[follower_n]: raises the followers' own logits."""
+        dtype = hidden_btd.dtype
+        strength_btn = F.linear(hidden_btd, self._heads.gate.to(dtype)).to(head_vd.dtype)
+        strength_btn = strength_btn + F.embedding(self._lengths_bt, self._heads.gate_bias)
+        return hidden_btd + self._sum_of_rows(strength_btn, head_vd).to(dtype)
+
+    def _sum_of_rows(self, weights_btn: Tensor, table_vd: Tensor) -> Tensor:
+        """sum over n of weights · table[followers], (batch, time, width), in the table's type.
+
+        One fused look-up: the rows, eight times the size of what comes out, are never written to memory.
+        """
+        batch, time, count = self._tokens_btn.shape
+        weights_btn = weights_btn * self._present_btn
+        sum_nd = F.embedding_bag(
+            self._tokens_btn.reshape(-1, count),
+            table_vd,
+            mode="sum",
+            per_sample_weights=weights_btn.reshape(-1, count),
+        )
+        return sum_nd.view(batch, time, -1)

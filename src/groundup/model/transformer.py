@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from groundup.model.attention import LayerCache, SelfAttention, Visibility
 from groundup.model.config import LayerSpec, ModelConfig
 from groundup.model.feedforward import DenseFeedForward
-from groundup.model.induction import NgramHeads, followers
+from groundup.model.induction import NgramHeads
 from groundup.model.parts import Embedding, Linear, RMSNorm, rope_tables
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 
@@ -128,39 +128,28 @@ class Decoder(nn.Module):
             rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, dtype),
             Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments),
         )
-        stream = input_ids if cache is None else cache.take_ids(input_ids)
         # A copy, or the first layer, whose input it is, would be compiled apart from the others.
         first = [x_btd.clone()]
-        if self.ngrams is not None:
-            first.append(self.ngrams(stream, positions, dtype))
-        followers_nbt = None
-        if self.induction is not None:
-            followers_nbt = followers(stream, segments, self.induction.spec)[..., -input_ids.shape[1] :]
+        found = None
+        if self.ngrams is not None or self.induction is not None:
+            stream = input_ids if cache is None else cache.take_ids(input_ids)
+            if self.ngrams is not None:
+                first.append(self.ngrams(stream, positions, dtype))
+            if self.induction is not None:
+                found = self.induction(stream, segments, input_ids.shape[1])
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Block)
-            offered = self._offered(index, layer, first, input_ids, followers_nbt)
-            x_btd = layer(x_btd, shared, offered, None if cache is None else cache.layers[index])
+            mixed_in = (*first, found.offer(index, dtype)) if found is not None else tuple(first)
+            values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
+            x_btd = layer(x_btd, shared, Offered(mixed_in, values), None if cache is None else cache.layers[index])
         hidden_btd: Tensor = self.final_norm(x_btd)
-        if self.induction is not None and followers_nbt is not None:
-            hidden_btd = self.induction.point(hidden_btd, followers_nbt, self.head_weight)
-        return hidden_btd
+        return hidden_btd if found is None else found.point(hidden_btd, self.head_weight)
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
         logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
         wide_btv = logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float()
         return softcap(wide_btv, self.config.logit_softcap)
-
-    def _offered(
-        self, index: int, layer: Block, first: list[Tensor], input_ids: Tensor, followers_nbt: Tensor | None
-    ) -> Offered:
-        """What is looked up for layer `index`; first: what is offered to all layers alike."""
-        dtype = first[0].dtype
-        mixed_in = tuple(first)
-        if self.induction is not None and followers_nbt is not None:
-            mixed_in += (self.induction.offer(index, followers_nbt, dtype),)
-        values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
-        return Offered(mixed_in, values)
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
