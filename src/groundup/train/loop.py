@@ -21,7 +21,7 @@ from groundup.model.transformer import Decoder
 from groundup.record.metrics import MetricsWriter, Progress
 from groundup.tokens.batches import Rows, RowSource, rank_rows
 from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
-from groundup.train.objectives import TokenLoss, next_token_loss
+from groundup.train.objectives import ChunkLoss, TokenLoss, loss_and_slope, next_token_loss
 from groundup.train.optim import build_optimizers, schedule, set_learning_rates
 from groundup.train.parallel import Ranks
 from groundup.train.plan import LoopConfig
@@ -109,17 +109,19 @@ def _accumulate_gradients(
 @contextmanager
 def _compiled(model: Decoder, compile_steps: bool) -> Iterator[LossFunction]:
     """The loss of some rows under `model`; compiled layer by layer, since equal layers share one compilation."""
-    head_loss = next_token_loss
+    chunk_loss: ChunkLoss = loss_and_slope
     if compile_steps:
         for layer in model.layers:
             layer.compile(dynamic=False)
-        head_loss = torch.compile(next_token_loss, dynamic=False)
+        chunk_loss = torch.compile(loss_and_slope, dynamic=False)
 
     def loss_of(rows: Rows) -> TokenLoss:
         device = model.device
         input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
         hidden_btd = model.hidden(input_ids, positions, segments)
-        return head_loss(hidden_btd.flatten(0, 1), model.head_weight, targets.flatten(), model.config.logit_softcap)
+        return next_token_loss(
+            hidden_btd.flatten(0, 1), model.head_weight, targets.flatten(), model.config.logit_softcap, chunk_loss
+        )
 
     try:
         yield loss_of

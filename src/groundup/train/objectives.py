@@ -3,6 +3,7 @@
 Shape suffixes: n tokens (batch and time flattened), d model width, v vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,45 +27,18 @@ class TokenLoss(NamedTuple):
     targets: Tensor
 
 
-def next_token_loss(hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, softcap: float | None = None) -> TokenLoss:
-    """Cross-entropy of the next token through the output head.
+# Logits of a chunk, its targets, the softcap: the chunk's summed loss and its slope by the logits.
+ChunkLoss = Callable[[Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
 
-    hidden_nd: final activations; head_vd: output matrix, cast to their type; targets_n: int64, IGNORE carries no loss.
-    The reduction runs in float32 (float64 for float64). Equal to `F.cross_entropy` of the full logits, with the
-    gradients of both inputs computed along the way instead of from stored logits.
-    Source: Brown et al. 2020, eq. 1; softcap as in Gemma 2, section 2.
+
+def loss_and_slope(logits_cv: Tensor, targets_c: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Summed loss and its derivative by the raw logits: (softmax - one-hot), through the softcap.
+
+    The loss has at least float32, the derivative the type of the logits. Apart from the matrix products all of the
+    head's arithmetic is here, so that this alone is compiled, once for all chunks.
     """
-    total: Tensor = _HeadLoss.apply(hidden_nd, head_vd, targets_n, softcap)  # type: ignore[no-untyped-call]
-    return TokenLoss(total, (targets_n != IGNORE).sum())
-
-
-class _HeadLoss(torch.autograd.Function):
-    """Chunk by chunk: logits, loss, and at once the gradients for a loss weight of 1."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, softcap: float | None) -> Tensor:
-        narrow_head_vd = head_vd.to(hidden_nd.dtype)
-        wide = torch.float64 if hidden_nd.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=wide, device=hidden_nd.device)
-        hidden_gradients, head_gradient_vd = [], torch.zeros_like(head_vd)
-        for h_cd, targets_c in zip(hidden_nd.split(HEAD_CHUNK), targets_n.split(HEAD_CHUNK), strict=True):
-            loss, slope_cv = _loss_and_slope((h_cd @ narrow_head_vd.T).to(wide), targets_c, softcap)
-            slope_cv = slope_cv.to(hidden_nd.dtype)
-            total = total + loss
-            hidden_gradients.append(slope_cv @ narrow_head_vd)
-            head_gradient_vd += slope_cv.T @ h_cd
-        ctx.save_for_backward(torch.cat(hidden_gradients), head_gradient_vd)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_gradient_nd, head_gradient_vd = ctx.saved_tensors
-        weight = grad_outputs[0]
-        return hidden_gradient_nd * weight.to(hidden_gradient_nd.dtype), head_gradient_vd * weight, None, None
-
-
-def _loss_and_slope(logits_cv: Tensor, targets_c: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Summed loss and its derivative by the raw logits: (softmax - one-hot), through the softcap."""
+    dtype = logits_cv.dtype
+    logits_cv = logits_cv.to(torch.promote_types(dtype, torch.float32))
     squash_cv = torch.tanh(logits_cv / softcap) if softcap is not None else None
     if softcap is not None and squash_cv is not None:
         logits_cv = squash_cv * softcap
@@ -76,4 +50,59 @@ def _loss_and_slope(logits_cv: Tensor, targets_c: Tensor, softcap: float | None)
     slope_cv = (torch.exp(logits_cv - normaliser_c1) - is_target_cv.to(logits_cv.dtype)) * valid_c1
     if squash_cv is not None:
         slope_cv = slope_cv * (1 - squash_cv.square())
-    return loss, slope_cv
+    return loss, slope_cv.to(dtype)
+
+
+def next_token_loss(
+    hidden_nd: Tensor,
+    head_vd: Tensor,
+    targets_n: Tensor,
+    softcap: float | None = None,
+    chunk_loss: ChunkLoss = loss_and_slope,
+) -> TokenLoss:
+    """Cross-entropy of the next token through the output head.
+
+    hidden_nd: final activations; head_vd: output matrix, cast to their type; targets_n: int64, IGNORE carries no loss.
+    The reduction runs in float32 (float64 for float64). Equal to `F.cross_entropy` of the full logits, with the
+    gradients of both inputs computed along the way instead of from stored logits. chunk_loss: `loss_and_slope`, or
+    that compiled.
+    Source: Brown et al. 2020, eq. 1; softcap as in Gemma 2, section 2.
+    """
+    total: Tensor = _HeadLoss.apply(hidden_nd, head_vd, targets_n, softcap, chunk_loss)  # type: ignore[no-untyped-call]
+    return TokenLoss(total, (targets_n != IGNORE).sum())
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Chunk by chunk: logits, loss, and at once the gradients for a loss weight of 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_nd: Tensor,
+        head_vd: Tensor,
+        targets_n: Tensor,
+        softcap: float | None,
+        chunk_loss: ChunkLoss,
+    ) -> Tensor:
+        narrow_head_vd = head_vd.to(hidden_nd.dtype)
+        total = torch.zeros((), dtype=torch.promote_types(hidden_nd.dtype, torch.float32), device=hidden_nd.device)
+        hidden_gradients, head_gradient_vd = [], torch.zeros_like(head_vd)
+        for h_cd, targets_c in zip(hidden_nd.split(HEAD_CHUNK), targets_n.split(HEAD_CHUNK), strict=True):
+            loss, slope_cv = chunk_loss(h_cd @ narrow_head_vd.T, targets_c, softcap)
+            total = total + loss
+            hidden_gradients.append(slope_cv @ narrow_head_vd)
+            head_gradient_vd += slope_cv.T @ h_cd
+        ctx.save_for_backward(torch.cat(hidden_gradients), head_gradient_vd)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_gradient_nd, head_gradient_vd = ctx.saved_tensors
+        weight = grad_outputs[0]
+        return (
+            hidden_gradient_nd * weight.to(hidden_gradient_nd.dtype),
+            head_gradient_vd * weight,
+            None,
+            None,
+            None,
+        )
