@@ -34,9 +34,10 @@ def _ask(passage: Passage, *others: Passage, seed: int = 0) -> dict[str, Questio
 
 def test_a_function_is_asked_about_in_every_way_its_documentation_answers() -> None:
     answers = {kind: question.answer for kind, question in _ask(DUMPS).items()}
+    head = "json.dumps(obj, *, sort_keys=False, sep=(',', ':'), **kw)"
     assert answers == {
-        "purpose": "Serialize obj to a JSON formatted string.",
-        "signature": "json.dumps(obj, *, sort_keys=False, sep=(',', ':'), **kw)",
+        "purpose": f"{head}\nSerialize obj to a JSON formatted string.",
+        "signature": head,
         "arguments": "obj, *, sort_keys=False, sep=(',', ':'), **kw",
         "which": "json.dumps",
         "where": "json",

@@ -3,13 +3,16 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundup.model import attention
-from groundup.model.attention import Visibility, attend, attend_fused, attend_in_blocks
+from groundup.model.attention import SelfAttention, Visibility, attend, attend_fused, attend_in_blocks
+from groundup.model.config import Attention, Rope
+from groundup.model.parts import rope_tables
 
 Path = Callable[[Tensor, Tensor, Tensor, Visibility], Tensor]
 PATHS = pytest.mark.parametrize("path", [attend_in_blocks, attend_fused, attend])
@@ -96,3 +99,24 @@ def test_long_rows_take_the_fused_path_with_the_same_result(monkeypatch: pytest.
     monkeypatch.setattr(attention, "BLOCKED_KEYS", 10)
     monkeypatch.setattr(attention, "attend_in_blocks", None)
     torch.testing.assert_close(attend(q, k, v, visible), short, rtol=1e-12, atol=1e-12)
+
+
+def test_head_gates_scale_each_heads_output_by_twice_a_sigmoid():
+    torch.manual_seed(0)
+    spec = Attention(heads=2, kv_heads=1, head_dim=4, head_gate=True)
+    gated, plain = SelfAttention(spec, width=16), SelfAttention(replace(spec, head_gate=False), width=16)
+    for parameter in gated.parameters():
+        nn.init.normal_(parameter)
+    plain.load_state_dict({name: value for name, value in gated.state_dict().items() if name != "head_gate"})
+    # With the output map of one head alone, what comes out is that head's part.
+    x_btd, positions = torch.randn(2, 5, 16), torch.arange(5).expand(2, 5)
+    rope = rope_tables(Rope(), spec.head_dim, positions, x_btd.dtype)
+    outputs = gated.output.weight.detach().clone()
+    for head in range(2):
+        alone = torch.zeros_like(outputs)
+        alone[:, head * 4 : head * 4 + 4] = outputs[:, head * 4 : head * 4 + 4]
+        gated.output.weight.data.copy_(alone)
+        plain.output.weight.data.copy_(alone)
+        gate_bt1 = 2 * torch.sigmoid((x_btd[..., :12] * gated.head_gate[head]).sum(-1, keepdim=True))
+        whole = Visibility(None, None)
+        torch.testing.assert_close(gated(x_btd, rope, whole, None), gate_bt1 * plain(x_btd, rope, whole, None))

@@ -22,7 +22,7 @@ import xxhash
 from groundup.align.config import SftConfig
 from groundup.align.exercises import FAREWELL, draw_calculation, small_talk
 from groundup.align.passages import MAX_HEAD_CHARACTERS, Passage
-from groundup.align.questions import Question, Uniqueness, questions_about
+from groundup.align.questions import KIND_WEIGHT, Question, Uniqueness, questions_about
 from groundup.assist.tools import calculate
 from groundup.errors import UserError
 
@@ -163,7 +163,7 @@ def _about_passage(passage: Passage, number: int, material: _Material) -> Conver
         questions = [question for question in questions if question.kind != "continue"]
     if not questions:
         return None
-    question = draw.choice(questions)
+    question = draw.choices(questions, [KIND_WEIGHT.get(question.kind, 1) for question in questions])[0]
     documents: list[str] = []
     if mode != "closed book":
         documents = _draw_others(passage, question, material, limits[1:], draw)

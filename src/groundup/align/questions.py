@@ -64,7 +64,10 @@ def _purpose(passage: Passage, visible: str, uniqueness: Uniqueness, draw: Rando
     if not passage.summary:
         return None
     wordings = _CLASS_PURPOSE if passage.kind == "class" else _FUNCTION_PURPOSE
-    return Question("purpose", _word(wordings, draw, passage), passage.summary, passage.name, "And what does it do?")
+    # The passage from its start, as `help` shows it. An answer that begins with the name asked for is one that a model
+    # can begin by copying; one that begins with the summary needs the passage found before the first word.
+    answer = f"{passage.head}\n{passage.summary}" if passage.head else passage.summary
+    return Question("purpose", _word(wordings, draw, passage), answer, passage.name, "And what does it do?")
 
 
 def _signature(passage: Passage, visible: str, uniqueness: Uniqueness, draw: Random) -> Question | None:
@@ -148,6 +151,9 @@ def _next_sentence(passage: Passage, visible: str, uniqueness: Uniqueness, draw:
 
 _CODE_KINDS: tuple[_Maker, ...] = (_purpose, _signature, _arguments, _which, _where, _returns, _argument)
 _TEXT_KINDS: tuple[_Maker, ...] = (_about_name, _with_word, _next_sentence)
+
+# How often a kind is asked beside the others; what a thing does is what people ask most.
+KIND_WEIGHT = {"purpose": 3}
 
 
 def _quote(words: list[str], wordings: tuple[str, ...], kind: str, visible: str, draw: Random) -> Question | None:

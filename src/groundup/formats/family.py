@@ -72,7 +72,7 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a list of layer numbers",
         lambda value: isinstance(value, list) and all(one == 0 or _is_size(one) for one in value),
-        "value_embedding_layers",
+        "head_gate_layers value_embedding_layers",
     ),
     (
         "a list of positive integers",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import Attention
+from groundup.model.config import HEAD_GATE_WIDTH, Attention
 from groundup.model.parts import Linear, RMSNorm, rotate
 
 # Query rows per block on CPU. Measured at context 512: 128 and 256 beat 64 and 512, and all beat fused CPU attention in
@@ -54,7 +54,11 @@ class LayerCache(Protocol):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query self-attention with rotary positions and optional query/key norm."""
+    """Grouped-query self-attention with rotary positions, optional query/key norm and optional head gates.
+
+    A gate lets a head add nothing where it has nothing to say, which softmax alone cannot. Source: modded-nanogpt
+    (2025); Qiu et al. 2025, "Gated Attention for Large Language Models".
+    """
 
     def __init__(self, spec: Attention, width: int) -> None:
         super().__init__()
@@ -64,6 +68,7 @@ class SelfAttention(nn.Module):
         self.value = Linear(width, spec.kv_heads * spec.head_dim)
         self.output = Linear(spec.heads * spec.head_dim, width)
         self.query_key_norm = RMSNorm(spec.query_key_norm, spec.head_dim) if spec.query_key_norm else None
+        self.head_gate = nn.Parameter(torch.empty(spec.heads, HEAD_GATE_WIDTH)) if spec.head_gate else None
 
     def forward(
         self,
@@ -85,8 +90,11 @@ class SelfAttention(nn.Module):
         k_bhsk, v_bhsk = k_bthk.transpose(1, 2), v_bthk.transpose(1, 2)
         if cache is not None:
             k_bhsk, v_bhsk = cache.update(k_bhsk, v_bhsk)
-        out_bhtk = attend(q_bthk.transpose(1, 2), k_bhsk, v_bhsk, visible)
-        return self.output(out_bhtk.transpose(1, 2).reshape(batch, time, -1))
+        out_bthk = attend(q_bthk.transpose(1, 2), k_bhsk, v_bhsk, visible).transpose(1, 2)
+        if self.head_gate is not None:
+            gate_bth = 2 * torch.sigmoid(F.linear(x_btd[..., :HEAD_GATE_WIDTH], self.head_gate.to(x_btd.dtype)))
+            out_bthk = out_bthk * gate_bth[..., None]
+        return self.output(out_bthk.reshape(batch, time, -1))
 
 
 def attend(q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility) -> Tensor:

@@ -11,8 +11,10 @@ NormKind = Literal["rms", "rms_without_weight"]
 Activation = Literal["silu", "relu_squared"]
 
 
-# Channels of a layer's input from which the gate of its value embedding is computed (nanochat).
+# Channels of a layer's input from which its gates are computed: of its value embedding (nanochat), of its attention
+# heads (modded-nanogpt).
 VALUE_GATE_WIDTH = 32
+HEAD_GATE_WIDTH = 12
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Attention:
     """Grouped-query attention (Ainslie et al. 2023): `heads` queries share `kv_heads` keys and values.
 
     query_key_norm: a norm without weight on each rotated query and key head (nanochat), or None.
+    head_gate: each head's output is scaled by a gate that the layer's input opens or closes.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     query_key_norm: Norm | None = None
+    head_gate: bool = False
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -149,6 +153,7 @@ class ModelConfig:
             total += 2 * self.width * attention.head_dim * (attention.heads + attention.kv_heads)
             total += (3 if feed_forward.gated else 2) * self.width * feed_forward.width
             total += attention.kv_heads * VALUE_GATE_WIDTH if layer.value_embedding else 0
+            total += attention.heads * HEAD_GATE_WIDTH if attention.head_gate else 0
         return total
 
     def parameters(self) -> int:

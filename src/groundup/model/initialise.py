@@ -42,6 +42,8 @@ def initialise(model: Decoder, seed: int) -> None:
             for linear in (module.query, module.key, module.value):
                 nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.output.weight)
+            if module.head_gate is not None:
+                nn.init.zeros_(module.head_gate)
         elif isinstance(module, DenseFeedForward):
             for linear in filter(None, (module.up, module.gate)):
                 nn.init.uniform_(linear.weight, -bound, bound, generator=generator)

@@ -77,12 +77,15 @@ def _nanochat(depth: int, vocab_size: int, context: int, width: int, head_dim: i
 
 
 def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """nanochat's layers with value embeddings, mixed residuals, hashed bigrams and built-in induction."""
+    """nanochat's layers with head gates, value embeddings, mixed residuals, hashed bigrams and built-in induction."""
     base = _nanochat(depth, vocab_size, context, width, head_dim)
     return replace(
         base,
         family="groundup",
-        layers=tuple(replace(layer, value_embedding=True) for layer in base.layers),
+        layers=tuple(
+            replace(layer, attention=replace(layer.attention, head_gate=True), value_embedding=True)
+            for layer in base.layers
+        ),
         ngram_buckets=(NGRAM_BUCKETS,),
         induction=INDUCTION,
         residual_mix=True,
