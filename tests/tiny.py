@@ -34,7 +34,7 @@ def tiny_config(preset: str, kv_heads: int | None = None, context: int = 64) -> 
     config = build_config(preset, depth=2, vocab_size=VOCABULARY, context=context, width=32, head_dim=16)
     if kv_heads is None:
         return config
-    layers = tuple(replace(layer, attention=replace(layer.attention, kv_heads=kv_heads)) for layer in config.layers)
+    layers = tuple(replace(layer, mixer=replace(layer.mixer, kv_heads=kv_heads)) for layer in config.layers)
     return replace(config, layers=layers)
 
 
@@ -53,9 +53,11 @@ def heat(model: nn.Module, seed: int) -> None:
         noise = torch.randn(parameter.shape, generator=generator)
         if "gate_bias" in name:  # holds followers back, or every greedy text would go round in circles
             parameter.copy_(noise - 1)
+        elif name.endswith("bias"):  # small and without a mean, or a tied head would always choose the same token
+            parameter.copy_(0.2 * noise)
         elif parameter.ndim < 2:
             parameter.copy_(1 + 0.5 * noise)
-        elif "embed" in name:
+        elif "embed" in name or "positions" in name:
             parameter.copy_(noise)
         else:
             parameter.copy_(2 * noise / parameter.shape[-1] ** 0.5)

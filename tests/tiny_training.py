@@ -102,9 +102,13 @@ def train_tiny(
 
 
 def orthogonalise_exactly(matrices_nij: Tensor) -> Tensor:
-    """Stands in for Muon's own, whose bfloat16 turns a difference in the eighth digit into one in the third."""
-    left, _, right = torch.linalg.svd(matrices_nij.double(), full_matrices=False)
-    return left @ right
+    """Stands in for Muon's own, whose bfloat16 turns a difference in the eighth digit into one in the third.
+
+    Directions that are rounding alone stay out: what feeds layer norms has a gradient of 0 along a constant vector.
+    """
+    left, sizes_nr, right = torch.linalg.svd(matrices_nij.double(), full_matrices=False)
+    kept_nr = sizes_nr > 1e-5 * sizes_nr[:, :1]
+    return (left * kept_nr[:, None]) @ right
 
 
 def losses(out: Path) -> list[float]:

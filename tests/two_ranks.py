@@ -42,6 +42,7 @@ def leave_traces(out: Path, rank: int, count: int, **arguments: Any) -> None:
     source, ranks = UnevenRows(), WatchedRanks(rank, count)
     model = train_tiny(out, source=source, ranks=ranks, **arguments)
     tensors = {f"weight {name}": parameter.detach() for name, parameter in model.named_parameters()}
-    tensors |= {f"gradient {index}": gradient for index, gradient in enumerate(ranks.gradients[0])}
+    names = [name for name, _ in model.named_parameters()]
+    tensors |= {f"gradient {name}": one for name, one in zip(names, ranks.gradients[0], strict=True)}
     save_file(tensors, out / f"rank-{rank}.safetensors")
     write_json(out / f"rank-{rank}.json", source.asked)

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from groundup.formats.huggingface import FAMILIES, load_model, save_model
-from groundup.model.config import ModelConfig
+from groundup.model.config import Attention, ModelConfig, Norm
 from groundup.model.initialise import initialise
 from groundup.model.transformer import Decoder
 
 REFERENCES = {"llama": "Llama", "nanochat": "NanoChat"}
-ALL_FAMILIES = pytest.mark.parametrize("family", sorted(FAMILIES))
+ALL_FAMILIES = pytest.mark.parametrize("family", ["groundup", "llama", "nanochat"])
 # The others have parts that no class in `transformers` has.
 SHARED_FAMILIES = pytest.mark.parametrize("family", sorted(REFERENCES))
 # Every value differs from the defaults of both libraries, so that a key which is read nowhere shows.
@@ -126,7 +126,7 @@ def _with_unusual_values(config: ModelConfig) -> ModelConfig:
         replace(
             layer,
             norm=norm,
-            attention=replace(layer.attention, query_key_norm=layer.attention.query_key_norm and norm),
+            mixer=_with_unusual_mixer(layer.mixer, norm),
         )
         for layer in config.layers
     )
@@ -135,9 +135,14 @@ def _with_unusual_values(config: ModelConfig) -> ModelConfig:
         layers=layers,
         final_norm=norm,
         embedding_norm=config.embedding_norm and norm,
-        rope=replace(config.rope, theta=300.0),
         logit_softcap=config.logit_softcap and 4.0,
     )
+
+
+def _with_unusual_mixer(mixer: Attention, norm: Norm) -> Attention:
+    wanted = mixer.query_key_norm
+    assert mixer.rope is not None
+    return replace(mixer, rope=replace(mixer.rope, theta=300.0), query_key_norm=wanted and replace(wanted, norm=norm))
 
 
 @SHARED_FAMILIES

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_config
 
-from groundup.model.config import Attention, Induction
+from groundup.model.config import Attention, Induction, Norm, QueryKeyNorm, Rope
 from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
 
 
@@ -16,8 +16,8 @@ def test_one_dial_sets_the_sizes(preset: str, depth: int):
     assert len(config.layers) == depth
     assert config.width == depth * WIDTH_PER_LAYER
     for layer in config.layers:
-        assert layer.attention.head_dim == 32
-        assert layer.attention.heads * 32 == config.width
+        assert layer.mixer.head_dim == 32
+        assert layer.mixer.heads * 32 == config.width
     assert (config.vocab_size, config.max_positions) == (100, 256)
 
 
@@ -38,6 +38,32 @@ def test_a_width_that_follows_from_the_depth_is_rounded_up_to_whole_heads():
 def test_sizes_that_do_not_fit_are_refused_by_name(changes: dict[str, object], key: str):
     with pytest.raises(ValueError, match=f"`{key}`"):
         build_config(**({"preset": "llama", "depth": 1, "vocab_size": 10, "context": 8} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rope": Rope(), "head_dim": 15}, "`head_dim` must be even"),
+        ({"rope": Rope(dims=18)}, "18 rotated dimensions do not fit"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"sinks": True, "alibi": 1.0}, "sinks and the distance bias"),
+        ({"kv_heads": 0}, "`kv_heads` must be at least 1"),
+    ],
+)
+def test_attention_that_cannot_be_is_refused(change: dict[str, object], named: str):
+    with pytest.raises(ValueError, match=named):
+        replace(Attention(heads=4, kv_heads=2, head_dim=16), **change)
+
+
+def test_a_norm_over_all_heads_comes_before_they_are_rotated():
+    with pytest.raises(ValueError, match="before the rotation"):
+        QueryKeyNorm(Norm(), over="width", after_rope=True)
+
+
+@pytest.mark.parametrize("dims", [0, 3])
+def test_an_odd_number_of_rotated_dimensions_is_refused(dims: int):
+    with pytest.raises(ValueError, match="even and positive"):
+        Rope(dims=dims)
 
 
 def test_heads_must_share_keys_evenly_and_a_model_needs_layers():

@@ -1,16 +1,18 @@
 """Optimizers against linear algebra and closed forms."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import hot_decoder, random_ids, tiny_config
 from torch import Tensor, nn
 
+from groundup.model.config import Experts, Router
 from groundup.model.presets import PRESETS
 from groundup.train.optim import LearningRates, Muon, build_optimizers, orthogonalise, schedule, set_learning_rates
 
-QUERY = "layers.0.attention.query.weight"
+QUERY = "layers.0.mixer.query.weight"
 
 
 def _matrices(*shape: int, seed: int = 0) -> Tensor:
@@ -111,8 +113,48 @@ def test_muon_moves_the_matrices_inside_the_layers_and_no_table(preset: str):
     muon, _ = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     moved = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
-    expected = {name for name in names.values() if "attention." in name or "feed_forward." in name}
-    assert moved == expected
+    inside = {name for name in names.values() if "mixer." in name or "feed_forward." in name}
+    assert moved == {name for name in inside if name.endswith(".weight")}
+
+
+def test_a_stack_of_matrices_is_moved_as_each_of_them_alone():
+    start, gradients = _matrices(3, 8, 4).float(), [_matrices(3, 8, 4, seed=seed).float() for seed in (1, 2)]
+    gradients[1][2] = 0  # an expert that no token chose
+    stack, alone = nn.Parameter(start.clone()), [nn.Parameter(one.clone()) for one in start]
+    optimizers = [Muon(ones, lr=0.1, momentum=0.8, weight_decay=0.5) for ones in ([stack], alone)]
+    for gradient in gradients:
+        stack.grad = gradient.clone()
+        for parameter, one in zip(alone, gradient, strict=True):
+            parameter.grad = one.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not torch.equal(stack, start)
+    torch.testing.assert_close(stack, torch.stack(list(alone)), rtol=1e-6, atol=1e-6)
+    for key in ("momentum", "row_square"):
+        expected = torch.stack([optimizers[1].state[parameter][key] for parameter in alone])
+        torch.testing.assert_close(optimizers[0].state[stack][key], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_experts_are_moved_by_muon_and_their_correction_by_no_gradient():
+    config = tiny_config("llama")
+    layer = config.layers[0]
+    experts = Experts(layer.network, Router(4, 2, "sigmoid", correction=True), shared=layer.network, shared_gate=True)
+    model = hot_decoder(replace(config, layers=(replace(layer, feed_forward=experts),) * 2), dtype=torch.float32)
+    muon, adam = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_muon, by_adam = (
+        {names[id(one)].partition("feed_forward.")[2] for group in optimizer.param_groups for one in group["params"]}
+        for optimizer in (muon, adam)
+    )
+    matrices = {f"{part}.{name}.weight" for part in ("experts", "shared") for name in ("gate", "up", "down")}
+    assert by_muon == {"", "router.weight", "shared_gate.weight", *matrices}
+    assert by_adam == {""}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model(random_ids(4, 16)).square().mean().backward()
+    for optimizer in (muon, adam):
+        optimizer.step()
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert still == {f"layers.{index}.feed_forward.correction" for index in range(2)}
 
 
 def test_schedule_rises_stays_and_falls_to_zero():

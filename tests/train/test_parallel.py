@@ -59,7 +59,8 @@ def _asked(out: Path, rank: int) -> list[list[int]]:
 
 def _assert_close(out: Path, expected: Path, kind: str, tolerance: float) -> None:
     ours, theirs = load_file(out / "rank-0.safetensors"), load_file(expected / "rank-0.safetensors")
-    names = [name for name in theirs if name.startswith(kind)]
+    # A bias on keys moves all scores of a query alike: what moves it, in turn, is rounding alone.
+    names = [name for name in theirs if name.startswith(kind) and not name.endswith("mixer.key.bias")]
     assert names
     for name in names:
         assert (ours[name] - theirs[name]).norm() <= tolerance * theirs[name].norm(), name

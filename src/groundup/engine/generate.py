@@ -74,4 +74,5 @@ class Generator:
                 return
             yield [token if on else None for on, token in zip(alive, chosen, strict=True)]
             input_ids = torch.tensor(chosen, device=device)[:, None]
-            mask = torch.cat((mask, mask.new_ones(len(prompts), 1)), dim=1)
+            # What has ended goes on as padding, which takes no more positions than the model has.
+            mask = torch.cat((mask, mask.new_tensor(alive)[:, None]), dim=1)

@@ -4,32 +4,33 @@ Nothing in a folder is trusted: only safetensors are read, every tensor must be 
 every config key understood.
 """
 
+import fnmatch
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from groundup.errors import UserError
-from groundup.formats.families.groundup import GROUNDUP
-from groundup.formats.families.llama import LLAMA
-from groundup.formats.families.nanochat import NANOCHAT
-from groundup.formats.family import Family, check_values
+from groundup.formats import rules
+from groundup.formats.families import ALL_FAMILIES
+from groundup.formats.family import Family
+from groundup.formats.keys import Keys
+from groundup.formats.tensor_files import SINGLE, TensorFiles
 from groundup.model.config import ModelConfig
 from groundup.model.transformer import Decoder
 from groundup.storage import write_json
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, NANOCHAT, GROUNDUP)}
-# Keys that say how a model is used or was saved, not what it computes.
-COMMON_KEYS = frozenset(
-    "_name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id id2label initializer_range "
-    "is_encoder_decoder label2id model_type output_attentions output_hidden_states pad_token_id problem_type "
-    "return_dict torch_dtype transformers_version use_cache".split()
-)
+FAMILIES: Mapping[str, Family] = {family.name: family for family in ALL_FAMILIES}
+# Keys that say how a model is trained, used or was saved, not what it computes.
+COMMON_KEYS = (
+    "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label "
+    "initializer_range is_decoder is_encoder_decoder label2id model_type output_attentions output_hidden_states "
+    "output_router_logits pad_token_id problem_type return_dict tokenizer_class torch_dtype transformers_version "
+    "use_cache"
+).split()
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
@@ -43,8 +44,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
     config = _model_config(family, keys, folder)
     with torch.device("meta"):
         model = Decoder(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    tensors = _read_tensors(folder / "model.safetensors", shapes, family)
+    tensors = _read_tensors(folder, model, family)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -62,21 +62,27 @@ def save_model(model: Decoder, folder: Path, bos_id: int, eos_ids: list[int], pa
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     token_ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
-    write_json(folder / "config.json", dict(sorted((keys | family.to_keys(model.config)).items())))
+    write_json(folder / "config.json", dict(sorted((keys | family.write(model.config)).items())))
     write_json(folder / "generation_config.json", token_ids)
-    tensors = {
-        disk_name(family, name): parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # the library leaves it to its owner alone
+    ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors = rules.disk_tensors(_layouts(family, model)[0], ours)
+    save_file({name: one.contiguous().cpu() for name, one in tensors}, folder / SINGLE, metadata={"format": "pt"})
+    (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
     _compare_logits(model, load_model(folder))
 
 
-def disk_name(family: Family, name: str) -> str:
-    """The name on disk of our parameter `name`."""
-    numbers = re.findall(r"\.(\d+)\.", name)
-    pattern = re.sub(r"\.\d+\.", ".*.", name)
-    return family.tensors[pattern].replace("*", numbers[0]) if numbers else family.tensors[pattern]
+def _layouts(family: Family, model: Decoder) -> list[list[rules.Rule]]:
+    """The rules of this model's tensors for each layout of the family, its own first."""
+    tables = (table(model.config) for table in (family.rules, *family.other_rules))
+    return [rules.concrete(table, _shapes(model), len(model.config.layers)) for table in tables]
+
+
+def _disk_names(table: list[rules.Rule]) -> set[str]:
+    return {name for rule in table for name in rule.disk}
+
+
+def _shapes(model: Decoder) -> dict[str, rules.Shape]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -99,40 +105,45 @@ def _family(keys: Mapping[str, Any], folder: Path) -> Family:
     return FAMILIES[name]
 
 
-def _model_config(family: Family, keys: Mapping[str, Any], folder: Path) -> ModelConfig:
-    unknown = sorted(set(keys) - family.known_keys - COMMON_KEYS)
-    if unknown:
-        raise UserError(f"{folder}/config.json: `{unknown[0]}` is not a key that {family.name} has here")
+def _model_config(family: Family, values: Mapping[str, Any], folder: Path) -> ModelConfig:
+    keys = Keys(values)
+    keys.without_effect(*COMMON_KEYS)
     try:
-        check_values(keys)
-        return family.from_keys(keys)
+        config = family.read(keys)
     except KeyError as missing:
         raise UserError(f"{folder}/config.json: key `{missing.args[0]}` is missing") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder}/config.json: {error}") from None
+    if unread := keys.unread():
+        raise UserError(f"{folder}/config.json: `{unread[0]}` is not a key that {family.name} has here")
+    return config
 
 
-def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], family: Family) -> dict[str, torch.Tensor]:
-    """Our names → tensors of `path`, memory-mapped; exactly those of `shapes`."""
-    names = {disk_name(family, name): name for name in shapes}
-    tensors = {}
+def _read_tensors(folder: Path, model: Decoder, family: Family) -> dict[str, torch.Tensor]:
+    """Our names → tensors of the folder, memory-mapped; exactly those that the model has."""
+    layouts, files = _layouts(family, model), TensorFiles(folder)
+    table = next((one for one in layouts if _disk_names(one) <= files.names()), layouts[0])
+    known = _disk_names(table)
+    if missing := sorted(known - files.names()):
+        raise UserError(f"{files.path()}: tensor `{missing[0]}` is missing")
+    copy = _copy_of_embedding(family, model, table)
+    unknown = sorted(files.names() - known)
+    for name in unknown:
+        if name in copy and torch.equal(files.get(name), files.get(copy[name])):
+            continue
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored):
+            raise UserError(f"{files.path(name)}: tensor `{name}` has no place in a {family.name} model of this config")
     try:
-        with safe_open(path, framework="pt") as file:
-            on_disk = set(file.keys())
-            for missing in sorted(names.keys() - on_disk):
-                raise UserError(f"{path}: tensor `{missing}` is missing")
-            for unknown in sorted(on_disk - names.keys()):
-                raise UserError(f"{path}: tensor `{unknown}` has no place in a {family.name} model of this config")
-            for disk, name in names.items():
-                tensors[name] = file.get_tensor(disk)
-                if tuple(tensors[name].shape) != shapes[name]:
-                    shape = tuple(tensors[name].shape)
-                    raise UserError(f"{path}: tensor `{disk}` has shape {shape}, config.json says {shapes[name]}")
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no model.safetensors") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
-    return tensors
+        return dict(rules.our_tensors(table, files.get, _shapes(model)))
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _copy_of_embedding(family: Family, model: Decoder, table: list[rules.Rule]) -> dict[str, str]:
+    """The name on disk of a head that is tied, which some files hold nevertheless → that of the embedding."""
+    embedding = [rule.disk[0] for rule in table if rule.ours == ("embedding.weight",)]
+    head = [rule.disk[0] for rule in family.rules(model.config) if rule.ours == ("head.weight",)]
+    return dict(zip(head, embedding, strict=False)) if model.config.tied_head else {}
 
 
 @torch.no_grad()

@@ -3,19 +3,20 @@
 Shape suffixes: b batch, t query time, s key time, h heads, k head dimension, d model width.
 
 Every token belongs to a *segment* (a packed document; -1 for padding) and has an index in the row. A query sees a key
-if both are in the same segment and the key is not later. Training packs, left padding and the cache all say what they
-mean with segments alone; padding rows see themselves, so no softmax is ever empty.
+if both are in the same segment and the key is not later (unless the layer is bidirectional) and not outside its window.
+Training packs, left padding and the cache all say what they mean with segments alone; padding rows see themselves, so
+no softmax is ever empty.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import HEAD_GATE_WIDTH, Attention
-from groundup.model.parts import Linear, RMSNorm, rotate
+from groundup.model.config import HEAD_GATE_WIDTH, Attention, QueryKeyNorm
+from groundup.model.parts import Linear, Normalise
+from groundup.model.positions import RopeTables, alibi_slopes, rotate
 
 # Query rows per block on CPU. Measured at context 512: 128 and 256 beat 64 and 512, and all beat fused CPU attention in
 # bfloat16 by more than twice (docs/log.md).
@@ -33,18 +34,30 @@ class Visibility(NamedTuple):
     segments_bt: Tensor | None
     segments_bs: Tensor | None
 
-    def block(self, start: int, stop: int, first: int, keys: int, device: torch.device) -> Tensor:
-        """The rule for queries start..stop against keys 0..keys: bool (batch or 1, 1, queries, keys).
+    def block(self, spec: Attention, queries: range, keys: range, first: int, device: torch.device) -> Tensor | None:
+        """The rule for some queries against some keys: bool (batch or 1, 1, queries, keys), None where all see all.
 
         first: index of query 0 among the keys.
         """
-        rows = torch.arange(first + start, first + stop, device=device)
-        columns = torch.arange(keys, device=device)
-        causal = (rows[:, None] >= columns[None, :])[None, None]
+        rows = torch.arange(first + queries.start, first + queries.stop, device=device)[:, None]
+        columns = torch.arange(keys.start, keys.stop, device=device)[None, :]
+        rule = rows >= columns if spec.causal else None
+        if spec.window is not None:
+            near = rows - columns < spec.window if spec.causal else (rows - columns).abs() <= spec.window
+            rule = near if rule is None else rule & near
+        rule = None if rule is None else rule[None, None]
         if self.segments_bt is None or self.segments_bs is None:
-            return causal
-        same = self.segments_bt[:, None, start:stop, None] == self.segments_bs[:, None, None, :keys]
-        return causal & same
+            return rule
+        query_segments = self.segments_bt[:, None, queries.start : queries.stop, None]
+        same = query_segments == self.segments_bs[:, None, None, keys.start : keys.stop]
+        return same if rule is None else rule & same
+
+
+class Shared(NamedTuple):
+    """What every layer is told alike: rotary tables by (rope, head dimension) are already looked up for the layer."""
+
+    rope: RopeTables | None
+    visible: Visibility
 
 
 class LayerCache(Protocol):
@@ -54,62 +67,83 @@ class LayerCache(Protocol):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query self-attention with rotary positions, optional query/key norm and optional head gates.
+    """Grouped-query self-attention, with every variation that `Attention` names.
 
-    A gate lets a head add nothing where it has nothing to say, which softmax alone cannot. Source: modded-nanogpt
+    A head gate lets a head add nothing where it has nothing to say, which softmax alone cannot. Source: modded-nanogpt
     (2025); Qiu et al. 2025, "Gated Attention for Large Language Models".
     """
 
     def __init__(self, spec: Attention, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.query = Linear(width, spec.heads * spec.head_dim)
-        self.key = Linear(width, spec.kv_heads * spec.head_dim)
-        self.value = Linear(width, spec.kv_heads * spec.head_dim)
-        self.output = Linear(spec.heads * spec.head_dim, width)
-        self.query_key_norm = RMSNorm(spec.query_key_norm, spec.head_dim) if spec.query_key_norm else None
+        self.query = Linear(width, spec.heads * spec.head_dim, "query" in spec.bias)
+        self.key = Linear(width, spec.kv_heads * spec.head_dim, "key" in spec.bias)
+        self.value = Linear(width, spec.kv_heads * spec.head_dim, "value" in spec.bias)
+        self.output = Linear(spec.heads * spec.head_dim, width, "output" in spec.bias)
+        norm = spec.query_key_norm
+        self.query_norm = None if norm is None else _head_norm(norm, spec.heads, spec.head_dim)
+        self.key_norm = None if norm is None else _head_norm(norm, spec.kv_heads, spec.head_dim)
+        self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
         self.head_gate = nn.Parameter(torch.empty(spec.heads, HEAD_GATE_WIDTH)) if spec.head_gate else None
 
     def forward(
-        self,
-        x_btd: Tensor,
-        rope: tuple[Tensor, Tensor],
-        visible: Visibility,
-        cache: LayerCache | None,
-        extra_values_bthk: Tensor | None = None,
+        self, x_btd: Tensor, shared: Shared, cache: LayerCache | None, extra_values_bthk: Tensor | None = None
     ) -> Tensor:
         """extra_values_bthk: added to the values of each kv head, or None."""
         batch, time, _ = x_btd.shape
-        q_bthk = rotate(self.query(x_btd).view(batch, time, self.spec.heads, -1), rope)
-        k_bthk = rotate(self.key(x_btd).view(batch, time, self.spec.kv_heads, -1), rope)
-        if self.query_key_norm is not None:
-            q_bthk, k_bthk = self.query_key_norm(q_bthk), self.query_key_norm(k_bthk)
-        v_bthk = self.value(x_btd).view(k_bthk.shape)
+        q_bthk = self._heads(self.query(x_btd), self.query_norm, shared.rope)
+        k_bthk = self._heads(self.key(x_btd), self.key_norm, shared.rope)
+        v_bthk = self._clip(self.value(x_btd)).view(k_bthk.shape)
         if extra_values_bthk is not None:
             v_bthk = v_bthk + extra_values_bthk
         k_bhsk, v_bhsk = k_bthk.transpose(1, 2), v_bthk.transpose(1, 2)
         if cache is not None:
             k_bhsk, v_bhsk = cache.update(k_bhsk, v_bhsk)
-        out_bthk = attend(q_bthk.transpose(1, 2), k_bhsk, v_bhsk, visible).transpose(1, 2)
+        out_bthk = attend(self.spec, q_bthk.transpose(1, 2), k_bhsk, v_bhsk, shared.visible, self.sinks).transpose(1, 2)
         if self.head_gate is not None:
             gate_bth = 2 * torch.sigmoid(F.linear(x_btd[..., :HEAD_GATE_WIDTH], self.head_gate.to(x_btd.dtype)))
             out_bthk = out_bthk * gate_bth[..., None]
         return self.output(out_bthk.reshape(batch, time, -1))
 
+    def _heads(self, x_btd: Tensor, norm: Normalise | None, tables: RopeTables | None) -> Tensor:
+        """Projected queries or keys as (batch, time, heads, head_dim): normed, clipped and rotated."""
+        spec, wanted = self.spec, self.spec.query_key_norm
+        if norm is not None and wanted is not None and wanted.over == "width":
+            x_btd, norm = norm(x_btd), None
+        x_btd = self._clip(x_btd)
+        x_bthk = x_btd.view(*x_btd.shape[:2], -1, spec.head_dim)
+        if norm is not None and wanted is not None and not wanted.after_rope:
+            x_bthk, norm = norm(x_bthk), None
+        if spec.rope is not None and tables is not None:
+            x_bthk = rotate(x_bthk, spec.rope, tables)
+        return x_bthk if norm is None else norm(x_bthk)
 
-def attend(q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility) -> Tensor:
-    """softmax(q kᵀ / sqrt(head_dim)) v under `visible`; keys and values may have fewer heads than queries.
+    def _clip(self, x_btd: Tensor) -> Tensor:
+        return x_btd if self.spec.clip is None else x_btd.clamp(-self.spec.clip, self.spec.clip)
+
+
+def _head_norm(wanted: QueryKeyNorm, heads: int, head_dim: int) -> Normalise:
+    shapes = {"head": (head_dim,), "each_head": (heads, head_dim), "width": (heads * head_dim,)}
+    return Normalise(wanted.norm, *shapes[wanted.over])
+
+
+def attend(
+    spec: Attention, q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility, sinks_h: Tensor | None = None
+) -> Tensor:
+    """softmax(scale · q kᵀ) v under `visible`; keys and values may have fewer heads than queries.
 
     Scores are exponentiated in at least float32. Source: Vaswani et al. 2017, eq. 1.
     """
-    path: Callable[..., Tensor] = attend_fused
-    if q_bhtk.device.type == "cpu" and k_bhsk.shape[2] <= BLOCKED_KEYS:
-        path = attend_in_blocks
-    return path(q_bhtk, k_bhsk, v_bhsk, visible)
+    plain = spec.softcap is None and not spec.sinks and spec.alibi is None
+    if plain and (q_bhtk.device.type != "cpu" or k_bhsk.shape[2] > BLOCKED_KEYS):
+        return attend_fused(spec, q_bhtk, k_bhsk, v_bhsk, visible)
+    return attend_in_blocks(spec, q_bhtk, k_bhsk, v_bhsk, visible, sinks_h)
 
 
-def attend_in_blocks(q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility) -> Tensor:
-    """One block of queries at a time against the keys up to its end: skips most of the masked half.
+def attend_in_blocks(
+    spec: Attention, q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility, sinks_h: Tensor | None = None
+) -> Tensor:
+    """One block of queries at a time against the keys it can see: skips most of what is masked.
 
     Written for `torch.compile` on CPU: batched matrix products around one fused masked softmax.
     """
@@ -118,24 +152,57 @@ def attend_in_blocks(q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Vi
     groups = heads // k_bhsk.shape[1]
     if groups > 1:
         k_bhsk, v_bhsk = k_bhsk.repeat_interleave(groups, 1), v_bhsk.repeat_interleave(groups, 1)
-    q_bhtk = q_bhtk * head_dim**-0.5
+    q_bhtk = q_bhtk * (spec.scale or head_dim**-0.5)
     first = keys - time
     blocks = []
     for start in range(0, time, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, time)
-        end = first + stop
-        scores = q_bhtk[:, :, start:stop] @ k_bhsk[:, :, :end].transpose(-1, -2)
+        queries = range(start, min(start + QUERY_BLOCK, time))
+        seen = _seen_keys(spec, queries, keys, first)
+        scores = q_bhtk[:, :, queries.start : queries.stop] @ k_bhsk[:, :, seen.start : seen.stop].transpose(-1, -2)
         wide = scores if scores.dtype == torch.float64 else scores.float()
-        wide = wide.masked_fill(~visible.block(start, stop, first, end, q_bhtk.device), float("-inf"))
-        blocks.append(torch.softmax(wide, dim=-1).to(v_bhsk.dtype) @ v_bhsk[:, :, :end])
+        if spec.softcap is not None:
+            wide = spec.softcap * torch.tanh(wide / spec.softcap)
+        if spec.alibi is not None:
+            wide = wide + _alibi_bias(spec.alibi, heads, seen, wide)
+        rule = visible.block(spec, queries, seen, first, q_bhtk.device)
+        if rule is not None:
+            wide = wide.masked_fill(~rule, float("-inf"))
+        weights = _softmax(wide, sinks_h).to(v_bhsk.dtype)
+        blocks.append(weights @ v_bhsk[:, :, seen.start : seen.stop])
     return torch.cat(blocks, dim=2)
 
 
-def attend_fused(q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility) -> Tensor:
+def _seen_keys(spec: Attention, queries: range, keys: int, first: int) -> range:
+    """The keys that some of these queries may see, by order and window alone."""
+    begin, end = 0, first + queries.stop if spec.causal else keys
+    if spec.window is not None:
+        reach = spec.window - 1 if spec.causal else spec.window
+        begin = max(0, first + queries.start - reach)
+        end = end if spec.causal else min(end, first + queries.stop + spec.window)
+    return range(begin, end)
+
+
+def _softmax(scores_bhts: Tensor, sinks_h: Tensor | None) -> Tensor:
+    """Softmax over the keys, and over a score that leads nowhere if the heads have sinks."""
+    if sinks_h is None:
+        return torch.softmax(scores_bhts, dim=-1)
+    sinks_bht1 = sinks_h.to(scores_bhts.dtype)[:, None, None].expand(*scores_bhts.shape[:3], 1)
+    return torch.softmax(torch.cat((scores_bhts, sinks_bht1), dim=-1), dim=-1)[..., :-1]
+
+
+def _alibi_bias(factor: float, heads: int, keys: range, like: Tensor) -> Tensor:
+    """(1, heads, 1, keys): grows with the key's index; what is equal for all keys of a query cancels in the softmax."""
+    slopes_h = (factor * alibi_slopes(heads)).to(like)
+    return (slopes_h[:, None, None] * torch.arange(keys.start, keys.stop, device=like.device).to(like))[None]
+
+
+def attend_fused(spec: Attention, q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility) -> Tensor:
     """The same through PyTorch's fused kernels: memory stays linear in the number of keys."""
     time, keys = q_bhtk.shape[2], k_bhsk.shape[2]
     grouped = q_bhtk.shape[1] != k_bhsk.shape[1]
-    if visible.segments_bs is None and time == keys:
-        return F.scaled_dot_product_attention(q_bhtk, k_bhsk, v_bhsk, is_causal=True, enable_gqa=grouped)
-    mask = visible.block(0, time, keys - time, keys, q_bhtk.device)
-    return F.scaled_dot_product_attention(q_bhtk, k_bhsk, v_bhsk, attn_mask=mask, enable_gqa=grouped)
+    if spec.causal and spec.window is None and visible.segments_bs is None and time == keys:
+        return F.scaled_dot_product_attention(
+            q_bhtk, k_bhsk, v_bhsk, is_causal=True, scale=spec.scale, enable_gqa=grouped
+        )
+    mask = visible.block(spec, range(time), range(keys), keys - time, q_bhtk.device)
+    return F.scaled_dot_product_attention(q_bhtk, k_bhsk, v_bhsk, attn_mask=mask, scale=spec.scale, enable_gqa=grouped)

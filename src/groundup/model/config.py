@@ -1,15 +1,18 @@
 """What a model is made of, as data: nested dataclasses, each validated where it is built.
 
-A family (LLaMA, nanochat, …) is a `ModelConfig`, never a subclass. `layers` is written out once, one `LayerSpec` per
-layer, so no code ever asks which layer it is.
+A family (LLaMA, GPT-2, …) is a `ModelConfig`, never a subclass. `layers` is written out once, one `LayerSpec` per
+layer, so no code ever asks which layer it is. Every part counts its own matrix parameters, from which FLOPs follow.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-NormKind = Literal["rms", "rms_without_weight"]
-Activation = Literal["silu", "relu_squared"]
-
+NormKind = Literal["rms", "rms_plus_one", "rms_without_weight", "layer", "layer_without_weight"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared"]
+# Where a layer norms, for a sublayer f: x + f(n(x)); n(x + f(x)); x + n'(f(n(x))); x + n(f(x)); and, with attention and
+# feed-forward side by side, x + a(n(x)) + f(n(x)); x + a(n(x)) + f(n'(x)).
+Placement = Literal["pre", "post", "sandwich", "output", "parallel", "parallel_two_norms"]
+Projection = Literal["query", "key", "value", "output"]
 
 # Channels of a layer's input from which its gates are computed: of its value embedding (nanochat), of its attention
 # heads (modded-nanogpt).
@@ -19,51 +22,293 @@ HEAD_GATE_WIDTH = 12
 
 @dataclass(frozen=True)
 class Norm:
-    """Root-mean-square norm (Zhang and Sennrich 2019), with or without a learned weight."""
+    """Root-mean-square norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016).
+
+    kind: `rms_plus_one` multiplies by (1 + weight) before it narrows the type (Gemma); the others have a plain weight
+        or none.
+    bias: only layer norms with a weight can have one.
+    """
 
     kind: NormKind = "rms"
     eps: float = 1e-6
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bias and self.kind != "layer":
+            raise ValueError(f"a norm of kind {self.kind!r} has no bias")
+        if not self.eps > 0:
+            raise ValueError(f"the epsilon of a norm must be positive, not {self.eps}")
+
+    @property
+    def has_weight(self) -> bool:
+        return "without" not in self.kind
+
+    def parameters(self, width: int) -> int:
+        return width * (self.has_weight + self.bias)
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by `factor` (Chen et al. 2023)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class DynamicScaling:
+    """The base grows with the sequence once it is longer than `original` positions (NTK-aware, dynamic)."""
+
+    factor: float
+    original: int
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Slow frequencies divided by `factor`, fast ones kept, a linear blend between (Llama 3.1)."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023): dimensions that turn fewer than `beta_slow` times in `original` positions are
+    interpolated, those that turn more than `beta_fast` times kept; queries and keys grow by `attention_factor`.
+
+    truncate: the blend begins and ends at whole dimensions.
+    """
+
+    factor: float
+    original: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024): one factor per frequency, `short` up to `original` positions, `long` beyond."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    attention_factor: float
+
+
+RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (Su et al. 2021), pairing dimension i with i + head_dim / 2.
+    """Rotary position embedding (Su et al. 2021).
 
+    dims: leading dimensions of each head that are rotated, or None for all.
+    interleaved: pairs are (2i, 2i + 1) as in the paper; otherwise (i, i + dims / 2).
     reversed: rotate by the negative angle, as nanochat does.
     """
 
     theta: float = 10_000.0
+    dims: int | None = None
+    interleaved: bool = False
     reversed: bool = False
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        if self.dims is not None and (self.dims % 2 or self.dims < 2):
+            raise ValueError(f"the rotated dimensions of a head must be even and positive, not {self.dims}")
+        if not self.theta > 0:
+            raise ValueError(f"`rope_theta` must be positive, not {self.theta}")
+
+
+@dataclass(frozen=True)
+class QueryKeyNorm:
+    """A norm of the queries and of the keys.
+
+    over: each head by itself with one weight for all (`head`) or with a weight of its own (`each_head`, Cohere), or
+        all heads together (`width`, OLMo 2).
+    after_rope: whether they are rotated first (nanochat).
+    """
+
+    norm: Norm
+    over: Literal["head", "each_head", "width"] = "head"
+    after_rope: bool = False
+
+    def __post_init__(self) -> None:
+        if self.after_rope and self.over == "width":
+            raise ValueError("a norm over the full width comes before the rotation, which is of each head by itself")
+
+    def parameters(self, heads: int, head_dim: int) -> int:
+        return self.norm.parameters(head_dim if self.over == "head" else heads * head_dim)
 
 
 @dataclass(frozen=True)
 class Attention:
     """Grouped-query attention (Ainslie et al. 2023): `heads` queries share `kv_heads` keys and values.
 
-    query_key_norm: a norm without weight on each rotated query and key head (nanochat), or None.
+    rope: rotary positions, or None.
+    bias: the projections that have one.
+    scale: of the scores; None means head_dim^-1/2.
+    softcap: scores become cap · tanh(score / cap) (Gemma 2).
+    window: keys that a query sees, itself included (Mistral); with `causal` off, keys on each side.
+    sinks: each head has a learned score for seeing nothing (gpt-oss).
+    alibi: factor on the linear distance bias of Press et al. 2022, or None.
+    clip: queries and keys, once normed over the width, and values are clamped to ± this (OLMoE).
     head_gate: each head's output is scaled by a gate that the layer's input opens or closes.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
-    query_key_norm: Norm | None = None
+    rope: Rope | None = None
+    bias: tuple[Projection, ...] = ()
+    query_key_norm: QueryKeyNorm | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+    causal: bool = True
+    sinks: bool = False
+    alibi: float | None = None
+    clip: float | None = None
     head_gate: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("heads", "kv_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"`heads` ({self.heads}) must be a multiple of `kv_heads` ({self.kv_heads})")
-        if self.head_dim % 2:
+        if self.rope is not None and self.rope.dims is None and self.head_dim % 2:
             raise ValueError(f"`head_dim` must be even for rotary positions, not {self.head_dim}")
+        if self.rope is not None and (self.rope.dims or 0) > self.head_dim:
+            raise ValueError(f"{self.rope.dims} rotated dimensions do not fit into a `head_dim` of {self.head_dim}")
+        if self.sinks and self.alibi is not None:
+            raise ValueError("sinks and the distance bias cannot be had together: no rule says how far a sink is")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"an attention window must be at least 1, not {self.window}")
+
+    def matmul_parameters(self, width: int) -> int:
+        gate = self.heads * HEAD_GATE_WIDTH if self.head_gate else 0
+        return 2 * width * self.head_dim * (self.heads + self.kv_heads) + gate
+
+    def parameters(self, width: int) -> int:
+        """All of them, each counted once."""
+        sizes = {"query": self.heads, "key": self.kv_heads, "value": self.kv_heads}
+        biases = sum(sizes[name] * self.head_dim if name in sizes else width for name in self.bias)
+        norm = self.query_key_norm
+        norms = 0 if norm is None else sum(norm.parameters(n, self.head_dim) for n in (self.heads, self.kv_heads))
+        return self.matmul_parameters(width) + biases + norms + (self.heads if self.sinks else 0)
+
+    def score_flops(self, context: int) -> int:
+        """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
+        return 12 * self.heads * self.head_dim * context
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Position-wise network of inner width `width`; gated means SwiGLU-like (Shazeer 2020): act(gate) · up."""
+    """Position-wise network of inner width `width`; gated means SwiGLU-like (Shazeer 2020): act(gate) · up.
+
+    sharpness: the activation is act(a · x) / a with this a.
+    limit: gates are clamped to at most this and `up` to ± this before anything else (gpt-oss), or None.
+    up_offset: added to `up` (1 in gpt-oss).
+    """
 
     width: int
     activation: Activation
     gated: bool
+    bias: bool = False
+    sharpness: float = 1.0
+    limit: float | None = None
+    up_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.gated and (self.limit is not None or self.up_offset):
+            raise ValueError("`limit` and `up_offset` belong to feed-forward networks with a gate")
+
+    def matmul_parameters(self, width: int) -> int:
+        return (3 if self.gated else 2) * width * self.width
+
+    def parameters(self, width: int) -> int:
+        """All of them, each counted once."""
+        biases = (1 + self.gated) * self.width + width if self.bias else 0
+        return self.matmul_parameters(width) + biases
+
+
+@dataclass(frozen=True)
+class Router:
+    """How a token chooses experts and weighs what they answer, from one linear score for each of `experts`.
+
+    chosen: experts per token.
+    score: softmax over all experts, or the sigmoid of each (DeepSeek-V3).
+    normalised: the weights of the chosen experts are divided by their sum. With softmax these are then the softmax of
+        the chosen scores alone (Mixtral, gpt-oss).
+    bias: the scores have one.
+    correction: a number for each expert enters the choice, not the weights, and is nudged while training until all
+        experts have the same load (DeepSeek-V3).
+    groups, chosen_groups, group_best: the experts form equal groups, of which a token takes those with the highest sum
+        of their `group_best` best experts (DeepSeek: the best one in V2, two in V3).
+    scale: factor on the weights.
+    """
+
+    experts: int
+    chosen: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalised: bool = True
+    bias: bool = False
+    correction: bool = False
+    groups: int = 1
+    chosen_groups: int = 1
+    group_best: int = 2
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.experts % self.groups:
+            raise ValueError(f"{self.experts} experts do not form {self.groups} equal groups")
+        if not 1 <= self.chosen_groups <= self.groups:
+            raise ValueError(f"{self.chosen_groups} groups of experts cannot be chosen from {self.groups}")
+        eligible = self.experts // self.groups * self.chosen_groups
+        if not 1 <= self.chosen <= eligible:
+            raise ValueError(f"{self.chosen} experts cannot be chosen from {eligible}")
+        if self.chosen_groups < self.groups and not 1 <= self.group_best <= self.experts // self.groups:
+            raise ValueError(f"a group of {self.experts // self.groups} experts has no {self.group_best} best ones")
+
+    def parameters(self, width: int) -> int:
+        """All of them, each counted once."""
+        return self.experts * (width + self.bias + self.correction)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Feed-forward networks of which each token passes through a few (Shazeer et al. 2017).
+
+    expert: the shape of each.
+    shared: a network beside them that every token passes through, or None.
+    shared_gate: its output is scaled by the sigmoid of one linear score of the token (Qwen2-MoE).
+    """
+
+    expert: FeedForward
+    router: Router
+    shared: FeedForward | None = None
+    shared_gate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shared_gate and self.shared is None:
+            raise ValueError("`shared_gate` needs a shared network, whose output it scales")
+
+    def matmul_parameters(self, width: int) -> int:
+        """Of what one token passes through: the router, its chosen experts, the shared network."""
+        shared = 0 if self.shared is None else self.shared.matmul_parameters(width)
+        gate = width if self.shared_gate else 0
+        chosen = self.router.chosen * self.expert.matmul_parameters(width)
+        return self.router.experts * width + chosen + shared + gate
+
+    def parameters(self, width: int) -> int:
+        """All of them, each counted once."""
+        shared = 0 if self.shared is None else self.shared.parameters(width)
+        gate = width if self.shared_gate else 0
+        return self.router.parameters(width) + self.router.experts * self.expert.parameters(width) + shared + gate
 
 
 @dataclass(frozen=True)
@@ -88,15 +333,36 @@ class Induction:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """One layer: a mixer of positions, then (or beside it) a feed-forward network, with norms where `placement` says.
 
     value_embedding: each token adds a learned vector of its own, gated, to its attention values.
     """
 
-    attention: Attention
-    feed_forward: FeedForward
+    mixer: Attention
+    feed_forward: FeedForward | Experts
     norm: Norm
+    placement: Placement = "pre"
     value_embedding: bool = False
+
+    @property
+    def network(self) -> FeedForward:
+        """The feed-forward network, or the shape of each where there are experts."""
+        return self.feed_forward.expert if isinstance(self.feed_forward, Experts) else self.feed_forward
+
+    @property
+    def norm_count(self) -> int:
+        return {"sandwich": 4, "parallel": 1}.get(self.placement, 2)
+
+
+@dataclass(frozen=True)
+class LearnedPositions:
+    """A table of learned position vectors, added to the embedding.
+
+    rows: positions it knows; offset: rows before that of position 0 (OPT).
+    """
+
+    rows: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,10 +370,16 @@ class ModelConfig:
     """A decoder-only language model.
 
     family: names the Hugging Face layout it is saved in (`formats/families/`); changes nothing in the forward pass.
+    final_norm: before the head, or None.
     embedding_norm: a norm right after the token embedding, or None.
     tied_head: the output head is the embedding matrix.
     logit_softcap: logits become cap · tanh(logits / cap), or None.
     max_positions: longest sequence, in tokens, that the model is meant for.
+    learned_positions: added to the embedding, or None.
+    embedding_scale: factor on the token embedding (Gemma), or None.
+    embedding_width: of the embedding and head where it is not the layers' (OPT 350m): a matrix leads in and one out.
+    head_bias: the output head has a bias.
+    logit_scale: factor on what the head is given, and so on the logits (Cohere), or None.
     ngram_buckets: rows of the table that each pair of neighbouring tokens is hashed into, then each triple, …; every
         layer sees the sum of these rows.
     induction: what followed the last tokens where they stood before is offered to layers and head; or None.
@@ -118,12 +390,16 @@ class ModelConfig:
     vocab_size: int
     width: int
     layers: tuple[LayerSpec, ...]
-    rope: Rope
-    final_norm: Norm
+    final_norm: Norm | None
     embedding_norm: Norm | None
     tied_head: bool
     logit_softcap: float | None
     max_positions: int
+    learned_positions: LearnedPositions | None = None
+    embedding_scale: float | None = None
+    embedding_width: int | None = None
+    head_bias: bool = False
+    logit_scale: float | None = None
     ngram_buckets: tuple[int, ...] = ()
     induction: Induction | None = None
     residual_mix: bool = False
@@ -138,6 +414,15 @@ class ModelConfig:
                 raise ValueError(f"`{name}` needs `residual_mix`, which is where the layers take it in")
         if len(self.ngram_buckets) > 2:
             raise ValueError(f"`ngram_buckets` knows pairs and triples, not {len(self.ngram_buckets)} sizes")
+        if self.learned_positions is not None and self.learned_positions.rows < self.max_positions:
+            raise ValueError(
+                f"a table of {self.learned_positions.rows} positions cannot hold {self.max_positions} of them"
+            )
+
+    @property
+    def table_width(self) -> int:
+        """Width of the embedding and of the head."""
+        return self.embedding_width or self.width
 
     @property
     def mixed_terms(self) -> int:
@@ -145,38 +430,44 @@ class ModelConfig:
         return 2 + bool(self.ngram_buckets) + (self.induction is not None)
 
     def matmul_parameters(self) -> int:
-        """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up."""
-        total = self.vocab_size * self.width
+        """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up.
+
+        Of experts only those count that a token chooses.
+        """
+        total = self.vocab_size * self.table_width
+        total += 0 if self.embedding_width is None else 2 * self.width * self.embedding_width
         total += 0 if self.induction is None else self.induction.terms * self.width
         for layer in self.layers:
-            attention, feed_forward = layer.attention, layer.feed_forward
-            total += 2 * self.width * attention.head_dim * (attention.heads + attention.kv_heads)
-            total += (3 if feed_forward.gated else 2) * self.width * feed_forward.width
-            total += attention.kv_heads * VALUE_GATE_WIDTH if layer.value_embedding else 0
-            total += attention.heads * HEAD_GATE_WIDTH if attention.head_gate else 0
+            total += layer.mixer.matmul_parameters(self.width) + layer.feed_forward.matmul_parameters(self.width)
+            total += layer.mixer.kv_heads * VALUE_GATE_WIDTH if layer.value_embedding else 0
         return total
 
     def parameters(self) -> int:
         """All parameters, each counted once."""
-        tables = sum(self.ngram_buckets) * self.width + (0 if self.tied_head else self.vocab_size * self.width)
-        scalars = len(self.layers) * self.mixed_terms if self.residual_mix else 0
+        total = self.matmul_parameters()
+        total += 0 if self.tied_head else self.vocab_size * self.table_width
+        total += self.vocab_size if self.head_bias else 0
+        total += sum(self.ngram_buckets) * self.width
+        total += len(self.layers) * self.mixed_terms if self.residual_mix else 0
+        if self.learned_positions is not None:
+            total += (self.learned_positions.rows + self.learned_positions.offset) * self.width
         if self.induction is not None:
-            tables += self.vocab_size * self.width
-            scalars += (len(self.layers) + 1) * (len(self.induction.lengths) + 1) * self.induction.terms
+            total += self.vocab_size * self.width
+            total += (len(self.layers) + 1) * (len(self.induction.lengths) + 1) * self.induction.terms
         for layer in self.layers:
-            if layer.value_embedding:
-                tables += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim
-        norms = [norm for layer in self.layers for norm in (layer.norm, layer.norm)] + [self.final_norm]
-        vectors = self.width * sum(norm.kind == "rms" for norm in norms)
-        return self.matmul_parameters() + vectors + tables + scalars
-
-    def attention_flops_per_token(self, context: int) -> int:
-        """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
-        return sum(12 * layer.attention.heads * layer.attention.head_dim * context for layer in self.layers)
+            total += sum(part.parameters(self.width) - part.matmul_parameters(self.width) for part in _parts(layer))
+            total += layer.norm_count * layer.norm.parameters(self.width)
+            total += self.vocab_size * layer.mixer.kv_heads * layer.mixer.head_dim if layer.value_embedding else 0
+        ends = [norm for norm in (self.final_norm, self.embedding_norm) if norm is not None]
+        return total + sum(norm.parameters(self.width) for norm in ends)
 
     def training_flops_per_token(self, context: int) -> int:
         """FLOPs of one training token: 6 per matmul parameter, plus attention over the full context.
 
         Attention is counted without halving for causality (PaLM, appendix B; the convention of nanochat).
         """
-        return 6 * self.matmul_parameters() + self.attention_flops_per_token(context)
+        return 6 * self.matmul_parameters() + sum(layer.mixer.score_flops(context) for layer in self.layers)
+
+
+def _parts(layer: LayerSpec) -> tuple[Attention, FeedForward | Experts]:
+    return layer.mixer, layer.feed_forward

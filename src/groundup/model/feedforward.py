@@ -6,18 +6,31 @@ from groundup.model.config import FeedForward
 from groundup.model.parts import Linear, activate
 
 
+def gated_activation(spec: FeedForward, up: Tensor, gate: Tensor | None) -> Tensor:
+    """What the last matrix is given: act(gate) · up, or act(up) where there is no gate."""
+    if gate is None:
+        return _activate(spec, up)
+    if spec.limit is not None:
+        gate, up = gate.clamp(max=spec.limit), up.clamp(-spec.limit, spec.limit)
+    return _activate(spec, gate) * (up + spec.up_offset if spec.up_offset else up)
+
+
+def _activate(spec: FeedForward, x: Tensor) -> Tensor:
+    if spec.sharpness == 1:
+        return activate(x, spec.activation)
+    return activate(x * spec.sharpness, spec.activation) / spec.sharpness
+
+
 class DenseFeedForward(nn.Module):
     """down(act(gate x) · up x) if gated, else down(act(up x)). Source: Shazeer 2020 for the gated forms."""
 
     def __init__(self, spec: FeedForward, width: int) -> None:
         super().__init__()
-        self.activation = spec.activation
-        self.up = Linear(width, spec.width)
-        self.gate = Linear(width, spec.width) if spec.gated else None
-        self.down = Linear(spec.width, width)
+        self.spec = spec
+        self.up = Linear(width, spec.width, spec.bias)
+        self.gate = Linear(width, spec.width, spec.bias) if spec.gated else None
+        self.down = Linear(spec.width, width, spec.bias)
 
     def forward(self, x_btd: Tensor) -> Tensor:
         up_btf = self.up(x_btd)
-        if self.gate is None:
-            return self.down(activate(up_btf, self.activation))
-        return self.down(activate(self.gate(x_btd), self.activation) * up_btf)
+        return self.down(gated_activation(self.spec, up_btf, None if self.gate is None else self.gate(x_btd)))

@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from groundup.model.attention import SelfAttention
+from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
+from groundup.model.parts import Linear, Normalise
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.transformer import Decoder
 
@@ -17,13 +19,21 @@ def initialise(model: Decoder, seed: int) -> None:
     Inputs of a layer are uniform with variance 1/width; what a layer adds to the residual starts at zero, so that the
     model begins as its embedding (both as in nanochat). N-gram and induction tables and gates start at zero, residual
     scalars so that a layer's input passes unchanged but for a tenth of the first. A head of its own starts near zero,
-    so that the first loss is ln(vocab); a tied one is normal with the usual 0.02.
+    so that the first loss is ln(vocab); a tied one is normal with the usual 0.02, divided by the factor on its
+    logits if there is one (PaLM).
     """
     generator = torch.Generator().manual_seed(seed)
     bound = (3 / model.config.width) ** 0.5
-    nn.init.normal_(model.embedding.weight, std=0.02 if model.head is None else 0.8, generator=generator)
+    tied_std = 0.02 / (model.config.logit_scale or 1.0)
+    nn.init.normal_(model.embedding.weight, std=tied_std if model.head is None else 0.8, generator=generator)
     if model.head is not None:
         nn.init.normal_(model.head.weight, std=0.001, generator=generator)
+    if model.head_bias is not None:
+        nn.init.zeros_(model.head_bias)
+    if model.positions is not None:
+        nn.init.normal_(model.positions.weight, std=0.02, generator=generator)
+    for linear in filter(None, (model.embedding_in, model.embedding_out)):
+        nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
     for module in model.modules():
         if isinstance(module, TokenValues):
             nn.init.uniform_(module.table.weight, -bound, bound, generator=generator)
@@ -42,9 +52,21 @@ def initialise(model: Decoder, seed: int) -> None:
             for linear in (module.query, module.key, module.value):
                 nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.output.weight)
-            if module.head_gate is not None:
-                nn.init.zeros_(module.head_gate)
-        elif isinstance(module, DenseFeedForward):
-            for linear in filter(None, (module.up, module.gate)):
-                nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+            for vector in (module.head_gate, module.sinks):
+                if vector is not None:
+                    nn.init.zeros_(vector)
+        elif isinstance(module, Normalise):
+            module.reset()
+        elif isinstance(module, Linear | ExpertLinear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, MixtureOfExperts):
+            nn.init.normal_(module.router.weight, std=0.02, generator=generator)
+            if module.correction is not None:
+                nn.init.zeros_(module.correction)
+            if module.shared_gate is not None:
+                nn.init.zeros_(module.shared_gate.weight)
+        elif isinstance(module, DenseFeedForward | ExpertNetworks):
+            nn.init.uniform_(module.up.weight, -bound, bound, generator=generator)
+            if module.gate is not None:
+                nn.init.uniform_(module.gate.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.down.weight)

@@ -1,24 +1,28 @@
-"""Small parts every layer is built from: linear, norms, activations, rotary positions.
+"""Small parts every layer is built from: linear maps, tables, norms, activations.
 
-Shape suffixes: b batch, t time, d model width, h heads, k head dimension, f feed-forward width.
+Shape suffixes: b batch, t time, d model width, f feed-forward width.
 """
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import Activation, Norm, Rope
+from groundup.model.config import Activation, Norm
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ without bias, computed in the type of x; the weight keeps its own (float32 while training)."""
+    """y = x Wᵀ (+ b), computed in the type of x; the weights keep their own (float32 while training)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Embedding(nn.Module):
@@ -32,38 +36,64 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight).to(dtype)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps), times a weight if the kind has one; the statistics are at least float32."""
+class Normalise(nn.Module):
+    """A norm over the last dimension, statistics in at least float32, the result in the type of x.
 
-    def __init__(self, norm: Norm, width: int) -> None:
+    shape: of the weight; its last size is what is normed over.
+    """
+
+    def __init__(self, norm: Norm, *shape: int) -> None:
         super().__init__()
-        self.eps = norm.eps
-        self.weight = nn.Parameter(torch.ones(width)) if norm.kind == "rms" else None
+        self.kind, self.eps = norm.kind, norm.eps
+        self.weight = nn.Parameter(torch.empty(shape)) if norm.has_weight else None
+        self.bias = nn.Parameter(torch.empty(shape)) if norm.bias else None
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Weights that change nothing."""
+        if self.weight is not None:
+            self.weight.fill_(0.0 if self.kind == "rms_plus_one" else 1.0)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        return normed if self.weight is None else normed * self.weight.to(x.dtype)
+        if self.kind.startswith("layer"):
+            wide = wide - wide.mean(-1, keepdim=True)
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.weight is None:
+            return normed.to(x.dtype)
+        if self.kind == "rms":
+            return normed.to(x.dtype) * self.weight.to(x.dtype)
+        # The others multiply before they narrow the type.
+        weight = self.weight.to(wide.dtype)
+        normed = normed * (1 + weight if self.kind == "rms_plus_one" else weight)
+        return (normed if self.bias is None else normed + self.bias.to(wide.dtype)).to(x.dtype)
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The non-linearity by name; relu² is that of Primer (So et al. 2021)."""
-    if activation == "silu":
-        return F.silu(x)
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def rope_tables(rope: Rope, head_dim: int, positions_bt: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, each (batch, time, 1, head_dim / 2), in `dtype`."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    exponents = torch.arange(0, head_dim, 2, device=positions_bt.device, dtype=wide) / head_dim
-    angles = positions_bt[:, :, None, None].to(wide) / rope.theta**exponents
-    sine = angles.sin()
-    return angles.cos().to(dtype), (-sine if rope.reversed else sine).to(dtype)
+_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "relu_squared": _relu_squared,
+}
 
 
-def rotate(x_bthk: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + head_dim / 2) of x by its position's angle."""
-    cosine, sine = tables
-    first, second = x_bthk.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The non-linearity by name.
+
+    `gelu` is exact, `gelu_tanh` its usual approximation (both Hendrycks and Gimpel 2016), `quick_gelu` that of CLIP,
+    `relu_squared` that of Primer (So et al. 2021).
+    """
+    return _ACTIVATIONS[activation](x)

@@ -2,11 +2,21 @@
 
 from dataclasses import replace
 
-from groundup.model.config import Attention, FeedForward, Induction, LayerSpec, ModelConfig, Norm, Rope
+from groundup.model.config import (
+    Attention,
+    FeedForward,
+    Induction,
+    LayerSpec,
+    LearnedPositions,
+    ModelConfig,
+    Norm,
+    QueryKeyNorm,
+    Rope,
+)
 
 WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
-HEAD_DIM = {"llama": 128, "nanochat": 128, "groundup": 64}
+HEAD_DIM = {"gpt2": 64, "gpt3": 128, "llama": 128, "nanochat": 128, "palm": 128, "groundup": 64}
 NGRAM_BUCKETS = 32_768
 INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
 
@@ -30,12 +40,46 @@ def build_config(
     return PRESETS[preset](depth, vocab_size, context, width, head_dim)
 
 
+def _gpt2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """GPT-2 (Radford et al. 2019): layer norm, learned positions, biases, GELU of 4 widths, a tied head."""
+    norm = Norm("layer", 1e-5, bias=True)
+    heads = width // head_dim
+    layer = LayerSpec(
+        Attention(heads, heads, head_dim, bias=("query", "key", "value", "output")),
+        FeedForward(4 * width, "gelu_tanh", gated=False, bias=True),
+        norm,
+    )
+    return ModelConfig(
+        family="gpt2",
+        vocab_size=vocab_size,
+        width=width,
+        layers=(layer,) * depth,
+        final_norm=norm,
+        embedding_norm=None,
+        tied_head=True,
+        logit_softcap=None,
+        max_positions=context,
+        learned_positions=LearnedPositions(context),
+    )
+
+
+def _gpt3(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """GPT-3 (Brown et al. 2020, section 2.1): GPT-2 in which every second layer sees a band of keys alone.
+
+    The paper does not say how wide the band is; an eighth of the context is what GPT-Neo took (256 of 2,048).
+    """
+    base = _gpt2(depth, vocab_size, context, width, head_dim)
+    dense = base.layers[0]
+    banded = replace(dense, mixer=replace(dense.mixer, window=max(1, context // 8)))
+    return replace(base, family="gpt3", layers=tuple((dense, banded)[index % 2] for index in range(depth)))
+
+
 def _llama(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
     """LLaMA (Touvron et al. 2023) with a tied head: RMS norm, rotary positions, SwiGLU of 8/3 width."""
     norm = Norm("rms", 1e-6)
     heads = width // head_dim
     layer = LayerSpec(
-        Attention(heads, heads, head_dim),
+        Attention(heads, heads, head_dim, rope=Rope()),
         FeedForward(-(-width * 8 // 3 // 64) * 64, "silu", gated=True),
         norm,
     )
@@ -44,7 +88,6 @@ def _llama(depth: int, vocab_size: int, context: int, width: int, head_dim: int)
         vocab_size=vocab_size,
         width=width,
         layers=(layer,) * depth,
-        rope=Rope(),
         final_norm=norm,
         embedding_norm=None,
         tied_head=True,
@@ -58,7 +101,7 @@ def _nanochat(depth: int, vocab_size: int, context: int, width: int, head_dim: i
     norm = Norm("rms_without_weight", 1e-6)
     heads = width // head_dim
     layer = LayerSpec(
-        Attention(heads, heads, head_dim, query_key_norm=norm),
+        Attention(heads, heads, head_dim, rope=Rope(reversed=True), query_key_norm=QueryKeyNorm(norm, after_rope=True)),
         FeedForward(4 * width, "relu_squared", gated=False),
         norm,
     )
@@ -67,12 +110,34 @@ def _nanochat(depth: int, vocab_size: int, context: int, width: int, head_dim: i
         vocab_size=vocab_size,
         width=width,
         layers=(layer,) * depth,
-        rope=Rope(reversed=True),
         final_norm=norm,
         embedding_norm=norm,
         tied_head=False,
         logit_softcap=15.0,
         max_positions=context,
+    )
+
+
+def _palm(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """PaLM (Chowdhery et al. 2022): parallel layers, one key and value head, SwiGLU of 4 widths, scaled logits."""
+    norm = Norm("layer", 1e-6)
+    layer = LayerSpec(
+        Attention(width // head_dim, 1, head_dim, rope=Rope(interleaved=True)),
+        FeedForward(4 * width, "silu", gated=True),
+        norm,
+        placement="parallel",
+    )
+    return ModelConfig(
+        family="palm",
+        vocab_size=vocab_size,
+        width=width,
+        layers=(layer,) * depth,
+        final_norm=norm,
+        embedding_norm=None,
+        tied_head=True,
+        logit_softcap=None,
+        max_positions=context,
+        logit_scale=width**-0.5,
     )
 
 
@@ -83,8 +148,7 @@ def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: i
         base,
         family="groundup",
         layers=tuple(
-            replace(layer, attention=replace(layer.attention, head_gate=True), value_embedding=True)
-            for layer in base.layers
+            replace(layer, mixer=replace(layer.mixer, head_gate=True), value_embedding=True) for layer in base.layers
         ),
         ngram_buckets=(NGRAM_BUCKETS,),
         induction=INDUCTION,
@@ -92,4 +156,4 @@ def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: i
     )
 
 
-PRESETS = {"llama": _llama, "nanochat": _nanochat, "groundup": _groundup}
+PRESETS = {"gpt2": _gpt2, "gpt3": _gpt3, "llama": _llama, "nanochat": _nanochat, "palm": _palm, "groundup": _groundup}

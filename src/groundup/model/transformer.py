@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.attention import LayerCache, SelfAttention, Visibility
-from groundup.model.config import LayerSpec, ModelConfig
+from groundup.model.attention import LayerCache, SelfAttention, Shared, Visibility
+from groundup.model.config import Experts, FeedForward, LayerSpec, ModelConfig, Norm, Rope
+from groundup.model.experts import MixtureOfExperts, Routing
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
-from groundup.model.parts import Embedding, Linear, RMSNorm, rope_tables
+from groundup.model.parts import Embedding, Linear, Normalise
+from groundup.model.positions import RopeTables, rope_tables
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 
 
@@ -32,13 +34,6 @@ class Cache(Protocol):
         ...
 
 
-class Shared(NamedTuple):
-    """What all layers see alike: rotary tables, and who sees whom."""
-
-    rope: tuple[Tensor, Tensor]
-    visible: Visibility
-
-
 class Offered(NamedTuple):
     """What is looked up for one layer: what it mixes into its residual, and its value table's rows, if it has one.
 
@@ -50,24 +45,49 @@ class Offered(NamedTuple):
 
 
 class Block(nn.Module):
-    """One pre-norm layer."""
+    """One layer; norms that its placement does not have are identities."""
 
     def __init__(self, spec: LayerSpec, config: ModelConfig) -> None:
         super().__init__()
-        self.mix = ResidualMix(config.mixed_terms) if config.residual_mix else None
-        self.attention_norm = RMSNorm(spec.norm, config.width)
-        self.attention = SelfAttention(spec.attention, config.width)
-        self.token_values = TokenValues(spec.attention, config.vocab_size) if spec.value_embedding else None
-        self.feed_forward_norm = RMSNorm(spec.norm, config.width)
-        self.feed_forward = DenseFeedForward(spec.feed_forward, config.width)
+        width, placement = config.width, spec.placement
 
-    def forward(self, x_btd: Tensor, shared: Shared, offered: Offered, cache: LayerCache | None) -> Tensor:
+        def norm(*placements: str) -> nn.Module:
+            return Normalise(spec.norm, width) if placement in placements else nn.Identity()
+
+        self.spec = spec
+        self.mix = ResidualMix(config.mixed_terms) if config.residual_mix else None
+        self.mixer_norm = norm("pre", "sandwich", "parallel", "parallel_two_norms")
+        self.mixer = SelfAttention(spec.mixer, width)
+        self.token_values = TokenValues(spec.mixer, config.vocab_size) if spec.value_embedding else None
+        self.mixer_output_norm = norm("sandwich", "output")
+        self.mixer_sum_norm = norm("post")
+        self.feed_forward_norm = norm("pre", "sandwich", "parallel_two_norms")
+        self.feed_forward = _feed_forward(spec.feed_forward, width)
+        self.feed_forward_output_norm = norm("sandwich", "output")
+        self.feed_forward_sum_norm = norm("post")
+
+    def forward(
+        self, x_btd: Tensor, shared: Shared, offered: Offered, cache: LayerCache | None
+    ) -> tuple[Tensor, Routing | None]:
+        """The layer's output and, if it has experts, where its tokens went."""
         if self.mix is not None:
             x_btd = self.mix(x_btd, offered.mixed_in)
-        h_btd = self.attention_norm(x_btd)
+        h_btd = self.mixer_norm(x_btd)
         extra = self.token_values(offered.value_rows_btk, h_btd) if self.token_values is not None else None
-        x_btd = x_btd + self.attention(h_btd, shared.rope, shared.visible, cache, extra)
-        return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
+        mixed_btd = self.mixer_output_norm(self.mixer(h_btd, shared, cache, extra))
+        if self.spec.placement.startswith("parallel"):
+            fed_btd = h_btd if self.spec.placement == "parallel" else self.feed_forward_norm(x_btd)
+            fed_btd, routing = self._feed(fed_btd)
+            return x_btd + mixed_btd + fed_btd, routing
+        x_btd = self.mixer_sum_norm(x_btd + mixed_btd)
+        fed_btd, routing = self._feed(self.feed_forward_norm(x_btd))
+        return self.feed_forward_sum_norm(x_btd + self.feed_forward_output_norm(fed_btd)), routing
+
+    def _feed(self, x_btd: Tensor) -> tuple[Tensor, Routing | None]:
+        if isinstance(self.feed_forward, MixtureOfExperts):
+            fed: tuple[Tensor, Routing] = self.feed_forward(x_btd)
+            return fed
+        return self.feed_forward(x_btd), None
 
 
 class Decoder(nn.Module):
@@ -80,16 +100,19 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
-        self.embedding = Embedding(config.vocab_size, config.width)
-        self.embedding_norm = RMSNorm(config.embedding_norm, config.width) if config.embedding_norm else None
-        self.ngrams = NgramEmbedding(config.ngram_buckets, config.width) if config.ngram_buckets else None
-        spec = config.induction
-        self.induction = (
-            NgramHeads(spec, len(config.layers), config.vocab_size, config.width) if spec is not None else None
-        )
+        width, table_width = config.width, config.table_width
+        learned, spec = config.learned_positions, config.induction
+        self.embedding = Embedding(config.vocab_size, table_width)
+        self.embedding_in = Linear(table_width, width) if config.embedding_width else None
+        self.positions = None if learned is None else Embedding(learned.rows + learned.offset, width)
+        self.embedding_norm = _norm(config.embedding_norm, width)
+        self.ngrams = NgramEmbedding(config.ngram_buckets, width) if config.ngram_buckets else None
+        self.induction = None if spec is None else NgramHeads(spec, len(config.layers), config.vocab_size, width)
         self.layers = nn.ModuleList(Block(spec, config) for spec in config.layers)
-        self.final_norm = RMSNorm(config.final_norm, config.width)
-        self.head = None if config.tied_head else Linear(config.width, config.vocab_size)
+        self.final_norm = _norm(config.final_norm, width)
+        self.embedding_out = Linear(width, table_width) if config.embedding_width else None
+        self.head = None if config.tied_head else Linear(table_width, config.vocab_size)
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
 
     @property
     def head_weight(self) -> Tensor:
@@ -113,21 +136,23 @@ class Decoder(nn.Module):
         return self.logits(hidden_btd)
 
     def hidden(
-        self, input_ids: Tensor, positions: Tensor, segments: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        routings: list[Routing] | None = None,
     ) -> Tensor:
-        """The final activations (batch, time, width), from which `logits` follow.
+        """The final activations (batch, time, width of the head), from which `logits` follow.
 
         positions: (batch, time) int64, the place of each token in its own document.
         segments: (batch, keys) int32, see `attention.py`; None where each row is one document.
+        routings: takes up where the tokens went in each layer that has experts, first layer first.
         """
-        dtype = self.compute_dtype or self.embedding.weight.dtype
-        x_btd = self.embedding(input_ids, dtype)
-        if self.embedding_norm is not None:
-            x_btd = self.embedding_norm(x_btd)
-        shared = Shared(
-            rope_tables(self.config.rope, self.config.layers[0].attention.head_dim, positions, dtype),
-            Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments),
-        )
+        x_btd = self._embed(input_ids, positions)
+        dtype = x_btd.dtype
+        tables = _all_rope_tables(self.config, positions, dtype)
+        visible = Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments)
         # A copy, or the first layer, whose input it is, would be compiled apart from the others.
         first = [x_btd.clone()]
         found = None
@@ -141,15 +166,51 @@ class Decoder(nn.Module):
             assert isinstance(layer, Block)
             mixed_in = (*first, found.offer(index, dtype)) if found is not None else tuple(first)
             values = None if layer.token_values is None else layer.token_values.table(input_ids, dtype)
-            x_btd = layer(x_btd, shared, Offered(mixed_in, values), None if cache is None else cache.layers[index])
-        hidden_btd: Tensor = self.final_norm(x_btd)
+            spec = layer.spec.mixer
+            shared = Shared(tables[spec.rope, spec.head_dim] if spec.rope is not None else None, visible)
+            layer_cache = None if cache is None else cache.layers[index]
+            x_btd, routing = layer(x_btd, shared, Offered(mixed_in, values), layer_cache)
+            if routings is not None and routing is not None:
+                routings.append(routing)
+        hidden_btd = x_btd if self.final_norm is None else self.final_norm(x_btd)
+        if self.embedding_out is not None:
+            hidden_btd = self.embedding_out(hidden_btd)
+        if self.config.logit_scale is not None:
+            hidden_btd = hidden_btd * self.config.logit_scale
         return hidden_btd if found is None else found.point(hidden_btd, self.head_weight)
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
-        logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype))
+        bias = None if self.head_bias is None else self.head_bias.to(hidden_btd.dtype)
+        logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype), bias)
         wide_btv = logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float()
         return softcap(wide_btv, self.config.logit_softcap)
+
+    def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        dtype = self.compute_dtype or self.embedding.weight.dtype
+        x_btd: Tensor = self.embedding(input_ids, dtype)
+        if self.embedding_in is not None:
+            x_btd = self.embedding_in(x_btd)
+        if self.config.embedding_scale is not None:
+            # Rounded to the activations' type first, as Gemma does it.
+            x_btd = x_btd * torch.tensor(self.config.embedding_scale, dtype=dtype, device=x_btd.device)
+        if self.config.learned_positions is not None and self.positions is not None:
+            x_btd = x_btd + self.positions(positions + self.config.learned_positions.offset, dtype)
+        return x_btd if self.embedding_norm is None else self.embedding_norm(x_btd)
+
+
+def _feed_forward(spec: FeedForward | Experts, width: int) -> DenseFeedForward | MixtureOfExperts:
+    return MixtureOfExperts(spec, width) if isinstance(spec, Experts) else DenseFeedForward(spec, width)
+
+
+def _norm(norm: Norm | None, width: int) -> Normalise | None:
+    return None if norm is None else Normalise(norm, width)
+
+
+def _all_rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> dict[tuple[Rope, int], RopeTables]:
+    """One pair of tables for each kind of rotation among the layers."""
+    kinds = {(layer.mixer.rope, layer.mixer.head_dim) for layer in config.layers}
+    return {(rope, dim): rope_tables(rope, dim, positions, dtype) for rope, dim in kinds if rope is not None}
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:

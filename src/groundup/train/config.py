@@ -16,10 +16,10 @@ class PretrainConfig:
     One dial, `depth`, sets the other sizes; one budget (`minutes`, `tokens` or `flops`) sets how long it takes.
     """
 
-    preset: Literal["llama", "nanochat", "groundup"] = setting(
+    preset: Literal["gpt2", "gpt3", "llama", "nanochat", "palm", "groundup"] = setting(
         "nanochat",
-        "family of the model: llama and nanochat also load in transformers; groundup learns fastest, but only groundup "
-        "loads it (figures in docs/log.md)",
+        "family of the model: gpt2, llama and nanochat also load in transformers; gpt3, palm and groundup, which "
+        "learns fastest, load in groundup alone (figures in docs/log.md)",
     )
     depth: int = setting(4, "number of layers; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")

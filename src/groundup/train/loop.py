@@ -120,7 +120,12 @@ def _compiled(model: Decoder, compile_steps: bool) -> Iterator[LossFunction]:
         input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
         hidden_btd = model.hidden(input_ids, positions, segments)
         return next_token_loss(
-            hidden_btd.flatten(0, 1), model.head_weight, targets.flatten(), model.config.logit_softcap, chunk_loss
+            hidden_btd.flatten(0, 1),
+            model.head_weight,
+            targets.flatten(),
+            model.config.logit_softcap,
+            chunk_loss,
+            model.head_bias,
         )
 
     try:

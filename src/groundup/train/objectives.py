@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from groundup.tokens.batches import IGNORE
@@ -59,16 +60,20 @@ def next_token_loss(
     targets_n: Tensor,
     softcap: float | None = None,
     chunk_loss: ChunkLoss = loss_and_slope,
+    head_bias_v: Tensor | None = None,
 ) -> TokenLoss:
     """Cross-entropy of the next token through the output head.
 
-    hidden_nd: final activations; head_vd: output matrix, cast to their type; targets_n: int64, IGNORE carries no loss.
+    hidden_nd: final activations; head_vd, head_bias_v: output matrix and bias, cast to their type; targets_n: int64,
+    IGNORE carries no loss.
     The reduction runs in float32 (float64 for float64). Equal to `F.cross_entropy` of the full logits, with the
     gradients of both inputs computed along the way instead of from stored logits. chunk_loss: `loss_and_slope`, or
     that compiled.
     Source: Brown et al. 2020, eq. 1; softcap as in Gemma 2, section 2.
     """
-    total: Tensor = _HeadLoss.apply(hidden_nd, head_vd, targets_n, softcap, chunk_loss)  # type: ignore[no-untyped-call]
+    total: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_nd, head_vd, head_bias_v, targets_n, softcap, chunk_loss
+    )
     return TokenLoss(total, (targets_n != IGNORE).sum())
 
 
@@ -80,28 +85,34 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any,
         hidden_nd: Tensor,
         head_vd: Tensor,
+        head_bias_v: Tensor | None,
         targets_n: Tensor,
         softcap: float | None,
         chunk_loss: ChunkLoss,
     ) -> Tensor:
         narrow_head_vd = head_vd.to(hidden_nd.dtype)
+        narrow_bias_v = None if head_bias_v is None else head_bias_v.to(hidden_nd.dtype)
+        bias_gradient_v = None if head_bias_v is None else torch.zeros_like(head_bias_v)
         total = torch.zeros((), dtype=torch.promote_types(hidden_nd.dtype, torch.float32), device=hidden_nd.device)
         hidden_gradients, head_gradient_vd = [], torch.zeros_like(head_vd)
         for h_cd, targets_c in zip(hidden_nd.split(HEAD_CHUNK), targets_n.split(HEAD_CHUNK), strict=True):
-            loss, slope_cv = chunk_loss(h_cd @ narrow_head_vd.T, targets_c, softcap)
+            loss, slope_cv = chunk_loss(F.linear(h_cd, narrow_head_vd, narrow_bias_v), targets_c, softcap)
             total = total + loss
             hidden_gradients.append(slope_cv @ narrow_head_vd)
             head_gradient_vd += slope_cv.T @ h_cd
-        ctx.save_for_backward(torch.cat(hidden_gradients), head_gradient_vd)
+            if bias_gradient_v is not None:
+                bias_gradient_v += slope_cv.sum(0, dtype=bias_gradient_v.dtype)
+        ctx.save_for_backward(torch.cat(hidden_gradients), head_gradient_vd, bias_gradient_v)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_gradient_nd, head_gradient_vd = ctx.saved_tensors
+        hidden_gradient_nd, head_gradient_vd, bias_gradient_v = ctx.saved_tensors
         weight = grad_outputs[0]
         return (
             hidden_gradient_nd * weight.to(hidden_gradient_nd.dtype),
             head_gradient_vd * weight,
+            None if bias_gradient_v is None else bias_gradient_v * weight,
             None,
             None,
             None,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup.model.experts import ExpertLinear
 from groundup.model.parts import Embedding, Linear
 from groundup.model.transformer import Decoder
 
@@ -44,7 +45,7 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; for two-dimensional weights only.
+    """Momentum, orthogonalised; for matrices, and for stacks of them (experts), each matrix on its own.
 
     learning_rate is the size of an update of a square matrix, per singular direction; tall matrices (rows > columns)
     move sqrt(rows / columns) further (Jordan et al. 2024). weight_decay acts only where it agrees in sign with the
@@ -84,11 +85,12 @@ class Muon(torch.optim.Optimizer):
             assert gradient is not None
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-                state["row_square"] = torch.zeros_like(parameter[:, :1])
+                state["row_square"] = torch.zeros_like(parameter[..., :1])
             state["momentum"].lerp_(gradient, 1 - momentum)
             directions.append(gradient.lerp(state["momentum"], momentum))  # Nesterov
-        updates = orthogonalise(torch.stack(directions)).to(parameters[0].dtype)
-        rows, columns = parameters[0].shape
+        stack = torch.stack(directions)
+        rows, columns = stack.shape[-2:]
+        updates = orthogonalise(stack.view(-1, rows, columns)).to(stack.dtype).view_as(stack)
         size = group["lr"] * max(1.0, rows / columns) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):
             update = _normalise_rows(update, self.state[parameter]["row_square"], group["second_moment"])
@@ -99,10 +101,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def _normalise_rows(update: Tensor, row_square: Tensor, decay: float) -> Tensor:
-    """Even out the rows of an update by their running mean square, keeping its Frobenius norm (NorMuon)."""
-    row_square.lerp_(update.square().mean(dim=1, keepdim=True), 1 - decay)
+    """Even out the rows of each matrix by their running mean square, keeping its Frobenius norm (NorMuon)."""
+    row_square.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - decay)
     evened = update * torch.rsqrt(row_square + 1e-10)
-    return evened * (update.norm() / (evened.norm() + 1e-10))
+    return evened * (_norms(update) / (_norms(evened) + 1e-10))
+
+
+def _norms(matrices: Tensor) -> Tensor:
+    """The Frobenius norm of each matrix."""
+    return matrices.norm(dim=(-2, -1), keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -122,14 +129,22 @@ FIRST_MOMENTUM, LAST_MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
 
 
 def build_optimizers(model: Decoder, rates: LearningRates, weight_decay: float = 0.0) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for every linear map inside the layers, AdamW for head, tables and the few other weights."""
+    """Muon for every linear map inside the layers, AdamW for head, tables and the few other weights.
+
+    What is not moved by a gradient has no place in either.
+    """
     scale = (model.config.width / REFERENCE_WIDTH) ** -0.5
-    matrices = [module.weight for module in model.layers.modules() if isinstance(module, Linear)]
+    matrices = [module.weight for module in model.layers.modules() if isinstance(module, Linear | ExpertLinear)]
     heads = [model.head_weight]
+    if model.positions is not None and model.head is None:
+        # Added to an embedding that moves as the head, they have to keep its pace: ten times faster nothing is learned.
+        heads.append(model.positions.weight)
+    placed = {id(parameter) for parameter in (*matrices, *heads)}
     tables = [module.weight for module in model.modules() if isinstance(module, Embedding)]
-    tables = [table for table in tables if table is not model.head_weight]
-    placed = {id(parameter) for parameter in (*matrices, *heads, *tables)}
-    small = [parameter for parameter in model.parameters() if id(parameter) not in placed]
+    tables = [table for table in tables if id(table) not in placed]
+    placed |= {id(table) for table in tables}
+    learned = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    small = [parameter for parameter in learned if id(parameter) not in placed]
     groups = [
         {"params": heads, "lr": rates.head * scale},
         {"params": tables, "lr": rates.embedding * scale},

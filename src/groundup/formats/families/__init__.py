@@ -1,0 +1,46 @@
+"""Every family that a folder can be of; a new one is a file here and a name in this list."""
+
+from groundup.formats.families.cohere import COHERE, COHERE2
+from groundup.formats.families.falcon import FALCON
+from groundup.formats.families.gemma import GEMMA, GEMMA2, GEMMA3
+from groundup.formats.families.gpt import GPT2, GPT3, OPT
+from groundup.formats.families.gpt_neox import GPT_NEOX, GPTJ
+from groundup.formats.families.gpt_oss import GPT_OSS
+from groundup.formats.families.groundup import GROUNDUP
+from groundup.formats.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from groundup.formats.families.mixtral import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
+from groundup.formats.families.nanochat import NANOCHAT
+from groundup.formats.families.olmo import OLMO2, OLMO3
+from groundup.formats.families.palm import PALM
+from groundup.formats.families.phi import PHI, PHI3
+
+ALL_FAMILIES = (
+    COHERE,
+    COHERE2,
+    FALCON,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    GPT2,
+    GPT3,
+    GPTJ,
+    GPT_NEOX,
+    GPT_OSS,
+    GROUNDUP,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    OLMOE,
+    QWEN2,
+    QWEN2_MOE,
+    QWEN3,
+    QWEN3_MOE,
+    SMOLLM3,
+    NANOCHAT,
+    OLMO2,
+    OLMO3,
+    OPT,
+    PALM,
+    PHI,
+    PHI3,
+)

@@ -1,74 +1,53 @@
-"""nanochat: `NanoChatForCausalLM`."""
+"""nanochat (Karpathy 2025): norms without weight, rotation the other way round, relu² without a gate, softcap."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from groundup.formats.family import Family, require, rope_theta
-from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm, Rope
+from groundup.formats.families import llama
+from groundup.formats.family import Family
+from groundup.formats.keys import Keys
+from groundup.formats.rules import Rule, same, with_biases
+from groundup.model.config import ModelConfig, QueryKeyNorm
 
 
-def to_keys(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json."""
-    layer = config.layers[0]
-    return {
-        "attention_bias": False,
-        "final_logit_softcapping": config.logit_softcap,
-        "hidden_act": "relu2",
-        "hidden_size": config.width,
-        "intermediate_size": layer.feed_forward.width,
-        "max_position_embeddings": config.max_positions,
-        "num_attention_heads": layer.attention.heads,
-        "num_hidden_layers": len(config.layers),
-        "num_key_value_heads": layer.attention.kv_heads,
-        "rms_norm_eps": layer.norm.eps,
-        "rope_theta": config.rope.theta,
-        "tie_word_embeddings": config.tied_head,
-        "vocab_size": config.vocab_size,
-    }
-
-
-def from_keys(keys: Mapping[str, Any]) -> ModelConfig:
-    """The configuration of a folder; ValueError, naming the key, for a value these parts cannot express."""
-    require(keys, attention_bias=False, hidden_act="relu2")
-    heads, width = keys["num_attention_heads"], keys["hidden_size"]
-    norm = Norm("rms_without_weight", keys.get("rms_norm_eps", 1e-6))
-    layer = LayerSpec(
-        Attention(heads, keys.get("num_key_value_heads") or heads, width // heads, query_key_norm=norm),
-        FeedForward(keys["intermediate_size"], "relu_squared", gated=False),
-        norm,
-    )
-    return ModelConfig(
-        family="nanochat",
-        vocab_size=keys["vocab_size"],
-        width=width,
-        layers=(layer,) * keys["num_hidden_layers"],
-        rope=Rope(rope_theta(keys), reversed=True),
-        final_norm=norm,
-        embedding_norm=norm,
-        tied_head=keys.get("tie_word_embeddings", False),
-        logit_softcap=keys.get("final_logit_softcapping", 15.0),
-        max_positions=keys.get("max_position_embeddings", 2048),
-    )
-
-
-NANOCHAT = Family(
-    name="nanochat",
-    architecture="NanoChatForCausalLM",
-    tensors={
-        "embedding.weight": "model.embed_tokens.weight",
-        "layers.*.attention.query.weight": "model.layers.*.self_attn.q_proj.weight",
-        "layers.*.attention.key.weight": "model.layers.*.self_attn.k_proj.weight",
-        "layers.*.attention.value.weight": "model.layers.*.self_attn.v_proj.weight",
-        "layers.*.attention.output.weight": "model.layers.*.self_attn.o_proj.weight",
+def rules(config: ModelConfig) -> list[Rule]:
+    """LLaMA's names, but for the feed-forward network."""
+    own = {
         "layers.*.feed_forward.up.weight": "model.layers.*.mlp.fc1.weight",
         "layers.*.feed_forward.down.weight": "model.layers.*.mlp.fc2.weight",
-        "head.weight": "lm_head.weight",
-    },
-    to_keys=to_keys,
-    from_keys=from_keys,
-    known_keys=frozenset(
-        "attention_bias attention_dropout final_logit_softcapping hidden_act hidden_size intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads rms_norm_eps "
-        "rope_parameters rope_scaling rope_theta tie_word_embeddings vocab_size".split()
-    ),
-)
+    }
+    return with_biases(same(llama.NAMES | own))
+
+
+def read(keys: Keys) -> ModelConfig:
+    """The configuration of a folder."""
+    config = llama.read_base(keys, "nanochat", norm="rms_without_weight", activation="relu2")
+    layer = config.layers[0]
+    assert layer.mixer.rope is not None
+    mixer = replace(
+        layer.mixer,
+        rope=replace(layer.mixer.rope, reversed=True),
+        query_key_norm=QueryKeyNorm(layer.norm, after_rope=True),
+        bias=("query", "key", "value", "output") if keys.flag("attention_bias", default=False) else (),
+    )
+    layer = replace(layer, mixer=mixer, feed_forward=replace(layer.network, gated=False))
+    return replace(
+        config,
+        layers=(layer,) * len(config.layers),
+        embedding_norm=config.final_norm,
+        logit_softcap=keys.optional_positive("final_logit_softcapping", default=15.0),
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The family's keys of config.json."""
+    layer = config.layers[0]
+    keys = llama.write_base(config) | {
+        "attention_bias": bool(layer.mixer.bias),
+        "final_logit_softcapping": config.logit_softcap,
+        "rms_norm_eps": layer.norm.eps,
+    }
+    return keys
+
+
+NANOCHAT = Family("nanochat", "NanoChatForCausalLM", read, write, rules)

@@ -1,0 +1,194 @@
+"""Rules that lead from the names and shapes of a file to ours and back: one table per family, used both ways.
+
+A `Rule` names tensors here, tensors on disk, and the reversible operation between them. `*` stands for the number of a
+layer; a rule whose tensors a model does not have (a head that is tied, a bias that is off) says nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Operation(Protocol):
+    """A reversible change of tensors; both directions give views where they can."""
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        """shapes: of our tensors. Raises ValueError or RuntimeError if these cannot be made of what is on disk."""
+        ...
+
+
+@dataclass(frozen=True)
+class Same:
+    """One tensor, as it is."""
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return list(ours)
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return list(disk)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Our tensors one after the other in their output dimension, as one on disk.
+
+    transposed: matrices lie there as (inputs, outputs), as GPT-2's do.
+    """
+
+    transposed: bool = False
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        whole = torch.cat(list(ours)) if len(ours) > 1 else ours[0]
+        return [whole.T if self.transposed else whole]
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        # Laid out anew, because products with a transposed view round differently.
+        whole = disk[0].T.contiguous() if self.transposed else disk[0]
+        return list(whole.split([shape[0] for shape in shapes]))
+
+
+@dataclass(frozen=True)
+class JoinedByGroup:
+    """Queries, keys and values as one on disk: for each key-value head its queries, its key and its value.
+
+    With as many key-value heads as queries these are triples (GPT-NeoX), with one it is [queries, key, value] (Falcon).
+    """
+
+    groups: int
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        by_group = [tensor.unflatten(0, (self.groups, -1)) for tensor in ours]
+        return [torch.cat(by_group, dim=1).flatten(0, 1)]
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        by_group = disk[0].unflatten(0, (self.groups, -1))
+        parts = by_group.split([shape[0] // self.groups for shape in shapes], dim=1)
+        return [part.flatten(0, 1) for part in parts]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One tensor of ours, a tensor on disk for each row of its first dimension: a matrix for each expert."""
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return list(ours[0].unbind())
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [torch.stack(list(disk))]
+
+
+@dataclass(frozen=True)
+class JoinedExperts:
+    """Our stacks of matrices (experts, outputs, inputs), or of biases, joined in their outputs as one on disk.
+
+    alternating: the outputs of all take turns, instead of lying one after the other.
+    transposed: matrices lie there as (experts, inputs, outputs).
+    """
+
+    alternating: bool = False
+    transposed: bool = False
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        whole = torch.stack(list(ours), dim=2).flatten(1, 2) if self.alternating else torch.cat(list(ours), dim=1)
+        return [whole.mT if self.transposed else whole]
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        whole = disk[0].mT if self.transposed else disk[0]
+        if self.alternating:  # copied: no matrix product takes every other row of a matrix as it lies
+            return [whole[:, start :: len(shapes)].contiguous() for start in range(len(shapes))]
+        return list(whole.split([shape[1] for shape in shapes], dim=1))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Our tensors ⇄ tensors on disk."""
+
+    ours: tuple[str, ...]
+    disk: tuple[str, ...]
+    operation: Operation = field(default_factory=Same)
+
+    def of_layer(self, number: int) -> "Rule":
+        """This rule for one layer."""
+        ours, disk = (tuple(name.replace("*", str(number)) for name in names) for names in (self.ours, self.disk))
+        return Rule(ours, disk, self.operation)
+
+
+def same(names: Mapping[str, str]) -> list[Rule]:
+    """Rules for tensors that only change their name: ours → that on disk."""
+    return [Rule((ours,), (disk,)) for ours, disk in names.items()]
+
+
+def with_biases(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules for the weights, and the like ones for the biases beside them."""
+
+    def bias(name: str) -> str:
+        return name.removesuffix("weight") + "bias"
+
+    weights = [rule for rule in rules if all(name.endswith(".weight") for name in (*rule.ours, *rule.disk))]
+    return [
+        *rules,
+        *(
+            Rule(tuple(map(bias, rule.ours)), tuple(map(bias, rule.disk)), _of_vectors(rule.operation))
+            for rule in weights
+        ),
+    ]
+
+
+def without_prefix(rules: Sequence[Rule], prefix: str) -> list[Rule]:
+    """The rules with names on disk that leave out a prefix."""
+    return [Rule(rule.ours, tuple(name.removeprefix(prefix) for name in rule.disk), rule.operation) for rule in rules]
+
+
+def concrete(rules: Sequence[Rule], shapes: Mapping[str, Shape], layers: int) -> list[Rule]:
+    """The rules with layer numbers filled in that speak of tensors in `shapes`, each of which exactly one must name."""
+    found = [
+        one
+        for rule in rules
+        for one in (map(rule.of_layer, range(layers)) if "*" in "".join(rule.ours) else [rule])
+        if any(name in shapes for name in one.ours)
+    ]
+    named = [name for rule in found for name in rule.ours]
+    if sorted(named) != sorted(shapes):
+        odd = sorted(set(named) ^ set(shapes)) or sorted({name for name in named if named.count(name) > 1})
+        raise TypeError(f"the rule table does not name each tensor of the model once: {', '.join(odd)}")
+    return found
+
+
+def disk_tensors(rules: Sequence[Rule], ours: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """What a file holds for our tensors: (name on disk, tensor). rules: concrete ones."""
+    for rule in rules:
+        yield from zip(rule.disk, rule.operation.to_disk([ours[name] for name in rule.ours]), strict=True)
+
+
+def our_tensors(
+    rules: Sequence[Rule], get: Callable[[str], Tensor], shapes: Mapping[str, Shape]
+) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors out of those that `get` finds by their names on disk. rules: concrete ones.
+
+    Raises ValueError, naming the tensor on disk, for one that is not of the shape the model has.
+    """
+    for rule in rules:
+        disk = [get(name) for name in rule.disk]
+        expected = [shapes[name] for name in rule.ours]
+        try:
+            ours = rule.operation.from_disk(disk, expected)
+        except (ValueError, RuntimeError):
+            ours = []
+        if [tuple(tensor.shape) for tensor in ours] != expected:
+            wanted = [tuple(t.shape) for t in rule.operation.to_disk([torch.empty(s, device="meta") for s in expected])]
+            for name, tensor, shape in zip(rule.disk, disk, wanted, strict=True):
+                if tuple(tensor.shape) != shape:
+                    raise ValueError(f"tensor `{name}` has shape {tuple(tensor.shape)}, config.json says {shape}")
+        yield from zip(rule.ours, ours, strict=True)
+
+
+def _of_vectors(operation: Operation) -> Operation:
+    """The operation on biases that goes with one on matrices."""
+    return Joined() if isinstance(operation, Joined) else operation

@@ -1,0 +1,108 @@
+"""Positions: rotary tables with every published way to stretch them, and the linear bias of ALiBi.
+
+Shape suffixes: b batch, t time, s key time, h heads, k head dimension, r rotated dimensions, f frequencies (r / 2).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from groundup.model.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    YarnScaling,
+)
+
+
+class RopeTables(NamedTuple):
+    """Cosine and sine of every position's angles, each (batch, time, 1, rotated dimensions / 2)."""
+
+    cosine: Tensor
+    sine: Tensor
+
+
+def rope_tables(rope: Rope, head_dim: int, positions_bt: Tensor, dtype: torch.dtype) -> RopeTables:
+    """The tables of these positions, computed in at least float32 and given in `dtype`.
+
+    Dynamic scaling and LongRoPE choose their frequencies by the last position there is.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    dims = rope.dims or head_dim
+    exponents_f = torch.arange(0, dims, 2, device=positions_bt.device, dtype=wide) / dims
+    frequencies_f, factor = _scaled(rope, exponents_f, dims, positions_bt)
+    angles_bt1f = positions_bt[:, :, None, None].to(wide) * frequencies_f
+    sine = angles_bt1f.sin() * (-factor if rope.reversed else factor)
+    return RopeTables((angles_bt1f.cos() * factor).to(dtype), sine.to(dtype))
+
+
+def rotate(x_bthk: Tensor, rope: Rope, tables: RopeTables) -> Tensor:
+    """Turn each pair of the leading rotated dimensions of x by its position's angle."""
+    dims = 2 * tables.cosine.shape[-1]
+    turned, rest = (x_bthk, None) if dims == x_bthk.shape[-1] else (x_bthk[..., :dims], x_bthk[..., dims:])
+    cosine, sine = tables
+    if rope.interleaved:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+        pairs = (first * cosine - second * sine, second * cosine + first * sine)
+        turned = torch.stack(pairs, dim=-1).flatten(-2)
+        return turned if rest is None else torch.cat((turned, rest), dim=-1)
+    first, second = turned.chunk(2, dim=-1)
+    halves = [first * cosine - second * sine, second * cosine + first * sine]
+    return torch.cat(halves if rest is None else [*halves, rest], dim=-1)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Slope of each head's distance bias (Press et al. 2022, section 3; other counts than powers of two as in their
+    code: the slopes of the power below, then every other one of the power above), float64."""
+    below = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / below) for i in range(below)]
+    slopes += [2 ** (-4 * (2 * i + 1) / below) for i in range(heads - below)]
+    return torch.tensor(slopes, dtype=torch.float64)
+
+
+def _scaled(rope: Rope, exponents_f: Tensor, dims: int, positions_bt: Tensor) -> tuple[Tensor, float]:
+    """Frequencies in radians per position, and the factor on queries and keys."""
+    plain_f = rope.theta**-exponents_f
+    match rope.scaling:
+        case None:
+            return plain_f, 1.0
+        case LinearScaling(factor):
+            return plain_f / factor, 1.0
+        case DynamicScaling(factor, original):
+            length = (positions_bt.max() + 1).clamp(min=original).to(exponents_f.dtype)
+            stretch = (factor * length / original - (factor - 1)) ** (dims / (dims - 2))
+            return (rope.theta * stretch) ** -exponents_f, 1.0
+        case Llama3Scaling() as scaling:
+            return _llama3(plain_f, scaling), 1.0
+        case YarnScaling() as scaling:
+            return _yarn(rope.theta, plain_f, dims, scaling), scaling.attention_factor
+        case LongRopeScaling(short, long, original, attention_factor):
+            factors = torch.tensor((short, long), dtype=plain_f.dtype, device=plain_f.device)
+            beyond = (positions_bt.max() + 1 > original).long()
+            return plain_f / factors[beyond], attention_factor
+    raise TypeError(f"no such rope scaling: {rope.scaling!r}")
+
+
+def _llama3(plain_f: Tensor, scaling: Llama3Scaling) -> Tensor:
+    turns_f = scaling.original * plain_f / (2 * math.pi)  # in the original context
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept_f = ((turns_f - low) / (high - low)).clamp(0, 1)
+    return kept_f * plain_f + (1 - kept_f) * plain_f / scaling.factor
+
+
+def _yarn(theta: float, plain_f: Tensor, dims: int, scaling: YarnScaling) -> Tensor:
+    def dimension_that_turns(times: float) -> float:
+        return dims * math.log(scaling.original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension_that_turns(scaling.beta_fast), dimension_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    span = high - low or 0.001
+    index_f = torch.arange(len(plain_f), device=plain_f.device, dtype=plain_f.dtype)
+    interpolated_f = ((index_f - low) / span).clamp(0, 1)
+    return plain_f * (1 - interpolated_f) + plain_f / scaling.factor * interpolated_f
