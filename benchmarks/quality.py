@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--documents", type=Path, required=True, help="training documents: JSONL, Parquet or text")
     parser.add_argument("--heldout", type=Path, required=True, help="held-out documents")
     parser.add_argument("--seconds", type=float, default=369, help="training time, compilation included")
+    parser.add_argument("--epochs", type=float, help="train for as many passes over the text instead, however long")
     parser.add_argument("--preset", nargs="+", default=["groundup", "nanochat", "llama"])
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--warm-compiler", action="store_true", help="keep compiled code of earlier runs")
@@ -66,7 +67,9 @@ def measure(options: Any, preset: str, seed: int, flags: list[str]) -> dict[str,
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")
         command = [sys.executable, "-m", "groundup", "pretrain", str(run)]
         command += ["--documents", str(options.documents), "--heldout", str(options.heldout)]
-        command += ["--preset", preset, "--minutes", str(options.seconds / 60), "--seed", str(seed), *flags]
+        command += ["--preset", preset, "--seed", str(seed), *flags]
+        budget = ("--minutes", options.seconds / 60) if options.epochs is None else ("--epochs", options.epochs)
+        command += map(str, budget)
         started = time.monotonic()
         subprocess.run(command, check=True, env=environment)
         command_seconds = time.monotonic() - started

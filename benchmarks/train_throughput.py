@@ -100,7 +100,7 @@ def measure(preset: str, steps: int) -> tuple[float, float]:
         evaluations=1,
     )
     model = build_model(config, VOCABULARY)
-    loop = loop_config(config, model.config, BYTES_PER_TOKEN)
+    loop = loop_config(config, model.config, RandomDocuments.total_tokens, BYTES_PER_TOKEN)
     source = PackedDocuments(RandomDocuments(), config.context, bos_id=0, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         train(model, source, loop, Path(folder), lambda step: {}, Ranks())

@@ -26,6 +26,9 @@ def test_contradictions_are_refused(settings: dict[str, float], message: str):
         PretrainConfig(**settings)  # type: ignore[arg-type]
 
 
+TEXT_TOKENS = 20 * 512
+
+
 def _shape(config: PretrainConfig) -> ModelConfig:
     return build_model(config, vocab_size=64).config
 
@@ -35,12 +38,14 @@ def test_each_budget_becomes_steps_or_seconds():
 
     def budget(**given: float) -> tuple[int | None, float | None]:
         config = PretrainConfig(**sizes, **given)  # type: ignore[arg-type]
-        loop = loop_config(config, _shape(config), bytes_per_token=2.0)
+        loop = loop_config(config, _shape(config), TEXT_TOKENS, bytes_per_token=2.0)
         return loop.steps, loop.seconds
 
     flops_per_step = 512 * _shape(PretrainConfig(**sizes)).training_flops_per_token(64)  # type: ignore[arg-type]
     assert budget(tokens=5120) == (10, None)
     assert budget(tokens=1) == (1, None)
+    assert budget(epochs=1.5) == (30, None)
+    assert budget(epochs=0.001) == (1, None)
     assert budget(flops=7.5 * flops_per_step) == (7, None)
     assert budget(minutes=2.0) == (None, 120.0)
     assert budget() == (None, 300.0)

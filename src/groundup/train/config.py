@@ -13,7 +13,8 @@ Compile = Literal["auto", "always", "never"]
 class PretrainConfig:
     """Pre-training of a decoder from random weights.
 
-    One dial, `depth`, sets the other sizes; one budget (`minutes`, `tokens` or `flops`) sets how long it takes.
+    One dial, `depth`, sets the other sizes; one budget (`minutes`, `epochs`, `tokens` or `flops`) sets how
+    long it takes.
     """
 
     preset: Literal["gpt2", "gpt3", "llama", "nanochat", "palm", "groundup"] = setting(
@@ -28,6 +29,7 @@ class PretrainConfig:
     minutes: float | None = setting(
         None, "budget: wall-clock minutes, compilation included (default: 5)", one_of="budget"
     )
+    epochs: float | None = setting(None, "budget: passes over the text", one_of="budget")
     tokens: int | None = setting(None, "budget: tokens to train on", one_of="budget")
     flops: float | None = setting(None, "budget: floating-point operations of training", one_of="budget")
     batch_tokens: int = setting(4096, "tokens per optimizer step, over all ranks")
@@ -53,14 +55,14 @@ class PretrainConfig:
     track: tuple[str, ...] = setting((), "also send metrics to: tensorboard, wandb (needs the extra `track`)")
 
     def __post_init__(self) -> None:
-        given = [name for name in ("minutes", "tokens", "flops") if getattr(self, name) is not None]
+        given = [name for name in ("minutes", "epochs", "tokens", "flops") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one budget, not {' and '.join(given)}")
         if self.batch_tokens % self.context:
             raise ValueError(f"`batch_tokens` ({self.batch_tokens}) must be a multiple of `context` ({self.context})")
         if self.warmup + self.cooldown > 1:
             raise ValueError("`warmup` and `cooldown` together must not pass 1")
-        for name in ("depth", "context", "batch_tokens", "micro_batch_tokens", "minutes", "tokens", "flops"):
+        for name in ("depth", "context", "batch_tokens", "micro_batch_tokens", "minutes", "epochs", "tokens", "flops"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be positive, not {value}")

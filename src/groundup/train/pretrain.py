@@ -45,7 +45,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         source = PackedDocuments(shards, config.context, words.bos_id, config.seed)
     except ValueError as error:
         raise UserError(f"{tokens / 'train'}: {error}") from None
-    loop = loop_config(config, model.config, shards.total_bytes / shards.total_tokens)
+    loop = loop_config(config, model.config, shards.total_tokens, shards.total_bytes / shards.total_tokens)
     check_split(loop.rows_per_step, loop.micro_rows, ranks.count)
     prompts = {prompt: [words.bos_id, *words.encode(prompt)] for prompt in config.sample_prompts}
     samples = Samples(out / SAMPLES_FILE, model, words, prompts)
@@ -84,11 +84,13 @@ def build_model(config: PretrainConfig, vocab_size: int) -> Decoder:
     return model
 
 
-def loop_config(config: PretrainConfig, shape: ModelConfig, bytes_per_token: float) -> LoopConfig:
-    """The loop's settings; a budget in tokens or FLOPs becomes a number of steps here."""
+def loop_config(config: PretrainConfig, shape: ModelConfig, text_tokens: int, bytes_per_token: float) -> LoopConfig:
+    """The loop's settings; a budget in epochs, tokens or FLOPs becomes a number of steps here."""
     steps = None
     if config.tokens is not None:
         steps = max(1, config.tokens // config.batch_tokens)
+    elif config.epochs is not None:
+        steps = max(1, round(config.epochs * text_tokens / config.batch_tokens))
     elif config.flops is not None:
         steps = max(1, int(config.flops / (shape.training_flops_per_token(config.context) * config.batch_tokens)))
     return plan(
