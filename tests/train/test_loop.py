@@ -52,9 +52,12 @@ def _by_definition(preset: str) -> tuple[float, list[Tensor]]:
     return loss.item(), [parameter.grad for parameter in model.parameters()]
 
 
-def _assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
-    for one, other in zip(actual, expected, strict=True):
-        assert (one - other).norm() <= tolerance * other.norm()
+def _assert_close(preset: str, actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
+    names = [name for name, _ in Decoder(tiny_config(preset)).named_parameters()]
+    for name, one, other in zip(names, actual, expected, strict=True):
+        # A bias on keys moves all scores of a query alike: what moves it, in turn, is rounding alone.
+        if not name.endswith("mixer.key.bias"):
+            assert (one - other).norm() <= tolerance * other.norm(), name
 
 
 @ALL_PRESETS
@@ -63,7 +66,8 @@ def test_loss_and_gradients_are_the_mean_over_all_targets_however_split(preset: 
     loss, gradients = _first_step(tmp_path / "run", preset, UnevenRows(), micro_rows)
     expected_loss, expected_gradients = _by_definition(preset)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    _assert_close(gradients, expected_gradients)
+    # Those of GPT-3, hot and in float32, are 1.9e-5 from those in float64, whatever computes them.
+    _assert_close(preset, gradients, expected_gradients, tolerance=3e-5 if preset.startswith("gpt") else 1e-5)
 
 
 class WholeDocuments:
@@ -93,7 +97,7 @@ def test_loss_and_gradients_do_not_depend_on_the_order_of_documents_in_a_row(pre
     loss, gradients = _first_step(tmp_path / "one", preset, WholeDocuments(order=0), micro_rows=4)
     other_loss, other_gradients = _first_step(tmp_path / "other", preset, WholeDocuments(order=1000), micro_rows=4)
     assert loss == pytest.approx(other_loss, rel=1e-5)
-    _assert_close(gradients, other_gradients)
+    _assert_close(preset, gradients, other_gradients)
 
 
 @ALL_PRESETS
@@ -110,7 +114,7 @@ def test_weights_after_several_steps_do_not_depend_on_the_split(
     whole, split = (list(model.parameters()) for model in models)
     with torch.no_grad():
         # AdamW divides a gradient by its own size: where a sum nearly cancels, rounding moves a weight by a whole rate.
-        _assert_close(split, whole, tolerance=1e-4)
+        _assert_close(preset, split, whole, tolerance=1e-4)
         start = hot_decoder(tiny_config(preset, context=CONTEXT), dtype=torch.float32)
         assert all(
             (one - other).norm() > 1e-3 * one.norm() for one, other in zip(start.parameters(), whole, strict=True)

@@ -117,6 +117,15 @@ def test_muon_moves_the_matrices_inside_the_layers_and_no_table(preset: str):
     assert moved == {name for name in inside if name.endswith(".weight")}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_positions_keep_pace_with_the_embedding_that_they_are_added_to(tied: bool):
+    model = hot_decoder(replace(tiny_config("gpt2"), tied_head=tied))
+    _, adam = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
+    rates = {id(parameter): group["lr"] for group in adam.param_groups for parameter in group["params"]}
+    assert rates[id(model.positions.weight)] == rates[id(model.embedding.weight)]
+    assert (rates[id(model.head_weight)] == rates[id(model.embedding.weight)]) == tied
+
+
 def test_a_stack_of_matrices_is_moved_as_each_of_them_alone():
     start, gradients = _matrices(3, 8, 4).float(), [_matrices(3, 8, 4, seed=seed).float() for seed in (1, 2)]
     gradients[1][2] = 0  # an expert that no token chose
