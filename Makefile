@@ -21,8 +21,9 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "A conversation with it:"
 	@printf '%s\n' \
-		"What does textwrap.dedent do?" \
 		"What is 37 * 43?" \
+		"/clear" \
+		"What does textwrap.dedent do?" \
 		| $(BIN)/groundup chat runs/pocket
 	@echo
 	@echo "Your turn:   $(BIN)/groundup chat runs/pocket"

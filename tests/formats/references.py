@@ -6,6 +6,7 @@ import torch
 import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from variants_deepseek import VARIANTS as DEEPSEEK
 from variants_gemma_olmo import VARIANTS as GEMMA_OLMO
 from variants_gpt import VARIANTS as GPT
 from variants_mixtral import VARIANTS as MIXTRAL
@@ -100,6 +101,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat low softcap": ("NanoChat", RMS | rotary() | {"final_logit_softcapping": 2.0}),
     "nanochat biases": ("NanoChat", RMS | rotary() | {"attention_bias": True}),
 }
+DECODERS |= DEEPSEEK
 DECODERS |= GEMMA_OLMO
 DECODERS |= GPT
 DECODERS |= MIXTRAL
@@ -153,3 +155,6 @@ def heat_reference(model: nn.Module) -> None:
             parameter.copy_(noise)
         else:
             parameter.copy_(2 * noise / parameter.shape[-1] ** 0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.5 * torch.randn(buffer.shape, generator=generator))

@@ -150,7 +150,9 @@ def test_windows_of_a_file_without_layer_types_are_those_of_the_reference(below:
     kinds = transformers.AutoConfig.from_pretrained(tmp_path).layer_types
     assert set(kinds) == {"full_attention", "sliding_attention"}
     layers = FAMILIES["qwen2_moe"].read(Keys(keys)).layers
-    assert [layer.mixer.window for layer in layers] == [8 if kind == "sliding_attention" else None for kind in kinds]
+    assert [layer.attention.window for layer in layers] == [
+        8 if kind == "sliding_attention" else None for kind in kinds
+    ]
 
 
 @pytest.mark.parametrize("operation", [JoinedExperts(a, t) for a in (False, True) for t in (False, True)], ids=str)

@@ -95,7 +95,7 @@ def test_old_keys_and_absent_ones_mean_what_transformers_takes_them_for(
 def test_the_base_of_an_old_olmo3_is_that_of_every_layer():
     """As version 4 reads it; version 5 takes it for the layers of full attention alone."""
     config = _read("olmo3", SIZES | {"rope_theta": 300.0})
-    assert {layer.mixer.rope for layer in config.layers} == {Rope(300.0)}
+    assert {layer.attention.rope for layer in config.layers} == {Rope(300.0)}
 
 
 @pytest.mark.parametrize(("family", "keys", "named"), REFUSED)

@@ -111,7 +111,7 @@ def test_what_is_saved_comes_back_to_the_bit(kinds: list[str], window: int | Non
 
 def test_the_preset_is_dense_and_banded_by_turns(tmp_path: Path):
     config = tiny_config("gpt3")
-    assert [layer.mixer.window for layer in config.layers] == [None, 8]
+    assert [layer.attention.window for layer in config.layers] == [None, 8]
     model, ids = hot_decoder(config), random_ids(2, TIME)
     save_model(model, tmp_path, bos_id=1, eos_ids=[2], pad_id=0)
     with torch.no_grad():

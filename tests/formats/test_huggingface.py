@@ -126,7 +126,7 @@ def _with_unusual_values(config: ModelConfig) -> ModelConfig:
         replace(
             layer,
             norm=norm,
-            mixer=_with_unusual_mixer(layer.mixer, norm),
+            mixer=_with_unusual_mixer(layer.attention, norm),
         )
         for layer in config.layers
     )

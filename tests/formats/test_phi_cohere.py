@@ -131,7 +131,7 @@ def test_the_original_length_is_the_one_that_transformers_takes(beside: int | No
         return keys
 
     _rewrite(tmp_path, with_lengths)
-    scaling = load_model(tmp_path).config.layers[0].mixer.rope.scaling
+    scaling = load_model(tmp_path).config.layers[0].attention.rope.scaling
     assert isinstance(scaling, LongRopeScaling)
     assert scaling.original == beside or (beside is None and scaling.original == 4096)
     _assert_equal_there_and_here(tmp_path)

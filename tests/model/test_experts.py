@@ -196,7 +196,7 @@ def test_all_parameters_are_counted_and_active_ones_cost(spec: Experts):
     initialise(model, seed=0)
     with FlopCounterMode(display=False) as counter:
         model.logits(model.hidden(ids, torch.arange(9).expand(2, 9)))
-    scores = 4 * 18 * 9 * sum(layer.mixer.heads * layer.mixer.head_dim for layer in config.layers)
+    scores = 4 * 18 * 9 * sum(layer.attention.heads * layer.attention.head_dim for layer in config.layers)
     assert counter.get_total_flops() == 2 * 18 * config.matmul_parameters() + scores
 
 

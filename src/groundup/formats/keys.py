@@ -28,6 +28,10 @@ class Keys:
         """A positive integer."""
         return int(self._checked(names, default, _is_size, "a positive integer"))
 
+    def count(self, *names: str, default: Any = _MISSING) -> int:
+        """An integer from 0 on."""
+        return int(self._checked(names, default, lambda one: _is_size(one) or one == 0, "an integer from 0 on"))
+
     def sizes(self, *names: str, default: Any = _MISSING) -> list[int]:
         """A list of positive integers."""
         found = self._checked(

@@ -140,7 +140,8 @@ def _read_scaling(table: Keys, positions: int, original: int | None) -> RopeScal
     factor = table.optional_positive("factor") or positions / within
     given = table.optional_positive("attention_factor")
     if kind == "yarn":
-        given = given or _yarn_attention_factor(table, factor)
+        derived = _yarn_attention_factor(table, factor)  # read in any case: DeepSeek scales its scores by one of them
+        given = given or derived
         fast, slow = table.optional_positive("beta_fast"), table.optional_positive("beta_slow")
         return YarnScaling(factor, within, given, fast or 32.0, slow or 1.0, table.flag("truncate", default=True))
     given = given or longrope_attention_factor(factor, within)

@@ -4,6 +4,7 @@ A family (LLaMA, GPT-2, …) is a `ModelConfig`, never a subclass. `layers` is w
 layer, so no code ever asks which layer it is. Every part counts its own matrix parameters, from which FLOPs follow.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -207,6 +208,64 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2 2024): keys and values are made of one small vector for each token.
+
+    query_rank: width that queries pass through, or None; latent_rank: that of keys and values.
+    plain_dim, rotated_dim: of each query and key, the part without and with positions; all heads share one rotated key.
+    norm: of what passes through the ranks.
+    bias: the maps that lead into the ranks, and the output, have one.
+    yarn_mscale: with YaRN the scores grow by (1 + 0.1 · yarn_mscale · ln factor)²; 0 leaves them.
+    """
+
+    heads: int
+    query_rank: int | None
+    latent_rank: int
+    plain_dim: int
+    rotated_dim: int
+    value_dim: int
+    rope: Rope
+    norm: Norm
+    bias: bool = False
+    yarn_mscale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rotated_dim % 2:
+            raise ValueError(f"the rotated part of a head must be even, not {self.rotated_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """The dimensions that rotary positions are for."""
+        return self.rotated_dim
+
+    @property
+    def scored(self) -> Attention:
+        """How the queries and keys that come out are compared: as those of plain attention."""
+        dim = self.plain_dim + self.rotated_dim
+        factor = self.rope.scaling.factor if isinstance(self.rope.scaling, YarnScaling) else 1.0
+        growth = 1 + 0.1 * self.yarn_mscale * math.log(factor) if factor > 1 else 1.0
+        return Attention(self.heads, self.heads, dim, scale=dim**-0.5 * growth**2)
+
+    def matmul_parameters(self, width: int) -> int:
+        query, latent = self.query_rank, self.latent_rank
+        queries = self.heads * (self.plain_dim + self.rotated_dim)
+        total = width * queries if query is None else query * (width + queries)
+        total += width * (latent + self.rotated_dim) + latent * self.heads * (self.plain_dim + self.value_dim)
+        return total + self.heads * self.value_dim * width
+
+    def parameters(self, width: int) -> int:
+        """All of them, each counted once."""
+        query = self.query_rank or 0
+        norms = self.norm.parameters(self.latent_rank) + (self.norm.parameters(query) if query else 0)
+        biases = query + self.latent_rank + self.rotated_dim + width if self.bias else 0
+        return self.matmul_parameters(width) + norms + biases
+
+    def score_flops(self, context: int) -> int:
+        """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
+        return 6 * self.heads * (self.plain_dim + self.rotated_dim + self.value_dim) * context
+
+
+@dataclass(frozen=True)
 class FeedForward:
     """Position-wise network of inner width `width`; gated means SwiGLU-like (Shazeer 2020): act(gate) · up.
 
@@ -338,11 +397,21 @@ class LayerSpec:
     value_embedding: each token adds a learned vector of its own, gated, to its attention values.
     """
 
-    mixer: Attention
+    mixer: Attention | LatentAttention
     feed_forward: FeedForward | Experts
     norm: Norm
     placement: Placement = "pre"
     value_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.value_embedding and not isinstance(self.mixer, Attention):
+            raise ValueError("`value_embedding` needs plain attention, to whose values it is added")
+
+    @property
+    def attention(self) -> Attention:
+        """The mixer of a family in which it is always plain attention."""
+        assert isinstance(self.mixer, Attention)
+        return self.mixer
 
     @property
     def network(self) -> FeedForward:
@@ -439,7 +508,7 @@ class ModelConfig:
         total += 0 if self.induction is None else self.induction.terms * self.width
         for layer in self.layers:
             total += layer.mixer.matmul_parameters(self.width) + layer.feed_forward.matmul_parameters(self.width)
-            total += layer.mixer.kv_heads * VALUE_GATE_WIDTH if layer.value_embedding else 0
+            total += layer.attention.kv_heads * VALUE_GATE_WIDTH if layer.value_embedding else 0
         return total
 
     def parameters(self) -> int:
@@ -457,7 +526,8 @@ class ModelConfig:
         for layer in self.layers:
             total += sum(part.parameters(self.width) - part.matmul_parameters(self.width) for part in _parts(layer))
             total += layer.norm_count * layer.norm.parameters(self.width)
-            total += self.vocab_size * layer.mixer.kv_heads * layer.mixer.head_dim if layer.value_embedding else 0
+            if layer.value_embedding:
+                total += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim
         ends = [norm for norm in (self.final_norm, self.embedding_norm) if norm is not None]
         return total + sum(norm.parameters(self.width) for norm in ends)
 
@@ -469,5 +539,5 @@ class ModelConfig:
         return 6 * self.matmul_parameters() + sum(layer.mixer.score_flops(context) for layer in self.layers)
 
 
-def _parts(layer: LayerSpec) -> tuple[Attention, FeedForward | Experts]:
+def _parts(layer: LayerSpec) -> tuple[Attention | LatentAttention, FeedForward | Experts]:
     return layer.mixer, layer.feed_forward

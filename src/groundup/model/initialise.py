@@ -7,6 +7,7 @@ from groundup.model.attention import SelfAttention
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
+from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Linear, Normalise
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.transformer import Decoder
@@ -55,6 +56,10 @@ def initialise(model: Decoder, seed: int) -> None:
             for vector in (module.head_gate, module.sinks):
                 if vector is not None:
                     nn.init.zeros_(vector)
+        elif isinstance(module, LatentSelfAttention):
+            for part in filter(None, (module.query_down, module.query, module.latent, module.key_value)):
+                nn.init.uniform_(part.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(module.output.weight)
         elif isinstance(module, Normalise):
             module.reset()
         elif isinstance(module, Linear | ExpertLinear) and module.bias is not None:

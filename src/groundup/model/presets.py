@@ -70,7 +70,7 @@ def _gpt3(depth: int, vocab_size: int, context: int, width: int, head_dim: int) 
     """
     base = _gpt2(depth, vocab_size, context, width, head_dim)
     dense = base.layers[0]
-    banded = replace(dense, mixer=replace(dense.mixer, window=max(1, context // 8)))
+    banded = replace(dense, mixer=replace(dense.attention, window=max(1, context // 8)))
     return replace(base, family="gpt3", layers=tuple((dense, banded)[index % 2] for index in range(depth)))
 
 
@@ -148,7 +148,8 @@ def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: i
         base,
         family="groundup",
         layers=tuple(
-            replace(layer, mixer=replace(layer.mixer, head_gate=True), value_embedding=True) for layer in base.layers
+            replace(layer, mixer=replace(layer.attention, head_gate=True), value_embedding=True)
+            for layer in base.layers
         ),
         ngram_buckets=(NGRAM_BUCKETS,),
         induction=INDUCTION,

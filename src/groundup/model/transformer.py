@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.attention import LayerCache, SelfAttention, Shared, Visibility
-from groundup.model.config import Experts, FeedForward, LayerSpec, ModelConfig, Norm, Rope
+from groundup.model.config import Attention, Experts, FeedForward, LatentAttention, LayerSpec, ModelConfig, Norm, Rope
 from groundup.model.experts import MixtureOfExperts, Routing
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
+from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Embedding, Linear, Normalise
 from groundup.model.positions import RopeTables, rope_tables
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
@@ -57,8 +58,8 @@ class Block(nn.Module):
         self.spec = spec
         self.mix = ResidualMix(config.mixed_terms) if config.residual_mix else None
         self.mixer_norm = norm("pre", "sandwich", "parallel", "parallel_two_norms")
-        self.mixer = SelfAttention(spec.mixer, width)
-        self.token_values = TokenValues(spec.mixer, config.vocab_size) if spec.value_embedding else None
+        self.mixer = _mixer(spec.mixer, width)
+        self.token_values = TokenValues(spec.attention, config.vocab_size) if spec.value_embedding else None
         self.mixer_output_norm = norm("sandwich", "output")
         self.mixer_sum_norm = norm("post")
         self.feed_forward_norm = norm("pre", "sandwich", "parallel_two_norms")
@@ -73,8 +74,8 @@ class Block(nn.Module):
         if self.mix is not None:
             x_btd = self.mix(x_btd, offered.mixed_in)
         h_btd = self.mixer_norm(x_btd)
-        extra = self.token_values(offered.value_rows_btk, h_btd) if self.token_values is not None else None
-        mixed_btd = self.mixer_output_norm(self.mixer(h_btd, shared, cache, extra))
+        extra = (self.token_values(offered.value_rows_btk, h_btd),) if self.token_values is not None else ()
+        mixed_btd = self.mixer_output_norm(self.mixer(h_btd, shared, cache, *extra))
         if self.spec.placement.startswith("parallel"):
             fed_btd = h_btd if self.spec.placement == "parallel" else self.feed_forward_norm(x_btd)
             fed_btd, routing = self._feed(fed_btd)
@@ -201,6 +202,10 @@ class Decoder(nn.Module):
 
 def _feed_forward(spec: FeedForward | Experts, width: int) -> DenseFeedForward | MixtureOfExperts:
     return MixtureOfExperts(spec, width) if isinstance(spec, Experts) else DenseFeedForward(spec, width)
+
+
+def _mixer(spec: Attention | LatentAttention, width: int) -> nn.Module:
+    return SelfAttention(spec, width) if isinstance(spec, Attention) else LatentSelfAttention(spec, width)
 
 
 def _norm(norm: Norm | None, width: int) -> Normalise | None:

@@ -1,6 +1,7 @@
 """Every family that a folder can be of; a new one is a file here and a name in this list."""
 
 from groundup.formats.families.cohere import COHERE, COHERE2
+from groundup.formats.families.deepseek import DEEPSEEK_V3
 from groundup.formats.families.falcon import FALCON
 from groundup.formats.families.gemma import GEMMA, GEMMA2, GEMMA3
 from groundup.formats.families.gpt import GPT2, GPT3, OPT
@@ -17,6 +18,7 @@ from groundup.formats.families.phi import PHI, PHI3
 ALL_FAMILIES = (
     COHERE,
     COHERE2,
+    DEEPSEEK_V3,
     FALCON,
     GEMMA,
     GEMMA2,

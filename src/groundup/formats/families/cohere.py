@@ -31,8 +31,8 @@ def read_parallel(
         tied=True,
     )
     layer = config.layers[0]
-    assert layer.mixer.rope is not None
-    mixer = replace(layer.mixer, rope=replace(layer.mixer.rope, interleaved=True))
+    assert layer.attention.rope is not None
+    mixer = replace(layer.attention, rope=replace(layer.attention.rope, interleaved=True))
     layer = replace(layer, mixer=mixer, placement="parallel")
     return replace(
         config,
@@ -63,7 +63,7 @@ def _read_cohere(keys: Keys) -> ModelConfig:
 
 
 def _write_cohere(config: ModelConfig) -> dict[str, Any]:
-    mixer = config.layers[0].mixer
+    mixer = config.layers[0].attention
     return write_parallel(config) | {
         "attention_bias": bool(mixer.bias),
         "use_qk_norm": mixer.query_key_norm is not None,
@@ -83,7 +83,7 @@ def _read_cohere2(keys: Keys) -> ModelConfig:
     ]
     config = llama.with_windows(config, keys.optional_size("sliding_window", default=4096), kinds)
     layers = (
-        one if one.mixer.window is not None else replace(one, mixer=replace(one.mixer, rope=None))
+        one if one.attention.window is not None else replace(one, mixer=replace(one.attention, rope=None))
         for one in config.layers
     )
     return replace(config, layers=tuple(layers))
@@ -93,7 +93,7 @@ def _write_cohere2(config: ModelConfig) -> dict[str, Any]:
     windows = llama.write_windows(config)
     # `transformers` wants a number even where no layer uses it.
     windows["sliding_window"] = windows["sliding_window"] or config.max_positions
-    return write_parallel(config) | windows | {"attention_bias": bool(config.layers[0].mixer.bias)}
+    return write_parallel(config) | windows | {"attention_bias": bool(config.layers[0].attention.bias)}
 
 
 COHERE = Family("cohere", "CohereForCausalLM", _read_cohere, _write_cohere, llama.rules)

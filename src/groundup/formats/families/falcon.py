@@ -39,7 +39,7 @@ def rules(config: ModelConfig) -> Sequence[Rule]:
     norms = {"layers.*.mixer_norm.weight": f"transformer.h.*.{first}.weight"}
     if second is not None:
         norms["layers.*.feed_forward_norm.weight"] = f"transformer.h.*.{second}.weight"
-    fused = joined_by_head("transformer.h.*.self_attention.query_key_value.weight", config.layers[0].mixer.kv_heads)
+    fused = joined_by_head("transformer.h.*.self_attention.query_key_value.weight", config.layers[0].attention.kv_heads)
     return with_biases([*same(NAMES | norms), fused])
 
 
@@ -84,7 +84,7 @@ def read(keys: Keys) -> ModelConfig:
 def write(config: ModelConfig) -> dict[str, Any]:
     """The family's keys of config.json."""
     layer = config.layers[0]
-    mixer = layer.mixer
+    mixer = layer.attention
     grouped = layer.placement == "parallel_two_norms" or mixer.kv_heads not in (1, mixer.heads)
     return {
         "activation": activation_name(layer.network.activation),

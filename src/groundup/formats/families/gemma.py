@@ -56,7 +56,7 @@ def _read_any(
 def _write_any(config: ModelConfig, activation_key: str) -> dict[str, Any]:
     layer = config.layers[0]
     return llama.write_base(config, activation_key) | {
-        "attention_bias": bool(layer.mixer.bias),
+        "attention_bias": bool(layer.attention.bias),
         "rms_norm_eps": layer.norm.eps,
     }
 
@@ -84,7 +84,7 @@ def _read_sandwich(keys: Keys, config: ModelConfig, pattern: int) -> tuple[Model
 
 
 def _write_sandwich(config: ModelConfig) -> dict[str, Any]:
-    scale, windows = config.layers[0].mixer.scale, llama.write_windows(config)
+    scale, windows = config.layers[0].attention.scale, llama.write_windows(config)
     assert scale is not None
     # `transformers` wants a number even where no layer uses it.
     windows["sliding_window"] = windows["sliding_window"] or config.max_positions
@@ -105,7 +105,7 @@ def _read_gemma2(keys: Keys) -> ModelConfig:
 
 
 def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
-    return _write_sandwich(config) | {"attn_logit_softcapping": config.layers[0].mixer.softcap}
+    return _write_sandwich(config) | {"attn_logit_softcapping": config.layers[0].attention.softcap}
 
 
 def _read_gemma3(keys: Keys) -> ModelConfig:

@@ -46,7 +46,7 @@ def joined_by_head(disk: str, kv_heads: int) -> Rule:
 
 def neox_rules(config: ModelConfig) -> list[Rule]:
     """GPT-NeoX's names."""
-    fused = joined_by_head("gpt_neox.layers.*.attention.query_key_value.weight", config.layers[0].mixer.kv_heads)
+    fused = joined_by_head("gpt_neox.layers.*.attention.query_key_value.weight", config.layers[0].attention.kv_heads)
     return with_biases([*same(NEOX_NAMES), fused])
 
 
@@ -90,16 +90,16 @@ def _read_neox(keys: Keys) -> ModelConfig:
 
 def _write_neox(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
-    assert layer.mixer.rope is not None
-    rope = write_rope(layer.mixer.rope, layer.mixer.head_dim)
+    assert layer.attention.rope is not None
+    rope = write_rope(layer.attention.rope, layer.attention.head_dim)
     return {
-        "attention_bias": bool(layer.mixer.bias),
+        "attention_bias": bool(layer.attention.bias),
         "hidden_act": activation_name(layer.network.activation),
         "hidden_size": config.width,
         "intermediate_size": layer.network.width,
         "layer_norm_eps": layer.norm.eps,
         "max_position_embeddings": config.max_positions,
-        "num_attention_heads": layer.mixer.heads,
+        "num_attention_heads": layer.attention.heads,
         "num_hidden_layers": len(config.layers),
         "rope_scaling": rope["rope_scaling"],
         # Under its own names alone: transformers 5 does not read the usual ones here.
@@ -140,16 +140,16 @@ def _read_gptj(keys: Keys) -> ModelConfig:
 
 def _write_gptj(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
-    assert layer.mixer.rope is not None
+    assert layer.attention.rope is not None
     return {
         "activation_function": activation_name(layer.network.activation),
         "layer_norm_epsilon": layer.norm.eps,
         "n_embd": config.width,
-        "n_head": layer.mixer.heads,
+        "n_head": layer.attention.heads,
         "n_inner": layer.network.width,
         "n_layer": len(config.layers),
         "n_positions": config.max_positions,
-        "rotary_dim": layer.mixer.rope.dims or layer.mixer.head_dim,
+        "rotary_dim": layer.attention.rope.dims or layer.attention.head_dim,
         "tie_word_embeddings": config.tied_head,
         "vocab_size": config.vocab_size,
     }

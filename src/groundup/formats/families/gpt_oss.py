@@ -56,7 +56,7 @@ def read(keys: Keys) -> ModelConfig:
     )
     config = llama.with_mixers(config, sinks=True, bias=llama.ALL if keys.flag("attention_bias", default=True) else ())
     if keys.table("rope_parameters") is None and keys.table("rope_scaling") is None:
-        rope = config.layers[0].mixer.rope
+        rope = config.layers[0].attention.rope
         assert rope is not None
         config = llama.with_mixers(config, rope=replace(rope, scaling=DEFAULT_SCALING))
     expert = replace(
@@ -84,7 +84,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     layer, experts = config.layers[0], experts_of(config)
     keys = llama.write_base(config) | llama.write_windows(config)
     return keys | {
-        "attention_bias": bool(layer.mixer.bias),
+        "attention_bias": bool(layer.attention.bias),
         "num_experts_per_tok": experts.router.chosen,
         "num_local_experts": experts.router.experts,
         "rms_norm_eps": layer.norm.eps,

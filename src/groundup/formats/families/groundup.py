@@ -35,7 +35,7 @@ def read(keys: Keys) -> ModelConfig:
     base = nanochat.read(keys)
     gated, with_values = frozenset(keys.numbers("head_gate_layers")), frozenset(keys.numbers("value_embedding_layers"))
     layers = (
-        replace(layer, mixer=replace(layer.mixer, head_gate=index in gated), value_embedding=index in with_values)
+        replace(layer, mixer=replace(layer.attention, head_gate=index in gated), value_embedding=index in with_values)
         for index, layer in enumerate(base.layers)
     )
     return replace(
@@ -52,7 +52,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     """nanochat's keys of config.json and our own."""
     assert config.induction is not None
     return nanochat.write(config) | {
-        "head_gate_layers": [index for index, layer in enumerate(config.layers) if layer.mixer.head_gate],
+        "head_gate_layers": [index for index, layer in enumerate(config.layers) if layer.attention.head_gate],
         "induction_lengths": list(config.induction.lengths),
         "induction_places": config.induction.places,
         "ngram_buckets": list(config.ngram_buckets),

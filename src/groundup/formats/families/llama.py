@@ -123,19 +123,19 @@ def read_base(
 def write_base(config: ModelConfig, activation_key: str = "hidden_act") -> dict[str, Any]:
     """The keys that `read_base` reads, but for the norm's epsilon."""
     layer = config.layers[0]
-    rope = next((one.mixer.rope for one in config.layers if one.mixer.rope is not None), None)
+    rope = next((one.attention.rope for one in config.layers if one.attention.rope is not None), None)
     return {
-        "head_dim": layer.mixer.head_dim,
+        "head_dim": layer.attention.head_dim,
         activation_key: activation_name(layer.network.activation),
         "hidden_size": config.width,
         "intermediate_size": layer.network.width,
         "max_position_embeddings": config.max_positions,
-        "num_attention_heads": layer.mixer.heads,
+        "num_attention_heads": layer.attention.heads,
         "num_hidden_layers": len(config.layers),
-        "num_key_value_heads": layer.mixer.kv_heads,
+        "num_key_value_heads": layer.attention.kv_heads,
         "tie_word_embeddings": config.tied_head,
         "vocab_size": config.vocab_size,
-        **({} if rope is None else write_rope(rope, layer.mixer.head_dim)),
+        **({} if rope is None else write_rope(rope, layer.attention.head_dim)),
     }
 
 
@@ -147,7 +147,7 @@ def with_layers(config: ModelConfig, **changes: Any) -> ModelConfig:
 def with_mixers(config: ModelConfig, **changes: Any) -> ModelConfig:
     """The configuration with these fields changed in every layer's attention."""
     return replace(
-        config, layers=tuple(replace(layer, mixer=replace(layer.mixer, **changes)) for layer in config.layers)
+        config, layers=tuple(replace(layer, mixer=replace(layer.attention, **changes)) for layer in config.layers)
     )
 
 
@@ -159,12 +159,12 @@ def with_windows(config: ModelConfig, window: int | None, kinds: Sequence[str]) 
         raise ValueError("`layer_types` has layers with a window, but `sliding_window` gives none")
     windows = [window if kind == "sliding_attention" else None for kind in kinds]
     layers = zip(config.layers, windows, strict=True)
-    return replace(config, layers=tuple(replace(one, mixer=replace(one.mixer, window=own)) for one, own in layers))
+    return replace(config, layers=tuple(replace(one, mixer=replace(one.attention, window=own)) for one, own in layers))
 
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:
     """`layer_types` and `sliding_window`."""
-    windows = [layer.mixer.window for layer in config.layers]
+    windows = [layer.attention.window for layer in config.layers]
     return {
         "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
         "sliding_window": next((window for window in windows if window is not None), None),
@@ -175,14 +175,14 @@ def with_ropes(config: ModelConfig, ropes: Mapping[str, Rope], kinds: Sequence[s
     """The configuration with the rotary positions of each layer's kind."""
     layers = zip(config.layers, kinds, strict=True)
     return replace(
-        config, layers=tuple(replace(one, mixer=replace(one.mixer, rope=ropes[kind])) for one, kind in layers)
+        config, layers=tuple(replace(one, mixer=replace(one.attention, rope=ropes[kind])) for one, kind in layers)
     )
 
 
 def write_ropes_by_kind(config: ModelConfig, thetas: Mapping[str, tuple[str, float]]) -> dict[str, Any]:
     """The keys that `read_ropes` reads."""
     kinds = write_windows(config)["layer_types"]
-    ropes = [layer.mixer.rope for layer in config.layers]
+    ropes = [layer.attention.rope for layer in config.layers]
     return write_ropes({kind: rope for kind, rope in zip(kinds, ropes, strict=True) if rope is not None}, thetas)
 
 
@@ -201,7 +201,7 @@ def _write_llama(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
     return write_base(config) | {
         "rms_norm_eps": layer.norm.eps,
-        "attention_bias": bool(layer.mixer.bias),
+        "attention_bias": bool(layer.attention.bias),
         "mlp_bias": layer.network.bias,
     }
 
@@ -213,7 +213,7 @@ def _read_mistral(keys: Keys) -> ModelConfig:
 
 def _write_mistral(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
-    return write_base(config) | {"rms_norm_eps": layer.norm.eps, "sliding_window": layer.mixer.window}
+    return write_base(config) | {"rms_norm_eps": layer.norm.eps, "sliding_window": layer.attention.window}
 
 
 def _read_qwen_windows(keys: Keys, config: ModelConfig) -> ModelConfig:
@@ -246,7 +246,7 @@ def _read_qwen3(keys: Keys) -> ModelConfig:
 
 
 def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    return _write_qwen(config) | {"attention_bias": bool(config.layers[0].mixer.bias)}
+    return _write_qwen(config) | {"attention_bias": bool(config.layers[0].attention.bias)}
 
 
 def _read_smollm3(keys: Keys) -> ModelConfig:
@@ -262,14 +262,14 @@ def _read_smollm3(keys: Keys) -> ModelConfig:
         "sliding_attention" if window is not None and not turns else "full_attention" for turns in rotated
     ]
     layers = zip(config.layers, rotated, strict=True)
-    bare = tuple(one if turns else replace(one, mixer=replace(one.mixer, rope=None)) for one, turns in layers)
+    bare = tuple(one if turns else replace(one, mixer=replace(one.attention, rope=None)) for one, turns in layers)
     return with_windows(replace(config, layers=bare), window, kinds)
 
 
 def _write_smollm3(config: ModelConfig) -> dict[str, Any]:
     windows = write_windows(config)
     uses = windows["sliding_window"] is not None
-    rotated = [int(layer.mixer.rope is not None) for layer in config.layers]
+    rotated = [int(layer.attention.rope is not None) for layer in config.layers]
     return _write_llama(config) | windows | {"no_rope_layers": rotated, "use_sliding_window": uses}
 
 

@@ -104,7 +104,7 @@ def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
         "num_experts_per_tok": router.chosen,
         "num_local_experts": router.experts,
         "rms_norm_eps": layer.norm.eps,
-        "sliding_window": layer.mixer.window,
+        "sliding_window": layer.attention.window,
     }
 
 
@@ -182,7 +182,7 @@ def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
     return {
         **_write_sparse(config),
         **windows,
-        "qkv_bias": bool(config.layers[0].mixer.bias),
+        "qkv_bias": bool(config.layers[0].attention.bias),
         "shared_expert_intermediate_size": shared.width,
         "use_sliding_window": windows["sliding_window"] is not None,
     }
@@ -204,7 +204,7 @@ def _read_qwen3(keys: Keys) -> ModelConfig:
 
 
 def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    mixer = config.layers[0].mixer
+    mixer = config.layers[0].attention
     return _write_sparse(config) | {
         "attention_bias": bool(mixer.bias),
         "sliding_window": mixer.window,
@@ -229,8 +229,8 @@ def _write_olmoe(config: ModelConfig) -> dict[str, Any]:
     return {
         **llama.write_base(config),
         **_write_router(experts_of(config).router),
-        "attention_bias": bool(layer.mixer.bias),
-        "clip_qkv": layer.mixer.clip,
+        "attention_bias": bool(layer.attention.bias),
+        "clip_qkv": layer.attention.clip,
         "rms_norm_eps": layer.norm.eps,
     }
 

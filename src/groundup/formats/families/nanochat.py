@@ -23,10 +23,10 @@ def read(keys: Keys) -> ModelConfig:
     """The configuration of a folder."""
     config = llama.read_base(keys, "nanochat", norm="rms_without_weight", activation="relu2")
     layer = config.layers[0]
-    assert layer.mixer.rope is not None
+    assert layer.attention.rope is not None
     mixer = replace(
-        layer.mixer,
-        rope=replace(layer.mixer.rope, reversed=True),
+        layer.attention,
+        rope=replace(layer.attention.rope, reversed=True),
         query_key_norm=QueryKeyNorm(layer.norm, after_rope=True),
         bias=("query", "key", "value", "output") if keys.flag("attention_bias", default=False) else (),
     )
@@ -43,7 +43,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     """The family's keys of config.json."""
     layer = config.layers[0]
     keys = llama.write_base(config) | {
-        "attention_bias": bool(layer.mixer.bias),
+        "attention_bias": bool(layer.attention.bias),
         "final_logit_softcapping": config.logit_softcap,
         "rms_norm_eps": layer.norm.eps,
     }

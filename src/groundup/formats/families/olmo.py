@@ -40,7 +40,7 @@ def _read_olmo2(keys: Keys) -> ModelConfig:
 
 def _write_olmo2(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
-    return llama.write_base(config) | {"attention_bias": bool(layer.mixer.bias), "rms_norm_eps": layer.norm.eps}
+    return llama.write_base(config) | {"attention_bias": bool(layer.attention.bias), "rms_norm_eps": layer.norm.eps}
 
 
 def _read_olmo3(keys: Keys) -> ModelConfig:

@@ -56,7 +56,7 @@ def _read_phi(keys: Keys) -> ModelConfig:
     normed_heads = QueryKeyNorm(norm) if keys.flag("qk_layernorm", default=False) else None
     layer = replace(
         layer,
-        mixer=replace(layer.mixer, bias=llama.ALL, query_key_norm=normed_heads),
+        mixer=replace(layer.attention, bias=llama.ALL, query_key_norm=normed_heads),
         feed_forward=replace(layer.network, gated=False, bias=True),
         norm=norm,
         placement="parallel",
@@ -70,7 +70,7 @@ def _write_phi(config: ModelConfig) -> dict[str, Any]:
     keys.setdefault("partial_rotary_factor", 1.0)  # absent, it means half of each head
     return keys | {
         "layer_norm_eps": layer.norm.eps,
-        "qk_layernorm": layer.mixer.query_key_norm is not None,
+        "qk_layernorm": layer.attention.query_key_norm is not None,
     }
 
 
@@ -79,7 +79,7 @@ def _read_phi3(keys: Keys) -> ModelConfig:
     # Written by the models' own code, never other than this.
     keys.fixed(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1)
     config = llama.read_base(keys, "phi3", eps=("rms_norm_eps", 1e-5), fraction=1.0, positions=4096, original=4096)
-    rope = config.layers[0].mixer.rope
+    rope = config.layers[0].attention.rope
     if rope is None or not isinstance(rope.scaling, LongRopeScaling | None):
         raise ValueError("`rope_scaling` of a phi3 model must be of type longrope, or null")
     return llama.with_mixers(config, window=keys.optional_size("sliding_window"))
@@ -87,8 +87,8 @@ def _read_phi3(keys: Keys) -> ModelConfig:
 
 def _write_phi3(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
-    keys = llama.write_base(config) | {"rms_norm_eps": layer.norm.eps, "sliding_window": layer.mixer.window}
-    scaling = None if layer.mixer.rope is None else layer.mixer.rope.scaling
+    keys = llama.write_base(config) | {"rms_norm_eps": layer.norm.eps, "sliding_window": layer.attention.window}
+    scaling = None if layer.attention.rope is None else layer.attention.rope.scaling
     if isinstance(scaling, LongRopeScaling):
         factor = config.max_positions / scaling.original
         if scaling.attention_factor == longrope_attention_factor(factor, scaling.original):
