@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiny_keys import RMS, rotary
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from variants_deepseek import VARIANTS as DEEPSEEK
@@ -11,27 +12,6 @@ from variants_gemma_olmo import VARIANTS as GEMMA_OLMO
 from variants_gpt import VARIANTS as GPT
 from variants_mixtral import VARIANTS as MIXTRAL
 from variants_phi_cohere import VARIANTS as PHI_COHERE
-
-# Other values than any default of either library, so that a key which is read nowhere shows.
-DECODER: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-RMS: dict[str, Any] = DECODER | {"rms_norm_eps": 1e-3}
-
-
-def rotary(kind: str = "default", theta: float = 300.0, **values: Any) -> dict[str, Any]:
-    """`rope_parameters` of transformers 5."""
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **values}}
-
 
 # Variant: (class name without Config, keys). The first word of a variant is the family.
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,7 +9,8 @@ import transformers
 
 from groundup.formats.huggingface import COMMON_KEYS, FAMILIES
 from groundup.formats.keys import Keys
-from groundup.model.config import ModelConfig, Rope
+from groundup.model.config import ModelConfig
+from groundup.model.rotary import Rope
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,

@@ -13,7 +13,7 @@ from tiny import random_ids
 
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model, save_model
-from groundup.model.config import LongRopeScaling
+from groundup.model.rotary import LongRopeScaling
 
 # What the published files say beside what `transformers` 5 writes, and in other words.
 PHI2 = {"rope_theta": 300.0, "rope_scaling": None, "partial_rotary_factor": 0.75, "embd_pdrop": 0.1, "resid_pdrop": 0.1}

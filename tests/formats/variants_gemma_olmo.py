@@ -2,23 +2,11 @@
 
 from typing import Any
 
-DECODER: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-ROTARY: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}
+from tiny_keys import RMS, rotary
+
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
-GEMMA = DECODER | ROTARY | {"head_dim": 12}
+GEMMA = RMS | rotary() | {"head_dim": 12}
 GEMMA2 = GEMMA | {
     "query_pre_attn_scalar": 7,
     "attn_logit_softcapping": 3.0,
@@ -40,13 +28,13 @@ def layers(kinds: str) -> dict[str, Any]:
 
 
 GEMMA3 = (
-    DECODER
+    RMS
     | by_kind({"rope_theta": 300.0}, {"rope_theta": 40.0})
     | layers("wfw")
     | {"head_dim": 12, "query_pre_attn_scalar": 7, "sliding_window": 8}
 )
-OLMO2 = DECODER | ROTARY
-OLMO3 = DECODER | by_kind({"rope_theta": 300.0}, {"rope_theta": 300.0}) | {"sliding_window": 8, "num_hidden_layers": 4}
+OLMO2 = RMS | rotary()
+OLMO3 = RMS | by_kind({"rope_theta": 300.0}, {"rope_theta": 300.0}) | {"sliding_window": 8, "num_hidden_layers": 4}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", GEMMA),

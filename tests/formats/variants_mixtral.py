@@ -2,21 +2,9 @@
 
 from typing import Any
 
-DECODER: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "num_experts_per_tok": 2,
-    "rms_norm_eps": 1e-3,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from tiny_keys import RMS, rotary
+
+BASE = RMS | rotary() | {"num_experts_per_tok": 2}
 YARN: dict[str, Any] = {
     "rope_parameters": {
         "rope_type": "yarn",
@@ -31,11 +19,11 @@ YARN: dict[str, Any] = {
 TIED = {"tie_word_embeddings": True}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
 
-MIXTRAL = DECODER | {"num_local_experts": 5}
-QWEN2_MOE = DECODER | {"num_experts": 5, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 28}
-QWEN3_MOE = DECODER | {"num_experts": 5, "moe_intermediate_size": 20, "head_dim": 12}
-OLMOE = DECODER | {"num_experts": 5}
-GPT_OSS = DECODER | {
+MIXTRAL = BASE | {"num_local_experts": 5}
+QWEN2_MOE = BASE | {"num_experts": 5, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 28}
+QWEN3_MOE = BASE | {"num_experts": 5, "moe_intermediate_size": 20, "head_dim": 12}
+OLMOE = BASE | {"num_experts": 5}
+GPT_OSS = BASE | {
     "num_local_experts": 5,
     "head_dim": 12,
     "sliding_window": 8,

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_config
 
-from groundup.model.config import Attention, Induction, Norm, QueryKeyNorm, Rope
+from groundup.model.config import Attention, Induction, Norm, QueryKeyNorm
 from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
+from groundup.model.rotary import Rope
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

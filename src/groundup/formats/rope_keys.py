@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from groundup.formats.keys import Keys
-from groundup.model.config import (
+from groundup.model.rotary import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,

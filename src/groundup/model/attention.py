@@ -54,7 +54,7 @@ class Visibility(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What every layer is told alike: rotary tables by (rope, head dimension) are already looked up for the layer."""
+    """What a layer is told beside its input: the tables of its own rotation, if it has one, and who sees whom."""
 
     rope: RopeTables | None
     visible: Visibility

@@ -11,8 +11,8 @@ from groundup.model.config import (
     ModelConfig,
     Norm,
     QueryKeyNorm,
-    Rope,
 )
+from groundup.model.rotary import Rope
 
 WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
@@ -55,9 +55,7 @@ def _gpt2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) 
         width=width,
         layers=(layer,) * depth,
         final_norm=norm,
-        embedding_norm=None,
         tied_head=True,
-        logit_softcap=None,
         max_positions=context,
         learned_positions=LearnedPositions(context),
     )
@@ -89,9 +87,7 @@ def _llama(depth: int, vocab_size: int, context: int, width: int, head_dim: int)
         width=width,
         layers=(layer,) * depth,
         final_norm=norm,
-        embedding_norm=None,
         tied_head=True,
-        logit_softcap=None,
         max_positions=context,
     )
 
@@ -133,9 +129,7 @@ def _palm(depth: int, vocab_size: int, context: int, width: int, head_dim: int) 
         width=width,
         layers=(layer,) * depth,
         final_norm=norm,
-        embedding_norm=None,
         tied_head=True,
-        logit_softcap=None,
         max_positions=context,
         logit_scale=width**-0.5,
     )

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.attention import LayerCache, SelfAttention, Shared, Visibility
-from groundup.model.config import Attention, Experts, FeedForward, LatentAttention, LayerSpec, ModelConfig, Norm, Rope
+from groundup.model.config import Attention, Experts, FeedForward, LatentAttention, LayerSpec, ModelConfig, Norm
 from groundup.model.experts import MixtureOfExperts, Routing
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
 from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Embedding, Linear, Normalise
 from groundup.model.positions import RopeTables, rope_tables
+from groundup.model.rotary import Rope
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 
 
@@ -155,7 +156,7 @@ class Decoder(nn.Module):
         tables = _all_rope_tables(self.config, positions, dtype)
         visible = Visibility(None if segments is None else segments[:, -input_ids.shape[1] :], segments)
         # A copy, or the first layer, whose input it is, would be compiled apart from the others.
-        first = [x_btd.clone()]
+        first = [x_btd.clone()] if self.config.residual_mix else []
         found = None
         if self.ngrams is not None or self.induction is not None:
             stream = input_ids if cache is None else cache.take_ids(input_ids)

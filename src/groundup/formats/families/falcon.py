@@ -74,9 +74,7 @@ def read(keys: Keys) -> ModelConfig:
         width=width,
         layers=(layer,) * keys.size("num_hidden_layers"),
         final_norm=norm,
-        embedding_norm=None,
         tied_head=keys.flag("tie_word_embeddings", default=True),
-        logit_softcap=None,
         max_positions=positions,
     )
 

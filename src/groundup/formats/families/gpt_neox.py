@@ -12,7 +12,8 @@ from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rope_keys import read_rope, write_rope
 from groundup.formats.rules import JoinedByGroup, Rule, same, with_biases
-from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm, Rope
+from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm
+from groundup.model.rotary import Rope
 
 NEOX_NAMES = {
     "embedding.weight": "gpt_neox.embed_in.weight",
@@ -81,9 +82,7 @@ def _read_neox(keys: Keys) -> ModelConfig:
         width=width,
         layers=(layer,) * keys.size("num_hidden_layers"),
         final_norm=norm,
-        embedding_norm=None,
         tied_head=keys.flag("tie_word_embeddings", default=False),
-        logit_softcap=None,
         max_positions=positions,
     )
 
@@ -130,9 +129,7 @@ def _read_gptj(keys: Keys) -> ModelConfig:
         width=width,
         layers=(layer,) * keys.size("n_layer"),
         final_norm=norm,
-        embedding_norm=None,
         tied_head=keys.flag("tie_word_embeddings", default=False),
-        logit_softcap=None,
         max_positions=keys.size("n_positions", default=2048),
         head_bias=True,
     )

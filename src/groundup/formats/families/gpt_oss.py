@@ -9,7 +9,8 @@ from groundup.formats.families.mixtral import BLOCK, TRAINING_KEYS, experts_of
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import JoinedExperts, Rule, same, with_biases
-from groundup.model.config import Experts, ModelConfig, Router, YarnScaling
+from groundup.model.config import Experts, ModelConfig, Router
+from groundup.model.rotary import YarnScaling
 
 THETA = 150_000.0
 # 0.1 · ln(32) + 1, as YaRN wants it: what `transformers` takes where a file says nothing of rotary positions.

@@ -23,8 +23,8 @@ from groundup.model.config import (
     NormKind,
     Projection,
     QueryKeyNorm,
-    Rope,
 )
+from groundup.model.rotary import Rope
 
 ALL: tuple[Projection, ...] = ("query", "key", "value", "output")
 ACTIVATIONS: dict[str, Activation] = {
@@ -113,9 +113,7 @@ def read_base(
         width=width,
         layers=(layer,) * keys.size("num_hidden_layers"),
         final_norm=normed,
-        embedding_norm=None,
         tied_head=keys.flag("tie_word_embeddings", default=tied),
-        logit_softcap=None,
         max_positions=max_positions,
     )
 
