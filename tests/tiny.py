@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from groundup.model.config import ModelConfig
+from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
-from groundup.model.transformer import Decoder
 
 VOCABULARY = 64
 
@@ -38,9 +38,9 @@ def tiny_config(preset: str, kv_heads: int | None = None, context: int = 64) -> 
     return replace(config, layers=layers)
 
 
-def hot_decoder(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> Decoder:
+def hot_decoder(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> LanguageModel:
     """A decoder in which no weight is zero or one, so that a missing or misplaced part changes the logits."""
-    model = Decoder(config)
+    model = LanguageModel(config)
     heat(model, seed)
     return model.to(dtype).eval()
 

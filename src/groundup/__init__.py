@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from groundup.model.transformer import Decoder
+    from groundup.model.build import AnyModel
 
 __version__ = "0.1.0"
 
 
-def load(folder: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "Decoder":
+def load(folder: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "AnyModel":
     """The model of a Hugging Face folder (docs/families.md), on the CPU, in evaluation mode; never downloads.
 
     dtype: of the weights; None keeps each tensor's own.

@@ -7,8 +7,8 @@ from tiny import hot_decoder, random_ids, tiny_config
 from groundup.engine.cache import KeyValueCache
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
+from groundup.model.language_model import LanguageModel
 from groundup.model.presets import PRESETS
-from groundup.model.transformer import Decoder
 
 ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
 PROMPTS = [random_ids(length, seed=length).tolist() for length in (7, 1, 12, 3)]
@@ -16,13 +16,13 @@ NO_STOP: list[int] = []
 
 
 @pytest.fixture(params=sorted(PRESETS))
-def model(request: pytest.FixtureRequest) -> Decoder:
+def model(request: pytest.FixtureRequest) -> LanguageModel:
     """In float64, where rounding never decides between two tokens."""
     return hot_decoder(tiny_config(request.param, kv_heads=1, context=100))
 
 
 @torch.no_grad()
-def _greedy_without_cache(model: Decoder, prompt: list[int], count: int) -> list[int]:
+def _greedy_without_cache(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
@@ -31,7 +31,7 @@ def _greedy_without_cache(model: Decoder, prompt: list[int], count: int) -> list
 
 @pytest.mark.parametrize("chunks", [(90,), (1,) * 90, (5, 1, 1, 60, 23)], ids=["at once", "one by one", "in chunks"])
 @torch.no_grad()
-def test_logits_through_the_cache_are_those_without(model: Decoder, chunks: tuple[int, ...]):
+def test_logits_through_the_cache_are_those_without(model: LanguageModel, chunks: tuple[int, ...]):
     ids, cache = random_ids(2, 90), KeyValueCache(model)
     pieces = [model(piece, cache=cache) for piece in ids.split(chunks, dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), rtol=1e-11, atol=1e-11)
@@ -39,7 +39,7 @@ def test_logits_through_the_cache_are_those_without(model: Decoder, chunks: tupl
 
 
 @torch.no_grad()
-def test_left_padding_changes_nothing_behind_the_cache(model: Decoder):
+def test_left_padding_changes_nothing_behind_the_cache(model: LanguageModel):
     ids, padding, cache = random_ids(3, 20), (0, 4, 9), KeyValueCache(model)
     padded = torch.stack(
         [torch.cat((random_ids(pad, seed=5), row[pad:])) for pad, row in zip(padding, ids, strict=True)]
@@ -54,14 +54,14 @@ def test_left_padding_changes_nothing_behind_the_cache(model: Decoder):
         torch.testing.assert_close(torch.cat(pieces, dim=1)[row, pad:], alone, rtol=1e-11, atol=1e-11)
 
 
-def test_greedy_generation_is_the_likeliest_token_each_time(model: Decoder):
+def test_greedy_generation_is_the_likeliest_token_each_time(model: LanguageModel):
     expected = _greedy_without_cache(model, PROMPTS[0], 80)
     assert len(set(expected)) > 5
     assert list(Generator(model, NO_STOP).stream(PROMPTS[0], Sampling(max_tokens=80))) == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
-def test_a_batch_gives_what_each_prompt_gives_alone(model: Decoder, temperature: float):
+def test_a_batch_gives_what_each_prompt_gives_alone(model: LanguageModel, temperature: float):
     generator = Generator(model, NO_STOP)
     sampling = Sampling(max_tokens=30, temperature=temperature, seed=11)
     alone = [list(generator.stream(prompt, sampling)) for prompt in PROMPTS]
@@ -70,7 +70,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model: Decoder, temperature:
     assert all(len(answer) == 30 for answer in alone)
 
 
-def test_a_seed_decides_the_text(model: Decoder):
+def test_a_seed_decides_the_text(model: LanguageModel):
     generator = Generator(model, NO_STOP)
     first, again, other = (
         generator.generate(PROMPTS[:1], Sampling(max_tokens=30, temperature=1.0, seed=seed)) for seed in (1, 1, 2)
@@ -79,7 +79,7 @@ def test_a_seed_decides_the_text(model: Decoder):
     assert first != other
 
 
-def test_a_sequence_ends_before_its_stop_token_and_the_others_go_on(model: Decoder):
+def test_a_sequence_ends_before_its_stop_token_and_the_others_go_on(model: LanguageModel):
     sampling = Sampling(max_tokens=25)
     free = Generator(model, NO_STOP).generate(PROMPTS, sampling)
     stop = next(token for token in free[0][1:] if any(token not in answer for answer in free))
@@ -89,7 +89,7 @@ def test_a_sequence_ends_before_its_stop_token_and_the_others_go_on(model: Decod
     assert list(Generator(model, [stop, 63]).stream(PROMPTS[0], sampling)) == answers[0]
 
 
-def test_generation_fills_the_context_of_each_prompt_and_no_more(model: Decoder):
+def test_generation_fills_the_context_of_each_prompt_and_no_more(model: LanguageModel):
     prompts = [random_ids(length, seed=length).tolist() for length in (99, 40, 96)]
     generator = Generator(model, NO_STOP)
     together = generator.generate(prompts, Sampling(max_tokens=500))
@@ -98,7 +98,7 @@ def test_generation_fills_the_context_of_each_prompt_and_no_more(model: Decoder)
 
 
 @pytest.mark.parametrize("length", [100, 101])
-def test_a_prompt_that_leaves_no_room_is_refused(model: Decoder, length: int):
+def test_a_prompt_that_leaves_no_room_is_refused(model: LanguageModel, length: int):
     generator = Generator(model, NO_STOP)
     with pytest.raises(ValueError, match=f"{length} tokens leaves no room: the model holds 100"):
         generator.generate([[1], [1] * length], Sampling())
@@ -106,14 +106,14 @@ def test_a_prompt_that_leaves_no_room_is_refused(model: Decoder, length: int):
         next(generator.stream([1] * length, Sampling()))
 
 
-def test_an_empty_prompt_is_refused_and_no_prompts_are_no_work(model: Decoder):
+def test_an_empty_prompt_is_refused_and_no_prompts_are_no_work(model: LanguageModel):
     generator = Generator(model, NO_STOP)
     with pytest.raises(ValueError, match="at least one token"):
         generator.generate([[1], []], Sampling())
     assert generator.generate([], Sampling()) == []
 
 
-def test_a_stream_gives_each_token_as_soon_as_it_is_chosen(model: Decoder):
+def test_a_stream_gives_each_token_as_soon_as_it_is_chosen(model: LanguageModel):
     calls: list[int] = []
     handle = model.register_forward_hook(lambda *_: calls.append(1))
     stream = Generator(model, NO_STOP).stream(PROMPTS[0], Sampling(max_tokens=9))

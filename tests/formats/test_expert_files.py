@@ -15,7 +15,7 @@ from groundup.errors import UserError
 from groundup.formats.huggingface import FAMILIES, load_model, save_model
 from groundup.formats.keys import Keys
 from groundup.formats.rules import JoinedExperts, Stacked
-from groundup.model.config import Experts
+from groundup.model.specs import Experts
 
 SEPARATE = ("mixtral", "qwen2_moe some layers dense", "qwen3_moe", "olmoe")
 VARIANT = pytest.mark.parametrize("variant", SEPARATE)

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from groundup.formats.huggingface import FAMILIES, load_model, save_model
-from groundup.model.config import Attention, ModelConfig, Norm
+from groundup.model.config import ModelConfig
 from groundup.model.initialise import initialise
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
+from groundup.model.specs import Attention, Norm
 
 REFERENCES = {"llama": "Llama", "nanochat": "NanoChat"}
 ALL_FAMILIES = pytest.mark.parametrize("family", ["groundup", "llama", "nanochat"])
@@ -84,7 +85,7 @@ def _our_logits(folder: Path, input_ids: Tensor) -> Tensor:
     return load_model(folder, torch.float64)(input_ids)
 
 
-def _save(model: Decoder, folder: Path) -> None:
+def _save(model: LanguageModel, folder: Path) -> None:
     save_model(model, folder, bos_id=1, eos_ids=[2, 3], pad_id=5)
 
 
@@ -206,7 +207,7 @@ def test_an_export_with_other_logits_never_passes_as_good(tmp_path: Path, monkey
         save_file(tensors, *args, **options)
 
     monkeypatch.setattr("groundup.formats.huggingface.save_file", swap_two)
-    with pytest.raises(RuntimeError, match="does not give the logits"):
+    with pytest.raises(RuntimeError, match="does not give the outputs"):
         _save(hot_decoder(tiny_config("llama")), tmp_path)
 
 
@@ -214,7 +215,7 @@ def test_an_export_with_other_logits_never_passes_as_good(tmp_path: Path, monkey
 def test_a_loaded_model_is_ready_to_use(family: str, tmp_path: Path):
     _save(hot_decoder(tiny_config(family)), tmp_path)
     model = load_model(tmp_path, torch.float32)
-    assert isinstance(model, Decoder)
+    assert isinstance(model, LanguageModel)
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model(random_ids(1, 8)).sum().backward()

@@ -15,7 +15,7 @@ from tiny import hot_decoder, random_ids, tiny_config
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model, save_model
 from groundup.model.initialise import initialise
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
 
 Array = NDArray[np.float64]
 TIME = 24
@@ -160,7 +160,7 @@ def test_a_fresh_model_has_logits_as_large_as_those_of_other_tied_heads():
     """The factor on the logits is made up for by a larger embedding, as the paper pairs the two."""
 
     def size_of_logits(preset: str) -> float:
-        model = Decoder(tiny_config(preset))
+        model = LanguageModel(tiny_config(preset))
         initialise(model, seed=0)
         return model(random_ids(8, 16)).std().item()
 

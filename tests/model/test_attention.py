@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from groundup.model import attention
-from groundup.model.attention import SelfAttention, Shared, Visibility, attend, attend_fused, attend_in_blocks
-from groundup.model.config import Attention
+from groundup.model.attention import SelfAttention, attend, attend_fused, attend_in_blocks
+from groundup.model.context import Shared, Visibility
+from groundup.model.specs import Attention
 
 Path = Callable[[Attention, Tensor, Tensor, Tensor, Visibility], Tensor]
 PATHS = pytest.mark.parametrize("path", [attend_in_blocks, attend_fused, attend])

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_config
 
-from groundup.model.config import Attention, Induction, Norm, QueryKeyNorm
 from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
 from groundup.model.rotary import Rope
+from groundup.model.specs import Attention, Induction, Norm, QueryKeyNorm
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from groundup.model.config import Induction
 from groundup.model.induction import NOWHERE, Found, NgramHeads, followers
+from groundup.model.specs import Induction
 
 SPEC = Induction(lengths=(1, 2, 3, 5), places=3)
 

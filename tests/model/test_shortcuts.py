@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from groundup.model.config import VALUE_GATE_WIDTH, Attention
 from groundup.model.shortcuts import HASH_MULTIPLIERS, NgramEmbedding, ResidualMix, TokenValues
+from groundup.model.specs import VALUE_GATE_WIDTH, Attention
 
 
 def _random_(module: torch.nn.Module, seed: int) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from groundup.model.config import Router
 from groundup.model.experts import Routing, route
+from groundup.model.specs import Router
 from groundup.train.balance import expert_load, load_balance_loss, router_z_loss, update_correction
 
 

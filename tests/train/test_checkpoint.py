@@ -9,8 +9,8 @@ from tiny import heat, hot_decoder, random_ids, tiny_config
 from tiny_training import STEPS, UnevenRows, losses, train_tiny
 from torch.optim import Optimizer
 
+from groundup.model.language_model import LanguageModel
 from groundup.model.presets import PRESETS
-from groundup.model.transformer import Decoder
 from groundup.tokens.batches import Int64s, Rows
 from groundup.train.checkpoint import FILE, Counters, load_checkpoint, remove_checkpoint, save_checkpoint
 from groundup.train.optim import LearningRates, build_optimizers
@@ -18,12 +18,12 @@ from groundup.train.optim import LearningRates, build_optimizers
 ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
 
 
-def _started(preset: str, seed: int) -> tuple[Decoder, tuple[Optimizer, ...]]:
+def _started(preset: str, seed: int) -> tuple[LanguageModel, tuple[Optimizer, ...]]:
     model = hot_decoder(tiny_config(preset), seed, torch.float32)
     return model, build_optimizers(model, LearningRates(0.02, 0.2, 0.004), weight_decay=0.1)
 
 
-def _step(model: Decoder, optimizers: tuple[Optimizer, ...], seed: int) -> None:
+def _step(model: LanguageModel, optimizers: tuple[Optimizer, ...], seed: int) -> None:
     model(random_ids(4, 16, seed=seed)).square().mean().backward()
     for optimizer in optimizers:
         optimizer.step()

@@ -8,8 +8,8 @@ import torch
 from tiny import VOCABULARY, ListStream, hot_decoder, tiny_config
 from tiny_training import UnevenRows
 
+from groundup.model.language_model import LanguageModel
 from groundup.model.presets import PRESETS
-from groundup.model.transformer import Decoder
 from groundup.tokens.batches import IGNORE
 from groundup.train.heldout import heldout_loss, mean_target_loss
 
@@ -24,7 +24,7 @@ def _stream() -> ListStream:
 
 
 @torch.no_grad()
-def _token_by_token(model: Decoder, stream: ListStream) -> list[float]:
+def _token_by_token(model: LanguageModel, stream: ListStream) -> list[float]:
     """-log p of each token given BOS and the tokens of its own document that its window holds."""
     nats = []
     for place in range(stream.total_tokens):

@@ -8,8 +8,8 @@ import torch
 from tiny import hot_decoder, random_ids, tiny_config
 from torch import Tensor, nn
 
-from groundup.model.config import Experts, Router
 from groundup.model.presets import PRESETS
+from groundup.model.specs import Experts, Router
 from groundup.train.optim import LearningRates, Muon, build_optimizers, orthogonalise, schedule, set_learning_rates
 
 QUERY = "layers.0.mixer.query.weight"

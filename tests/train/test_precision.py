@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import PRETRAINING, hot_decoder, tiny_config
-from tiny_training import CONTEXT, train_tiny
+from tiny_training import CONTEXT, HOT_SEED, train_tiny
 
 from groundup.train import pretrain
 from groundup.train.config import PretrainConfig
@@ -37,7 +37,9 @@ def test_bfloat16_ends_within_half_a_percent_of_float32(
 def test_updates_too_small_for_bfloat16_are_not_lost(tmp_path: Path):
     rates = LearningRates(matrices=1e-5, embedding=1e-5, head=1e-5)
     model = train_tiny(tmp_path, steps=1, compute_dtype=torch.bfloat16, learning_rates=rates)
-    start = dict(hot_decoder(tiny_config("nanochat", context=CONTEXT), dtype=torch.float32).named_parameters())
+    start = dict(
+        hot_decoder(tiny_config("nanochat", context=CONTEXT), seed=HOT_SEED, dtype=torch.float32).named_parameters()
+    )
     for name, parameter in model.named_parameters():
         moved = parameter != start[name]
         unchanged_in_bfloat16 = parameter.bfloat16() == start[name].bfloat16()

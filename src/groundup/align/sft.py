@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from groundup.align.config import SftConfig
 from groundup.align.conversations import Conversation, build_conversations, write_conversations
 from groundup.errors import UserError
-from groundup.formats.huggingface import load_model
-from groundup.model.transformer import Decoder
+from groundup.formats.huggingface import load_language_model
+from groundup.model.language_model import LanguageModel
 from groundup.storage import write_json
 from groundup.tokens.chat import render
 from groundup.tokens.conversations import PackedConversations, TokenisedConversation
@@ -40,7 +40,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
     """
     ranks = join_ranks()
     words = Tokenizer.load(pretrain)
-    model = load_model(pretrain)
+    model = load_language_model(pretrain)
     conversations = gather_conversations(config, corpus, words)
     train_split = [tokenise(one, words) for one in conversations["train"]]
     try:
@@ -100,7 +100,7 @@ def tokenise(conversation: Conversation, words: Tokenizer) -> TokenisedConversat
     return TokenisedConversation(rendered.ids, rendered.trained)
 
 
-def loop_config(config: SftConfig, model: Decoder, source: PackedConversations, pretrain: Path) -> LoopConfig:
+def loop_config(config: SftConfig, model: LanguageModel, source: PackedConversations, pretrain: Path) -> LoopConfig:
     """The loop's settings; learning rates are a part of those the model was pre-trained with."""
     rows_per_step = config.batch_tokens // config.context
     steps = None

@@ -1,16 +1,21 @@
-"""The key-value cache of one generation: keys and values of every token so far, per layer."""
+"""The cache of one generation: per layer the keys and values of every token so far, or a recurrent state."""
 
 import torch
 from torch import Tensor
 
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
 
 
 class LayerKeyValues:
-    """Keys and values of one layer, (batch, kv heads, tokens, head_dim), in buffers that double when full."""
+    """Keys and values of one layer, (batch, kv heads, tokens, head_dim), in buffers that double when full.
+
+    state, memory: see `model/context.py`.
+    """
 
     def __init__(self) -> None:
         self.length = 0
+        self.state: tuple[Tensor, ...] | None = None
+        self.memory: tuple[Tensor, Tensor] | None = None
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -25,14 +30,14 @@ class LayerKeyValues:
 class KeyValueCache:
     """An empty cache for every layer of a model."""
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.layers = [LayerKeyValues() for _ in model.layers]
         self._ids: Tensor | None = None
 
     @property
     def length(self) -> int:
         """Tokens held so far, padding included."""
-        return self.layers[0].length
+        return 0 if self._ids is None else self._ids.shape[1]
 
     def take_ids(self, input_ids: Tensor) -> Tensor:
         """Keep `input_ids` (batch, time); returns all tokens so far, these included."""

@@ -9,7 +9,7 @@ import torch
 
 from groundup.engine.cache import KeyValueCache
 from groundup.engine.sampling import Sampling, choose
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
 
 
 class Generator:
@@ -18,7 +18,7 @@ class Generator:
     stop_ids: tokens that end a sequence; they are not part of the result.
     """
 
-    def __init__(self, model: Decoder, stop_ids: Sequence[int]) -> None:
+    def __init__(self, model: LanguageModel, stop_ids: Sequence[int]) -> None:
         self.model = model
         self.stop_ids = frozenset(stop_ids)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from groundup.formats.huggingface import load_model
+from groundup.formats.huggingface import load_language_model
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.heldout import HeldoutLoss, heldout_loss
@@ -16,6 +16,6 @@ def score_heldout(folder: Path, heldout: Path, context: int) -> HeldoutLoss:
     """
     shards = Shards.open(heldout)
     shards.check_tokenizer(folder)
-    model = load_model(folder)
+    model = load_language_model(folder)
     window = min(context, model.config.max_positions)
     return heldout_loss(model, shards, window, Tokenizer.load(folder).bos_id)

@@ -2,30 +2,35 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule
-from groundup.model.config import ModelConfig
+from groundup.model.build import AnyConfig
+
+Config = TypeVar("Config", bound=AnyConfig)
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(Generic[Config]):
     """How one family is laid out in a Hugging Face folder.
 
     name: its `model_type`, and the `family` of its configurations.
     architecture: class name that `transformers` loads the folder with.
-    read / write: the family's keys of config.json ⇄ `ModelConfig`; `read` raises ValueError, naming the key, for a
+    read / write: the family's keys of config.json ⇄ its configuration; `read` raises ValueError, naming the key, for a
         value that our parts cannot express.
     rules: the names and layout of its tensors, for a configuration.
     ignored: patterns of tensors that old files hold and nothing needs, such as stored masks.
+    copies: names of tensors that some files hold though they are tied → the tensor on disk that they must equal; the
+        head of a language model, tied to its embedding, needs no mention.
     other_rules: other layouts that files of the family come in; they are read, never written.
     """
 
     name: str
     architecture: str
-    read: Callable[[Keys], ModelConfig]
-    write: Callable[[ModelConfig], dict[str, Any]]
-    rules: Callable[[ModelConfig], Sequence[Rule]]
+    read: Callable[[Keys], Config]
+    write: Callable[[Config], dict[str, Any]]
+    rules: Callable[[Config], Sequence[Rule]]
     ignored: tuple[str, ...] = ()
-    other_rules: tuple[Callable[[ModelConfig], Sequence[Rule]], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
+    other_rules: tuple[Callable[[Config], Sequence[Rule]], ...] = ()

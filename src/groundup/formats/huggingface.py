@@ -19,11 +19,13 @@ from groundup.formats.families import ALL_FAMILIES
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.tensor_files import SINGLE, TensorFiles
+from groundup.model.build import AnyConfig, AnyModel, build
 from groundup.model.config import ModelConfig
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
+from groundup.model.stack import Stack
 from groundup.storage import write_json
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in ALL_FAMILIES}
+FAMILIES: Mapping[str, Family[Any]] = {family.name: family for family in ALL_FAMILIES}
 # Keys that say how a model is trained, used or was saved, not what it computes.
 COMMON_KEYS = (
     "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label "
@@ -33,7 +35,7 @@ COMMON_KEYS = (
 ).split()
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     """The model of a Hugging Face folder, on the CPU, in evaluation mode.
 
     dtype: of the weights; None keeps each tensor's own.
@@ -43,7 +45,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
     family = _family(keys, folder)
     config = _model_config(family, keys, folder)
     with torch.device("meta"):
-        model = Decoder(config)
+        model = build(config)
     tensors = _read_tensors(folder, model, family)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -51,7 +53,15 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
     return model.eval()
 
 
-def save_model(model: Decoder, folder: Path, bos_id: int, eos_ids: list[int], pad_id: int) -> None:
+def load_language_model(folder: Path, dtype: torch.dtype | None = None) -> LanguageModel:
+    """The same for uses that need a model of token sequences. Raises UserError for a folder of another kind too."""
+    model = load_model(folder, dtype)
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"{folder} holds a {model.config.family} model; this needs one of text alone, such as llama")
+    return model
+
+
+def save_model(model: AnyModel, folder: Path, bos_id: int, eos_ids: list[int], pad_id: int) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors` into an existing folder, then check them.
 
     eos_ids: tokens at which generation stops.
@@ -68,20 +78,20 @@ def save_model(model: Decoder, folder: Path, bos_id: int, eos_ids: list[int], pa
     tensors = rules.disk_tensors(_layouts(family, model)[0], ours)
     save_file({name: one.contiguous().cpu() for name, one in tensors}, folder / SINGLE, metadata={"format": "pt"})
     (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
-    _compare_logits(model, load_model(folder))
+    _compare_outputs(model, load_model(folder))
 
 
-def _layouts(family: Family, model: Decoder) -> list[list[rules.Rule]]:
+def _layouts(family: Family[Any], model: AnyModel) -> list[list[rules.Rule]]:
     """The rules of this model's tensors for each layout of the family, its own first."""
     tables = (table(model.config) for table in (family.rules, *family.other_rules))
-    return [rules.concrete(table, _shapes(model), len(model.config.layers)) for table in tables]
+    return [rules.concrete(table, _shapes(model)) for table in tables]
 
 
 def _disk_names(table: list[rules.Rule]) -> set[str]:
     return {name for rule in table for name in rule.disk}
 
 
-def _shapes(model: Decoder) -> dict[str, rules.Shape]:
+def _shapes(model: AnyModel) -> dict[str, rules.Shape]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -98,14 +108,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return keys
 
 
-def _family(keys: Mapping[str, Any], folder: Path) -> Family:
+def _family(keys: Mapping[str, Any], folder: Path) -> Family[Any]:
     name = str(keys.get("model_type"))
     if name not in FAMILIES:
         raise UserError(f"{folder}/config.json: `model_type` is {name!r}; known are {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
-def _model_config(family: Family, values: Mapping[str, Any], folder: Path) -> ModelConfig:
+def _model_config(family: Family[Any], values: Mapping[str, Any], folder: Path) -> AnyConfig:
     keys = Keys(values)
     keys.without_effect(*COMMON_KEYS)
     try:
@@ -119,17 +129,17 @@ def _model_config(family: Family, values: Mapping[str, Any], folder: Path) -> Mo
     return config
 
 
-def _read_tensors(folder: Path, model: Decoder, family: Family) -> dict[str, torch.Tensor]:
+def _read_tensors(folder: Path, model: AnyModel, family: Family[Any]) -> dict[str, torch.Tensor]:
     """Our names → tensors of the folder, memory-mapped; exactly those that the model has."""
     layouts, files = _layouts(family, model), TensorFiles(folder)
     table = next((one for one in layouts if _disk_names(one) <= files.names()), layouts[0])
     known = _disk_names(table)
     if missing := sorted(known - files.names()):
         raise UserError(f"{files.path()}: tensor `{missing[0]}` is missing")
-    copy = _copy_of_embedding(family, model, table)
+    copies = _copies(family, model, table)
     unknown = sorted(files.names() - known)
     for name in unknown:
-        if name in copy and torch.equal(files.get(name), files.get(copy[name])):
+        if name in copies and torch.equal(files.get(name), files.get(copies[name])):
             continue
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored):
             raise UserError(f"{files.path(name)}: tensor `{name}` has no place in a {family.name} model of this config")
@@ -139,22 +149,26 @@ def _read_tensors(folder: Path, model: Decoder, family: Family) -> dict[str, tor
         raise UserError(f"{folder}: {error}") from None
 
 
-def _copy_of_embedding(family: Family, model: Decoder, table: list[rules.Rule]) -> dict[str, str]:
-    """The name on disk of a head that is tied, which some files hold nevertheless → that of the embedding."""
+def _copies(family: Family[Any], model: AnyModel, table: list[rules.Rule]) -> dict[str, str]:
+    """Names on disk of tensors that are tied, which some files hold nevertheless → those of what they must equal."""
     embedding = [rule.disk[0] for rule in table if rule.ours == ("embedding.weight",)]
     head = [rule.disk[0] for rule in family.rules(model.config) if rule.ours == ("head.weight",)]
-    return dict(zip(head, embedding, strict=False)) if model.config.tied_head else {}
+    tied = isinstance(model.config, ModelConfig) and model.config.tied_head
+    return dict(family.copies) | (dict(zip(head, embedding, strict=False)) if tied else {})
 
 
 @torch.no_grad()
-def _compare_logits(model: Decoder, loaded: Decoder) -> None:
-    """Both must give the same logits, in the weights' own type, on a fixed run of tokens."""
-    length = min(16, model.config.max_positions)
-    input_ids = (torch.arange(length)[None] * 7919) % model.config.vocab_size
-    compute_dtype, model.compute_dtype = model.compute_dtype, None
-    expected = model(input_ids.to(model.device)).cpu()
-    model.compute_dtype = compute_dtype
+def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
+    """Both must give the same outputs, in the weights' own type, for a fixed input."""
+    inputs = model.example()
+    stacks = [module for module in model.modules() if isinstance(module, Stack)]
+    compute_dtypes = [stack.compute_dtype for stack in stacks]
+    for stack in stacks:
+        stack.compute_dtype = None
+    expected = model(*(tensor.to(model.device) for tensor in inputs)).cpu()
+    for stack, dtype in zip(stacks, compute_dtypes, strict=True):
+        stack.compute_dtype = dtype
     if not torch.isfinite(expected).all():
         raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
-    if not torch.equal(expected, loaded(input_ids)):
-        raise RuntimeError("the saved model folder does not give the logits of the model it was saved from")
+    if not torch.equal(expected, loaded(*inputs)):
+        raise RuntimeError("the saved model folder does not give the outputs of the model it was saved from")

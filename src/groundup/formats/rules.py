@@ -4,6 +4,7 @@ A `Rule` names tensors here, tensors on disk, and the reversible operation betwe
 layer; a rule whose tensors a model does not have (a head that is tied, a bias that is off) says nothing.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -146,14 +147,17 @@ def without_prefix(rules: Sequence[Rule], prefix: str) -> list[Rule]:
     return [Rule(rule.ours, tuple(name.removeprefix(prefix) for name in rule.disk), rule.operation) for rule in rules]
 
 
-def concrete(rules: Sequence[Rule], shapes: Mapping[str, Shape], layers: int) -> list[Rule]:
+def concrete(rules: Sequence[Rule], shapes: Mapping[str, Shape]) -> list[Rule]:
     """The rules with layer numbers filled in that speak of tensors in `shapes`, each of which exactly one must name."""
-    found = [
-        one
-        for rule in rules
-        for one in (map(rule.of_layer, range(layers)) if "*" in "".join(rule.ours) else [rule])
-        if any(name in shapes for name in one.ours)
-    ]
+    numbers: dict[str, set[int]] = {}
+    for name in shapes:
+        for match in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+            numbers.setdefault(name[: match.start()] + "*" + name[match.end() :], set()).add(int(match[0]))
+    found = []
+    for rule in rules:
+        layers = sorted(set().union(*(numbers.get(name, set()) for name in rule.ours)))
+        ones = map(rule.of_layer, layers) if "*" in "".join(rule.ours) else [rule]
+        found += [one for one in ones if any(name in shapes for name in one.ours)]
     named = [name for rule in found for name in rule.ours]
     if sorted(named) != sorted(shapes):
         odd = sorted(set(named) ^ set(shapes)) or sorted({name for name in named if named.count(name) > 1})

@@ -1,69 +1,22 @@
-"""Attention: one rule of who may see whom, and the paths that compute it.
+"""Attention: who sees whom is said in `context.py`; here are the projections and the paths that compute it.
 
 Shape suffixes: b batch, t query time, s key time, h heads, k head dimension, d model width.
-
-Every token belongs to a *segment* (a packed document; -1 for padding) and has an index in the row. A query sees a key
-if both are in the same segment and the key is not later (unless the layer is bidirectional) and not outside its window.
-Training packs, left padding and the cache all say what they mean with segments alone; padding rows see themselves, so
-no softmax is ever empty.
 """
-
-from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import HEAD_GATE_WIDTH, Attention, QueryKeyNorm
+from groundup.model.context import LayerCache, Shared, Visibility
 from groundup.model.parts import Linear, Normalise
 from groundup.model.positions import RopeTables, alibi_slopes, rotate
+from groundup.model.specs import HEAD_GATE_WIDTH, Attention, QueryKeyNorm
 
 # Query rows per block on CPU. Measured at context 512: 128 and 256 beat 64 and 512, and all beat fused CPU attention in
 # bfloat16 by more than twice (docs/log.md).
 QUERY_BLOCK = 256
 # Beyond this many keys the score blocks kept for the backward pass cost too much memory.
 BLOCKED_KEYS = 2048
-
-
-class Visibility(NamedTuple):
-    """Segments of the queries and of the keys; queries are the last t of the s keys.
-
-    segments_bt, segments_bs: int32, or None where every token of the row is one segment.
-    """
-
-    segments_bt: Tensor | None
-    segments_bs: Tensor | None
-
-    def block(self, spec: Attention, queries: range, keys: range, first: int, device: torch.device) -> Tensor | None:
-        """The rule for some queries against some keys: bool (batch or 1, 1, queries, keys), None where all see all.
-
-        first: index of query 0 among the keys.
-        """
-        rows = torch.arange(first + queries.start, first + queries.stop, device=device)[:, None]
-        columns = torch.arange(keys.start, keys.stop, device=device)[None, :]
-        rule = rows >= columns if spec.causal else None
-        if spec.window is not None:
-            near = rows - columns < spec.window if spec.causal else (rows - columns).abs() <= spec.window
-            rule = near if rule is None else rule & near
-        rule = None if rule is None else rule[None, None]
-        if self.segments_bt is None or self.segments_bs is None:
-            return rule
-        query_segments = self.segments_bt[:, None, queries.start : queries.stop, None]
-        same = query_segments == self.segments_bs[:, None, None, keys.start : keys.stop]
-        return same if rule is None else rule & same
-
-
-class Shared(NamedTuple):
-    """What a layer is told beside its input: the tables of its own rotation, if it has one, and who sees whom."""
-
-    rope: RopeTables | None
-    visible: Visibility
-
-
-class LayerCache(Protocol):
-    """What a layer needs of a key-value cache: keep the new keys and values, give back all of them."""
-
-    def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class SelfAttention(nn.Module):
@@ -99,7 +52,8 @@ class SelfAttention(nn.Module):
         k_bhsk, v_bhsk = k_bthk.transpose(1, 2), v_bthk.transpose(1, 2)
         if cache is not None:
             k_bhsk, v_bhsk = cache.update(k_bhsk, v_bhsk)
-        out_bthk = attend(self.spec, q_bthk.transpose(1, 2), k_bhsk, v_bhsk, shared.visible, self.sinks).transpose(1, 2)
+        extras = (self.sinks, shared.bias_hts)
+        out_bthk = attend(self.spec, q_bthk.transpose(1, 2), k_bhsk, v_bhsk, shared.visible, *extras).transpose(1, 2)
         if self.head_gate is not None:
             gate_bth = 2 * torch.sigmoid(F.linear(x_btd[..., :HEAD_GATE_WIDTH], self.head_gate.to(x_btd.dtype)))
             out_bthk = out_bthk * gate_bth[..., None]
@@ -122,26 +76,58 @@ class SelfAttention(nn.Module):
         return x_btd if self.spec.clip is None else x_btd.clamp(-self.spec.clip, self.spec.clip)
 
 
+class CrossAttention(SelfAttention):
+    """Queries of a decoder against keys and values of an encoder's output (Vaswani et al. 2017, section 3.2.3)."""
+
+    def forward(  # type: ignore[override]
+        self, x_btd: Tensor, shared: Shared, cache: LayerCache | None
+    ) -> Tensor:
+        batch, time, _ = x_btd.shape
+        q_bhtk = self._heads(self.query(x_btd), self.query_norm, None).transpose(1, 2)
+        keys_values = None if cache is None else cache.memory
+        if keys_values is None:
+            assert shared.memory_bsd is not None
+            k_bshk = self._heads(self.key(shared.memory_bsd), self.key_norm, None)
+            v_bshk = self.value(shared.memory_bsd).view(k_bshk.shape)
+            keys_values = k_bshk.transpose(1, 2), v_bshk.transpose(1, 2)
+        if cache is not None:
+            cache.memory = keys_values
+        out_bhtk = attend(self.spec, q_bhtk, *keys_values, shared.memory_visible)
+        return self.output(out_bhtk.transpose(1, 2).reshape(batch, time, -1))
+
+
 def _head_norm(wanted: QueryKeyNorm, heads: int, head_dim: int) -> Normalise:
     shapes = {"head": (head_dim,), "each_head": (heads, head_dim), "width": (heads * head_dim,)}
     return Normalise(wanted.norm, *shapes[wanted.over])
 
 
 def attend(
-    spec: Attention, q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility, sinks_h: Tensor | None = None
+    spec: Attention,
+    q_bhtk: Tensor,
+    k_bhsk: Tensor,
+    v_bhsk: Tensor,
+    visible: Visibility,
+    sinks_h: Tensor | None = None,
+    bias_hts: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale · q kᵀ) v under `visible`; keys and values may have fewer heads than queries.
+    """softmax(scale · q kᵀ + bias) v under `visible`; keys and values may have fewer heads than queries.
 
     Scores are exponentiated in at least float32. Source: Vaswani et al. 2017, eq. 1.
     """
-    plain = spec.softcap is None and not spec.sinks and spec.alibi is None
+    plain = spec.softcap is None and not spec.sinks and spec.alibi is None and bias_hts is None
     if plain and (q_bhtk.device.type != "cpu" or k_bhsk.shape[2] > BLOCKED_KEYS):
         return attend_fused(spec, q_bhtk, k_bhsk, v_bhsk, visible)
-    return attend_in_blocks(spec, q_bhtk, k_bhsk, v_bhsk, visible, sinks_h)
+    return attend_in_blocks(spec, q_bhtk, k_bhsk, v_bhsk, visible, sinks_h, bias_hts)
 
 
 def attend_in_blocks(
-    spec: Attention, q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, visible: Visibility, sinks_h: Tensor | None = None
+    spec: Attention,
+    q_bhtk: Tensor,
+    k_bhsk: Tensor,
+    v_bhsk: Tensor,
+    visible: Visibility,
+    sinks_h: Tensor | None = None,
+    bias_hts: Tensor | None = None,
 ) -> Tensor:
     """One block of queries at a time against the keys it can see: skips most of what is masked.
 
@@ -164,6 +150,8 @@ def attend_in_blocks(
             wide = spec.softcap * torch.tanh(wide / spec.softcap)
         if spec.alibi is not None:
             wide = wide + _alibi_bias(spec.alibi, heads, seen, wide)
+        if bias_hts is not None:
+            wide = wide + bias_hts[:, queries.start : queries.stop, seen.start : seen.stop].to(wide.dtype)
         rule = visible.block(spec, queries, seen, first, q_bhtk.device)
         if rule is not None:
             wide = wide.masked_fill(~rule, float("-inf"))

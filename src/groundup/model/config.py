@@ -1,359 +1,78 @@
-"""What a model is made of, as data: nested dataclasses, each validated where it is built.
+"""What a model is made of, as data: stacks of layers, what comes in below and what comes out above.
 
-A family (LLaMA, GPT-2, …) is a `ModelConfig`, never a subclass. `layers` is written out once, one `LayerSpec` per
-layer, so no code ever asks which layer it is. Every part counts its own matrix parameters, from which FLOPs follow.
+A family (LLaMA, BERT, T5, …) is one of these configurations, never a subclass. `layers` is written out once, one
+`LayerSpec` per layer, so no code ever asks which layer it is.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
-from groundup.model.rotary import Rope, YarnScaling
-
-NormKind = Literal["rms", "rms_plus_one", "rms_without_weight", "layer", "layer_without_weight"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared"]
-# Where a layer norms, for a sublayer f: x + f(n(x)); n(x + f(x)); x + n'(f(n(x))); x + n(f(x)); and, with attention and
-# feed-forward side by side, x + a(n(x)) + f(n(x)); x + a(n(x)) + f(n'(x)).
-Placement = Literal["pre", "post", "sandwich", "output", "parallel", "parallel_two_norms"]
-Projection = Literal["query", "key", "value", "output"]
-
-# Channels of a layer's input from which its gates are computed: of its value embedding (nanochat), of its attention
-# heads (modded-nanogpt).
-VALUE_GATE_WIDTH = 32
-HEAD_GATE_WIDTH = 12
+from groundup.model.specs import Activation, Attention, Induction, LayerSpec, Norm
 
 
 @dataclass(frozen=True)
-class Norm:
-    """Root-mean-square norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016).
+class RelativePositions:
+    """A learned bias on attention scores by distance, one per head, the same in all layers of a stack (T5).
 
-    kind: `rms_plus_one` multiplies by (1 + weight) before it narrows the type (Gemma); the others have a plain weight
-        or none.
-    bias: only layer norms with a weight can have one.
+    buckets: rows of the table; the farther, the more distances share one, and all from max_distance on share the last.
     """
 
-    kind: NormKind = "rms"
-    eps: float = 1e-6
-    bias: bool = False
+    buckets: int
+    max_distance: int
 
     def __post_init__(self) -> None:
-        if self.bias and self.kind != "layer":
-            raise ValueError(f"a norm of kind {self.kind!r} has no bias")
-        if not self.eps > 0:
-            raise ValueError(f"the epsilon of a norm must be positive, not {self.eps}")
-
-    @property
-    def has_weight(self) -> bool:
-        return "without" not in self.kind
-
-    def parameters(self, width: int) -> int:
-        return width * (self.has_weight + self.bias)
+        if self.buckets < 4 or self.buckets % 4:
+            raise ValueError(f"the buckets of relative positions must be a multiple of 4, not {self.buckets}")
+        if self.max_distance <= self.buckets // 2:
+            raise ValueError(f"{self.buckets} buckets need a largest distance of more than {self.buckets // 2}")
 
 
-@dataclass(frozen=True)
-class QueryKeyNorm:
-    """A norm of the queries and of the keys.
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """Layers, and the norm after them.
 
-    over: each head by itself with one weight for all (`head`) or with a weight of its own (`each_head`, Cohere), or
-        all heads together (`width`, OLMo 2).
-    after_rope: whether they are rotated first (nanochat).
-    """
-
-    norm: Norm
-    over: Literal["head", "each_head", "width"] = "head"
-    after_rope: bool = False
-
-    def __post_init__(self) -> None:
-        if self.after_rope and self.over == "width":
-            raise ValueError("a norm over the full width comes before the rotation, which is of each head by itself")
-
-    def parameters(self, heads: int, head_dim: int) -> int:
-        return self.norm.parameters(head_dim if self.over == "head" else heads * head_dim)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Grouped-query attention (Ainslie et al. 2023): `heads` queries share `kv_heads` keys and values.
-
-    rope: rotary positions, or None.
-    bias: the projections that have one.
-    scale: of the scores; None means head_dim^-1/2.
-    softcap: scores become cap · tanh(score / cap) (Gemma 2).
-    window: keys that a query sees, itself included (Mistral); with `causal` off, keys on each side.
-    sinks: each head has a learned score for seeing nothing (gpt-oss).
-    alibi: factor on the linear distance bias of Press et al. 2022, or None.
-    clip: queries and keys, once normed over the width, and values are clamped to ± this (OLMoE).
-    head_gate: each head's output is scaled by a gate that the layer's input opens or closes.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope: Rope | None = None
-    bias: tuple[Projection, ...] = ()
-    query_key_norm: QueryKeyNorm | None = None
-    scale: float | None = None
-    softcap: float | None = None
-    window: int | None = None
-    causal: bool = True
-    sinks: bool = False
-    alibi: float | None = None
-    clip: float | None = None
-    head_gate: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("heads", "kv_heads", "head_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"`heads` ({self.heads}) must be a multiple of `kv_heads` ({self.kv_heads})")
-        if self.rope is not None and self.rope.dims is None and self.head_dim % 2:
-            raise ValueError(f"`head_dim` must be even for rotary positions, not {self.head_dim}")
-        if self.rope is not None and (self.rope.dims or 0) > self.head_dim:
-            raise ValueError(f"{self.rope.dims} rotated dimensions do not fit into a `head_dim` of {self.head_dim}")
-        if self.sinks and self.alibi is not None:
-            raise ValueError("sinks and the distance bias cannot be had together: no rule says how far a sink is")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"an attention window must be at least 1, not {self.window}")
-
-    def matmul_parameters(self, width: int) -> int:
-        gate = self.heads * HEAD_GATE_WIDTH if self.head_gate else 0
-        return 2 * width * self.head_dim * (self.heads + self.kv_heads) + gate
-
-    def parameters(self, width: int) -> int:
-        """All of them, each counted once."""
-        sizes = {"query": self.heads, "key": self.kv_heads, "value": self.kv_heads}
-        biases = sum(sizes[name] * self.head_dim if name in sizes else width for name in self.bias)
-        norm = self.query_key_norm
-        norms = 0 if norm is None else sum(norm.parameters(n, self.head_dim) for n in (self.heads, self.kv_heads))
-        return self.matmul_parameters(width) + biases + norms + (self.heads if self.sinks else 0)
-
-    def score_flops(self, context: int) -> int:
-        """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
-        return 12 * self.heads * self.head_dim * context
-
-
-@dataclass(frozen=True)
-class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2 2024): keys and values are made of one small vector for each token.
-
-    query_rank: width that queries pass through, or None; latent_rank: that of keys and values.
-    plain_dim, rotated_dim: of each query and key, the part without and with positions; all heads share one rotated key.
-    norm: of what passes through the ranks.
-    bias: the maps that lead into the ranks, and the output, have one.
-    yarn_mscale: with YaRN the scores grow by (1 + 0.1 · yarn_mscale · ln factor)²; 0 leaves them.
-    """
-
-    heads: int
-    query_rank: int | None
-    latent_rank: int
-    plain_dim: int
-    rotated_dim: int
-    value_dim: int
-    rope: Rope
-    norm: Norm
-    bias: bool = False
-    yarn_mscale: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rotated_dim % 2:
-            raise ValueError(f"the rotated part of a head must be even, not {self.rotated_dim}")
-
-    @property
-    def head_dim(self) -> int:
-        """The dimensions that rotary positions are for."""
-        return self.rotated_dim
-
-    @property
-    def scored(self) -> Attention:
-        """How the queries and keys that come out are compared: as those of plain attention."""
-        dim = self.plain_dim + self.rotated_dim
-        factor = self.rope.scaling.factor if isinstance(self.rope.scaling, YarnScaling) else 1.0
-        growth = 1 + 0.1 * self.yarn_mscale * math.log(factor) if factor > 1 else 1.0
-        return Attention(self.heads, self.heads, dim, scale=dim**-0.5 * growth**2)
-
-    def matmul_parameters(self, width: int) -> int:
-        query, latent = self.query_rank, self.latent_rank
-        queries = self.heads * (self.plain_dim + self.rotated_dim)
-        total = width * queries if query is None else query * (width + queries)
-        total += width * (latent + self.rotated_dim) + latent * self.heads * (self.plain_dim + self.value_dim)
-        return total + self.heads * self.value_dim * width
-
-    def parameters(self, width: int) -> int:
-        """All of them, each counted once."""
-        query = self.query_rank or 0
-        norms = self.norm.parameters(self.latent_rank) + (self.norm.parameters(query) if query else 0)
-        biases = query + self.latent_rank + self.rotated_dim + width if self.bias else 0
-        return self.matmul_parameters(width) + norms + biases
-
-    def score_flops(self, context: int) -> int:
-        """FLOPs of scores and weighted sums, forward and backward, for one token that sees `context` keys."""
-        return 6 * self.heads * (self.plain_dim + self.rotated_dim + self.value_dim) * context
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """Position-wise network of inner width `width`; gated means SwiGLU-like (Shazeer 2020): act(gate) · up.
-
-    sharpness: the activation is act(a · x) / a with this a.
-    limit: gates are clamped to at most this and `up` to ± this before anything else (gpt-oss), or None.
-    up_offset: added to `up` (1 in gpt-oss).
+    final_norm: after the last layer, or None.
+    relative_positions: bias on the scores of all self-attention, or None.
     """
 
     width: int
-    activation: Activation
-    gated: bool
-    bias: bool = False
-    sharpness: float = 1.0
-    limit: float | None = None
-    up_offset: float = 0.0
+    layers: tuple[LayerSpec, ...]
+    final_norm: Norm | None
+    relative_positions: RelativePositions | None = None
 
     def __post_init__(self) -> None:
-        if not self.gated and (self.limit is not None or self.up_offset):
-            raise ValueError("`limit` and `up_offset` belong to feed-forward networks with a gate")
-
-    def matmul_parameters(self, width: int) -> int:
-        return (3 if self.gated else 2) * width * self.width
-
-    def parameters(self, width: int) -> int:
-        """All of them, each counted once."""
-        biases = (1 + self.gated) * self.width + width if self.bias else 0
-        return self.matmul_parameters(width) + biases
-
-
-@dataclass(frozen=True)
-class Router:
-    """How a token chooses experts and weighs what they answer, from one linear score for each of `experts`.
-
-    chosen: experts per token.
-    score: softmax over all experts, or the sigmoid of each (DeepSeek-V3).
-    normalised: the weights of the chosen experts are divided by their sum. With softmax these are then the softmax of
-        the chosen scores alone (Mixtral, gpt-oss).
-    bias: the scores have one.
-    correction: a number for each expert enters the choice, not the weights, and is nudged while training until all
-        experts have the same load (DeepSeek-V3).
-    groups, chosen_groups, group_best: the experts form equal groups, of which a token takes those with the highest sum
-        of their `group_best` best experts (DeepSeek: the best one in V2, two in V3).
-    scale: factor on the weights.
-    """
-
-    experts: int
-    chosen: int
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    normalised: bool = True
-    bias: bool = False
-    correction: bool = False
-    groups: int = 1
-    chosen_groups: int = 1
-    group_best: int = 2
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.groups < 1 or self.experts % self.groups:
-            raise ValueError(f"{self.experts} experts do not form {self.groups} equal groups")
-        if not 1 <= self.chosen_groups <= self.groups:
-            raise ValueError(f"{self.chosen_groups} groups of experts cannot be chosen from {self.groups}")
-        eligible = self.experts // self.groups * self.chosen_groups
-        if not 1 <= self.chosen <= eligible:
-            raise ValueError(f"{self.chosen} experts cannot be chosen from {eligible}")
-        if self.chosen_groups < self.groups and not 1 <= self.group_best <= self.experts // self.groups:
-            raise ValueError(f"a group of {self.experts // self.groups} experts has no {self.group_best} best ones")
-
-    def parameters(self, width: int) -> int:
-        """All of them, each counted once."""
-        return self.experts * (width + self.bias + self.correction)
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Feed-forward networks of which each token passes through a few (Shazeer et al. 2017).
-
-    expert: the shape of each.
-    shared: a network beside them that every token passes through, or None.
-    shared_gate: its output is scaled by the sigmoid of one linear score of the token (Qwen2-MoE).
-    """
-
-    expert: FeedForward
-    router: Router
-    shared: FeedForward | None = None
-    shared_gate: bool = False
-
-    def __post_init__(self) -> None:
-        if self.shared_gate and self.shared is None:
-            raise ValueError("`shared_gate` needs a shared network, whose output it scales")
-
-    def matmul_parameters(self, width: int) -> int:
-        """Of what one token passes through: the router, its chosen experts, the shared network."""
-        shared = 0 if self.shared is None else self.shared.matmul_parameters(width)
-        gate = width if self.shared_gate else 0
-        chosen = self.router.chosen * self.expert.matmul_parameters(width)
-        return self.router.experts * width + chosen + shared + gate
-
-    def parameters(self, width: int) -> int:
-        """All of them, each counted once."""
-        shared = 0 if self.shared is None else self.shared.parameters(width)
-        gate = width if self.shared_gate else 0
-        return self.router.parameters(width) + self.router.experts * self.expert.parameters(width) + shared + gate
-
-
-@dataclass(frozen=True)
-class Induction:
-    """Built-in induction (`induction.py`): for each n of `lengths`, the last `places` places with the same n tokens."""
-
-    lengths: tuple[int, ...]
-    places: int
-
-    def __post_init__(self) -> None:
-        lengths = list(self.lengths)
-        if not lengths or lengths[0] < 1 or lengths != sorted(set(lengths)):
-            raise ValueError(f"the lengths of induction must be rising numbers from 1 on, not {lengths}")
-        if self.places < 1:
-            raise ValueError(f"the places of induction must be at least 1, not {self.places}")
+        if not self.layers:
+            raise ValueError("a model needs at least one layer")
+        if self.width < 1:
+            raise ValueError(f"`width` must be positive, not {self.width}")
+        if self.relative_positions is not None:
+            mixers = [layer.mixer for layer in self.layers]
+            if not all(isinstance(mixer, Attention) and mixer.heads == mixers[0].heads for mixer in mixers):
+                raise ValueError("relative positions need plain attention with equally many heads in every layer")
 
     @property
-    def terms(self) -> int:
-        """How many followers each token has."""
-        return len(self.lengths) * self.places
+    def causal(self) -> bool:
+        """Whether no position depends on a later one."""
+        return all(layer.mixer.causal for layer in self.layers)
 
+    def matmul_parameters(self) -> int:
+        """Parameters that take part in matrix products for each token; of experts only those that it chooses."""
+        return sum(layer.matmul_parameters(self.width) for layer in self.layers)
 
-@dataclass(frozen=True)
-class LayerSpec:
-    """One layer: a mixer of positions, then (or beside it) a feed-forward network, with norms where `placement` says.
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs of one training token: 6 per matmul parameter, plus attention over the full context.
 
-    value_embedding: each token adds a learned vector of its own, gated, to its attention values.
-    """
-
-    mixer: Attention | LatentAttention
-    feed_forward: FeedForward | Experts
-    norm: Norm
-    placement: Placement = "pre"
-    value_embedding: bool = False
-
-    def __post_init__(self) -> None:
-        if self.value_embedding and not isinstance(self.mixer, Attention):
-            raise ValueError("`value_embedding` needs plain attention, to whose values it is added")
-
-    @property
-    def attention(self) -> Attention:
-        """The mixer of a family in which it is always plain attention."""
-        assert isinstance(self.mixer, Attention)
-        return self.mixer
-
-    @property
-    def network(self) -> FeedForward:
-        """The feed-forward network, or the shape of each where there are experts."""
-        return self.feed_forward.expert if isinstance(self.feed_forward, Experts) else self.feed_forward
-
-    @property
-    def norm_count(self) -> int:
-        return {"sandwich": 4, "parallel": 1}.get(self.placement, 2)
+        Attention is counted without halving for causality (PaLM, appendix B; the convention of nanochat).
+        """
+        scores = sum(layer.mixer.score_flops(context) for layer in self.layers)
+        cross = sum(layer.cross.score_flops(context) for layer in self.layers if layer.cross is not None)
+        return 6 * self.matmul_parameters() + scores + cross
 
 
 @dataclass(frozen=True)
 class LearnedPositions:
     """A table of learned position vectors, added to the embedding.
 
-    rows: positions it knows; offset: rows before that of position 0 (OPT).
+    rows: positions it knows; offset: rows before that of position 0 (OPT, RoBERTa).
     """
 
     rows: int
@@ -361,18 +80,28 @@ class LearnedPositions:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """A decoder-only language model.
+class HeadTransform:
+    """What an encoder's output passes through before the head: norm(act(W x)) (BERT)."""
+
+    activation: Activation
+    norm: Norm
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StackConfig):
+    """A language model over token ids: a decoder, an encoder or a recurrent one, as its layers are.
 
     family: names the Hugging Face layout it is saved in (`formats/families/`); changes nothing in the forward pass.
-    final_norm: before the head, or None.
     embedding_norm: a norm right after the token embedding, or None.
     tied_head: the output head is the embedding matrix.
     logit_softcap: logits become cap · tanh(logits / cap), or None.
     max_positions: longest sequence, in tokens, that the model is meant for.
     learned_positions: added to the embedding, or None.
+    token_types: rows of a table of vectors for kinds of tokens, such as two sentences, added to the embedding (BERT).
     embedding_scale: factor on the token embedding (Gemma), or None.
     embedding_width: of the embedding and head where it is not the layers' (OPT 350m): a matrix leads in and one out.
+    head_transform: what the output passes through before the head, or None.
     head_bias: the output head has a bias.
     logit_scale: factor on what the head is given, and so on the logits (Cohere), or None.
     ngram_buckets: rows of the table that each pair of neighbouring tokens is hashed into, then each triple, …; every
@@ -383,16 +112,15 @@ class ModelConfig:
 
     family: str
     vocab_size: int
-    width: int
-    layers: tuple[LayerSpec, ...]
-    final_norm: Norm | None
     tied_head: bool
     max_positions: int
     embedding_norm: Norm | None = None
     logit_softcap: float | None = None
     learned_positions: LearnedPositions | None = None
+    token_types: int = 0
     embedding_scale: float | None = None
     embedding_width: int | None = None
+    head_transform: HeadTransform | None = None
     head_bias: bool = False
     logit_scale: float | None = None
     ngram_buckets: tuple[int, ...] = ()
@@ -400,13 +128,14 @@ class ModelConfig:
     residual_mix: bool = False
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("a model needs at least one layer")
-        if self.vocab_size < 1 or self.width < 1:
-            raise ValueError(f"`vocab_size` ({self.vocab_size}) and `width` ({self.width}) must be positive")
+        super().__post_init__()
+        if self.vocab_size < 1:
+            raise ValueError(f"`vocab_size` must be positive, not {self.vocab_size}")
         for name in ("ngram_buckets", "induction"):
             if getattr(self, name) and not self.residual_mix:
                 raise ValueError(f"`{name}` needs `residual_mix`, which is where the layers take it in")
+            if getattr(self, name) and not self.causal:
+                raise ValueError(f"`{name}` needs layers that look back alone: it reads the tokens before each")
         if len(self.ngram_buckets) > 2:
             raise ValueError(f"`ngram_buckets` knows pairs and triples, not {len(self.ngram_buckets)} sizes")
         if self.learned_positions is not None and self.learned_positions.rows < self.max_positions:
@@ -425,45 +154,34 @@ class ModelConfig:
         return 2 + bool(self.ngram_buckets) + (self.induction is not None)
 
     def matmul_parameters(self) -> int:
-        """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up.
-
-        Of experts only those count that a token chooses.
-        """
-        total = self.vocab_size * self.table_width
+        """Parameters that take part in matrix products for each token: layers and head, not the embedding look-up."""
+        total = super().matmul_parameters() + self.vocab_size * self.table_width
         total += 0 if self.embedding_width is None else 2 * self.width * self.embedding_width
+        total += 0 if self.head_transform is None else self.table_width**2
         total += 0 if self.induction is None else self.induction.terms * self.width
-        for layer in self.layers:
-            total += layer.mixer.matmul_parameters(self.width) + layer.feed_forward.matmul_parameters(self.width)
-            total += layer.attention.kv_heads * VALUE_GATE_WIDTH if layer.value_embedding else 0
         return total
 
-    def parameters(self) -> int:
-        """All parameters, each counted once."""
-        total = self.matmul_parameters()
-        total += 0 if self.tied_head else self.vocab_size * self.table_width
-        total += self.vocab_size if self.head_bias else 0
-        total += sum(self.ngram_buckets) * self.width
-        total += len(self.layers) * self.mixed_terms if self.residual_mix else 0
-        if self.learned_positions is not None:
-            total += (self.learned_positions.rows + self.learned_positions.offset) * self.width
-        if self.induction is not None:
-            total += self.vocab_size * self.width
-            total += (len(self.layers) + 1) * (len(self.induction.lengths) + 1) * self.induction.terms
-        for layer in self.layers:
-            total += sum(part.parameters(self.width) - part.matmul_parameters(self.width) for part in _parts(layer))
-            total += layer.norm_count * layer.norm.parameters(self.width)
-            if layer.value_embedding:
-                total += self.vocab_size * layer.attention.kv_heads * layer.attention.head_dim
-        ends = [norm for norm in (self.final_norm, self.embedding_norm) if norm is not None]
-        return total + sum(norm.parameters(self.width) for norm in ends)
 
-    def training_flops_per_token(self, context: int) -> int:
-        """FLOPs of one training token: 6 per matmul parameter, plus attention over the full context.
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """A decoder whose layers also attend to the output of an encoder (Vaswani et al. 2017).
 
-        Attention is counted without halving for causality (PaLM, appendix B; the convention of nanochat).
-        """
-        return 6 * self.matmul_parameters() + sum(layer.mixer.score_flops(context) for layer in self.layers)
+    encoder: of text, with the decoder's embedding.
+    """
 
+    family: str
+    encoder: StackConfig
+    decoder: ModelConfig
 
-def _parts(layer: LayerSpec) -> tuple[Attention | LatentAttention, FeedForward | Experts]:
-    return layer.mixer, layer.feed_forward
+    def __post_init__(self) -> None:
+        if any(layer.mixer.causal for layer in self.encoder.layers):
+            raise ValueError("an encoder's layers must see all of its text, not only what came before")
+        if not self.decoder.causal or any(layer.cross is None for layer in self.decoder.layers):
+            raise ValueError("a decoder's layers must look back alone and attend to the encoder's output")
+        if self.encoder.width != self.decoder.width:
+            raise ValueError(
+                f"encoder and decoder must be equally wide, not {self.encoder.width} and {self.decoder.width}"
+            )
+        windows = [layer.attention.window for layer in (*self.encoder.layers, *self.decoder.layers)]
+        if any(window is not None for window in windows):
+            raise ValueError("an attention window is for decoders and encoders alone, not for the two together")

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import Experts, FeedForward, Router
 from groundup.model.feedforward import DenseFeedForward, gated_activation
 from groundup.model.parts import Linear
+from groundup.model.specs import Experts, FeedForward, Router
 
 # Keeps the weights of a token finite whose every score is zero after rounding.
 LEAST_SUM = 1e-20

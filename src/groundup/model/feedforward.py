@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from groundup.model.config import FeedForward
 from groundup.model.parts import Linear, activate
+from groundup.model.specs import FeedForward
 
 
 def gated_activation(spec: FeedForward, up: Tensor, gate: Tensor | None) -> Tensor:

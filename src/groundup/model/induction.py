@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import Induction
 from groundup.model.parts import Embedding
+from groundup.model.specs import Induction
 
 # Stands for "no such place" among the followers.
 NOWHERE = -1

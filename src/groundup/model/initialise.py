@@ -1,77 +1,147 @@
-"""Weights to start training from."""
+"""Weights to start training from, the same on every machine for one seed.
+
+Inputs of a layer are uniform with variance 1/width; what a layer adds to the residual starts at zero, so that a model
+begins as its embedding (both as in nanochat). Tables of n-grams and induction and gates start at zero, residual scalars
+so that a layer's input passes unchanged but for a tenth of the first. A head of its own starts near zero, so that the
+first loss is ln(vocab); a tied one is normal with the usual 0.02, divided by the factor on its logits if there is one
+(PaLM).
+"""
+
+from functools import singledispatch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from groundup.model.attention import SelfAttention
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
+from groundup.model.language_model import LanguageModel, Transform
 from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Linear, Normalise
+from groundup.model.positions import RelativeBias
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
-from groundup.model.transformer import Decoder
+from groundup.model.stack import Stack
+
+
+class Start:
+    """The ways in which tensors are filled, all from one generator. width: of the layers around them."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self.width = 1
+
+    def uniform(self, *tensors: Tensor) -> None:
+        """With variance 1/width."""
+        bound = (3 / self.width) ** 0.5
+        for tensor in tensors:
+            nn.init.uniform_(tensor, -bound, bound, generator=self._generator)
+
+    def normal(self, tensor: Tensor, std: float) -> None:
+        nn.init.normal_(tensor, std=std, generator=self._generator)
+
+    def zeros(self, *tensors: Tensor | None) -> None:
+        """Those that there are."""
+        for tensor in tensors:
+            if tensor is not None:
+                nn.init.zeros_(tensor)
 
 
 @torch.no_grad()
-def initialise(model: Decoder, seed: int) -> None:
-    """Fill a model's weights, the same on every machine for one seed.
+def initialise(model: nn.Module, seed: int) -> None:
+    """Fill a model's weights; each kind of module says below how its own tensors start."""
+    start = Start(seed)
+    for module in model.modules():  # from the outside in: what belongs to a stack comes after it
+        if isinstance(module, Stack):
+            start.width = module.width
+        fill(module, start)
 
-    Inputs of a layer are uniform with variance 1/width; what a layer adds to the residual starts at zero, so that the
-    model begins as its embedding (both as in nanochat). N-gram and induction tables and gates start at zero, residual
-    scalars so that a layer's input passes unchanged but for a tenth of the first. A head of its own starts near zero,
-    so that the first loss is ln(vocab); a tied one is normal with the usual 0.02, divided by the factor on its
-    logits if there is one (PaLM).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    bound = (3 / model.config.width) ** 0.5
-    tied_std = 0.02 / (model.config.logit_scale or 1.0)
-    nn.init.normal_(model.embedding.weight, std=tied_std if model.head is None else 0.8, generator=generator)
-    if model.head is not None:
-        nn.init.normal_(model.head.weight, std=0.001, generator=generator)
-    if model.head_bias is not None:
-        nn.init.zeros_(model.head_bias)
-    if model.positions is not None:
-        nn.init.normal_(model.positions.weight, std=0.02, generator=generator)
-    for linear in filter(None, (model.embedding_in, model.embedding_out)):
-        nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-    for module in model.modules():
-        if isinstance(module, TokenValues):
-            nn.init.uniform_(module.table.weight, -bound, bound, generator=generator)
-            nn.init.zeros_(module.gate)
-        elif isinstance(module, NgramEmbedding):
-            for table in module.tables.parameters():
-                nn.init.zeros_(table)
-        elif isinstance(module, NgramHeads):
-            for parameter in module.parameters():
-                nn.init.zeros_(parameter)
-            nn.init.ones_(module.weight)
-        elif isinstance(module, ResidualMix):
-            module.scalars.fill_(0.05)
-            module.scalars[:2] = torch.tensor((1.0, 0.1))
-        elif isinstance(module, SelfAttention):
-            for linear in (module.query, module.key, module.value):
-                nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-            nn.init.zeros_(module.output.weight)
-            for vector in (module.head_gate, module.sinks):
-                if vector is not None:
-                    nn.init.zeros_(vector)
-        elif isinstance(module, LatentSelfAttention):
-            for part in filter(None, (module.query_down, module.query, module.latent, module.key_value)):
-                nn.init.uniform_(part.weight, -bound, bound, generator=generator)
-            nn.init.zeros_(module.output.weight)
-        elif isinstance(module, Normalise):
-            module.reset()
-        elif isinstance(module, Linear | ExpertLinear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, MixtureOfExperts):
-            nn.init.normal_(module.router.weight, std=0.02, generator=generator)
-            if module.correction is not None:
-                nn.init.zeros_(module.correction)
-            if module.shared_gate is not None:
-                nn.init.zeros_(module.shared_gate.weight)
-        elif isinstance(module, DenseFeedForward | ExpertNetworks):
-            nn.init.uniform_(module.up.weight, -bound, bound, generator=generator)
-            if module.gate is not None:
-                nn.init.uniform_(module.gate.weight, -bound, bound, generator=generator)
-            nn.init.zeros_(module.down.weight)
+
+@singledispatch
+def fill(module: nn.Module, start: Start) -> None:
+    """The tensors of a module that no module inside it owns; of most kinds there are none."""
+
+
+@fill.register
+def _(module: LanguageModel, start: Start) -> None:
+    tied_std = 0.02 / (module.config.logit_scale or 1.0)
+    start.normal(module.embedding.weight, std=tied_std if module.head is None else 0.8)
+    if module.head is not None:
+        start.normal(module.head.weight, std=0.001)
+    start.zeros(module.head_bias)
+    for table in filter(None, (module.positions, module.token_types)):
+        start.normal(table.weight, std=0.02)
+    for linear in filter(None, (module.embedding_in, module.embedding_out)):
+        start.uniform(linear.weight)
+
+
+@fill.register
+def _(module: TokenValues, start: Start) -> None:
+    start.uniform(module.table.weight)
+    start.zeros(module.gate)
+
+
+@fill.register
+def _(module: NgramEmbedding, start: Start) -> None:
+    start.zeros(*module.tables.parameters())
+
+
+@fill.register
+def _(module: NgramHeads, start: Start) -> None:
+    start.zeros(module.table.weight, module.gate, module.gate_bias)
+    nn.init.ones_(module.weight)
+
+
+@fill.register
+def _(module: ResidualMix, start: Start) -> None:
+    module.scalars.fill_(0.05)
+    module.scalars[:2] = torch.tensor((1.0, 0.1))
+
+
+@fill.register
+def _(module: SelfAttention, start: Start) -> None:
+    start.uniform(module.query.weight, module.key.weight, module.value.weight)
+    start.zeros(module.output.weight, module.head_gate, module.sinks)
+
+
+@fill.register
+def _(module: LatentSelfAttention, start: Start) -> None:
+    parts = filter(None, (module.query_down, module.query, module.latent, module.key_value))
+    start.uniform(*(part.weight for part in parts))
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: MixtureOfExperts, start: Start) -> None:
+    start.normal(module.router.weight, std=0.02)
+    start.zeros(module.correction, None if module.shared_gate is None else module.shared_gate.weight)
+
+
+@fill.register(DenseFeedForward)
+@fill.register(ExpertNetworks)
+def _(module: DenseFeedForward | ExpertNetworks, start: Start) -> None:
+    start.uniform(module.up.weight)
+    if module.gate is not None:
+        start.uniform(module.gate.weight)
+    start.zeros(module.down.weight)
+
+
+@fill.register
+def _(module: Transform, start: Start) -> None:
+    start.uniform(module.linear.weight)
+
+
+@fill.register
+def _(module: RelativeBias, start: Start) -> None:
+    start.zeros(module.table.weight)
+
+
+@fill.register
+def _(module: Normalise, start: Start) -> None:
+    module.reset()
+
+
+@fill.register(Linear)
+@fill.register(ExpertLinear)
+def _(module: Linear | ExpertLinear, start: Start) -> None:
+    start.zeros(module.bias)

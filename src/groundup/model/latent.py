@@ -7,10 +7,11 @@ Shape suffixes: b batch, t query time, s key time, h heads, k head dimension, d 
 import torch
 from torch import Tensor, nn
 
-from groundup.model.attention import LayerCache, Shared, attend
-from groundup.model.config import LatentAttention
+from groundup.model.attention import attend
+from groundup.model.context import LayerCache, Shared
 from groundup.model.parts import Linear, Normalise
 from groundup.model.positions import rotate
+from groundup.model.specs import LatentAttention
 
 
 class LatentSelfAttention(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import Activation, Norm
+from groundup.model.specs import Activation, Norm
 
 
 class Linear(nn.Module):

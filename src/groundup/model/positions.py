@@ -1,4 +1,4 @@
-"""Positions: rotary tables with every published way to stretch them, and the linear bias of ALiBi.
+"""Positions: rotary tables with every published way to stretch them, and the biases by distance of ALiBi and T5.
 
 Shape suffixes: b batch, t time, s key time, h heads, k head dimension, r rotated dimensions, f frequencies (r / 2).
 """
@@ -7,9 +7,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from groundup.model.config import RelativePositions
+from groundup.model.parts import Embedding
 from groundup.model.rotary import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from groundup.model.specs import Attention
 
 
 class RopeTables(NamedTuple):
@@ -55,6 +58,36 @@ def alibi_slopes(heads: int) -> Tensor:
     slopes = [2 ** (-8 * (i + 1) / below) for i in range(below)]
     slopes += [2 ** (-4 * (2 * i + 1) / below) for i in range(heads - below)]
     return torch.tensor(slopes, dtype=torch.float64)
+
+
+class RelativeBias(nn.Module):
+    """A learned number for each head and bucket of distances, added to attention scores.
+
+    Near distances have buckets of their own, farther ones share them in steps that grow with the distance. Layers that
+    see both sides have half of the buckets for each. Source: Raffel et al. 2020 (T5), section 2.1.
+    """
+
+    def __init__(self, spec: RelativePositions, attention: Attention) -> None:
+        super().__init__()
+        self.spec, self.causal = spec, attention.causal
+        self.table = Embedding(spec.buckets, attention.heads)
+
+    def forward(self, time: int, keys: int) -> Tensor:
+        """The bias of the last `time` of `keys` tokens against all of them, (heads, time, keys)."""
+        index_s = torch.arange(keys, device=self.table.weight.device)
+        buckets_ts = self.buckets(index_s[None] - index_s[keys - time :, None])
+        return self.table(buckets_ts, self.table.weight.dtype).permute(2, 0, 1)
+
+    def buckets(self, distances: Tensor) -> Tensor:
+        """The bucket of each distance (index of the key minus that of the query)."""
+        own = self.spec.buckets if self.causal else self.spec.buckets // 2
+        near = own // 2
+        far = -distances.clamp(max=0) if self.causal else distances.abs()
+        # In float32, as published models have it: at the borders the type decides.
+        steps = torch.log(far.clamp(min=near).to(torch.float32) / near) / math.log(self.spec.max_distance / near)
+        shared = (near + (steps * (own - near)).long()).clamp(max=own - 1)
+        bucket = torch.where(far < near, far, shared)
+        return bucket if self.causal else bucket + own * (distances > 0)
 
 
 def _scaled(rope: Rope, exponents_f: Tensor, dims: int, positions_bt: Tensor) -> tuple[Tensor, float]:

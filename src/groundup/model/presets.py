@@ -2,17 +2,9 @@
 
 from dataclasses import replace
 
-from groundup.model.config import (
-    Attention,
-    FeedForward,
-    Induction,
-    LayerSpec,
-    LearnedPositions,
-    ModelConfig,
-    Norm,
-    QueryKeyNorm,
-)
+from groundup.model.config import LearnedPositions, ModelConfig
 from groundup.model.rotary import Rope
+from groundup.model.specs import Attention, FeedForward, Induction, LayerSpec, Norm, QueryKeyNorm
 
 WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).

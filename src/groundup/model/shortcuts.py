@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.config import VALUE_GATE_WIDTH, Attention
 from groundup.model.parts import Embedding
+from groundup.model.specs import VALUE_GATE_WIDTH, Attention
 
 # Odd multipliers of the token at distance 0, 1, 2, … in the n-gram hash.
 HASH_MULTIPLIERS = (36313, 27191, 15485863)

@@ -1,6 +1,7 @@
 """What keeps the experts of a layer equally busy: two losses, and a correction that needs none.
 
-All take one layer's `Routing` (`model/experts.py`), which `Decoder.hidden` hands out; losses are means over its tokens.
+All take one layer's `Routing` (`model/experts.py`), which `LanguageModel.hidden` hands out; losses are means
+over its tokens.
 Shape suffixes: n tokens, c choices of a token, e experts.
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
 from groundup.tokens.batches import IGNORE, Rows, RowSource, TokenStream, rows_at
 
 
@@ -34,7 +34,7 @@ class HeldoutLoss:
 
 @torch.no_grad()
 def heldout_loss(
-    model: Decoder, stream: HeldoutStream, context: int, bos_id: int, windows: int | None = None, rows: int = 16
+    model: LanguageModel, stream: HeldoutStream, context: int, bos_id: int, windows: int | None = None, rows: int = 16
 ) -> HeldoutLoss:
     """Loss over the whole stream, or over `windows` windows spread evenly over it.
 
@@ -59,13 +59,13 @@ def heldout_loss(
 
 
 @torch.no_grad()
-def mean_target_loss(model: Decoder, source: RowSource, rows: int) -> float:
+def mean_target_loss(model: LanguageModel, source: RowSource, rows: int) -> float:
     """Mean loss in nats over the targets of the first `rows` rows of a source."""
     packed = source.rows(np.arange(min(rows, source.rows_per_epoch), dtype=np.int64))
     return _summed_loss(model, packed) / packed.target_count()
 
 
-def _summed_loss(model: Decoder, rows: Rows) -> float:
+def _summed_loss(model: LanguageModel, rows: Rows) -> float:
     device = model.device
     input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
     logits = model.logits(model.hidden(input_ids, positions, segments))

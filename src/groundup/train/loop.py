@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from groundup.errors import UserError
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
 from groundup.record.metrics import MetricsWriter, Progress
 from groundup.tokens.batches import Rows, RowSource, rank_rows
 from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
@@ -45,7 +45,7 @@ class TrainingResult:
 
 
 def train(
-    model: Decoder, source: RowSource, config: LoopConfig, out: Path, watch: Watch, ranks: Ranks
+    model: LanguageModel, source: RowSource, config: LoopConfig, out: Path, watch: Watch, ranks: Ranks
 ) -> TrainingResult:
     """Train `model` in place, keeping checkpoint and metrics in `out`; goes on from a checkpoint that lies there.
 
@@ -107,7 +107,7 @@ def _accumulate_gradients(
 
 
 @contextmanager
-def _compiled(model: Decoder, compile_steps: bool) -> Iterator[LossFunction]:
+def _compiled(model: LanguageModel, compile_steps: bool) -> Iterator[LossFunction]:
     """The loss of some rows under `model`; compiled layer by layer, since equal layers share one compilation."""
     chunk_loss: ChunkLoss = loss_and_slope
     if compile_steps:
@@ -135,7 +135,9 @@ def _compiled(model: Decoder, compile_steps: bool) -> Iterator[LossFunction]:
             layer._compiled_call_impl = None
 
 
-def _values(model: Decoder, loss: TokenLoss, rate: float, before: Counters, config: LoopConfig) -> dict[str, float]:
+def _values(
+    model: LanguageModel, loss: TokenLoss, rate: float, before: Counters, config: LoopConfig
+) -> dict[str, float]:
     """The figures of a step that depend on nothing but its inputs."""
     mean = float(loss.total) / int(loss.targets)
     if not math.isfinite(mean):

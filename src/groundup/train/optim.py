@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from groundup.model.experts import ExpertLinear
+from groundup.model.language_model import LanguageModel
 from groundup.model.parts import Embedding, Linear
-from groundup.model.transformer import Decoder
 
 # (a, b, c) of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, one triple per iteration: Amsel et al. 2025, table for five steps.
 POLAR_EXPRESS = (
@@ -128,7 +128,9 @@ REFERENCE_WIDTH = 768
 FIRST_MOMENTUM, LAST_MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
 
 
-def build_optimizers(model: Decoder, rates: LearningRates, weight_decay: float = 0.0) -> tuple[Muon, torch.optim.AdamW]:
+def build_optimizers(
+    model: LanguageModel, rates: LearningRates, weight_decay: float = 0.0
+) -> tuple[Muon, torch.optim.AdamW]:
     """Muon for every linear map inside the layers, AdamW for head, tables and the few other weights.
 
     What is not moved by a gradient has no place in either.

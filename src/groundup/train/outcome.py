@@ -12,7 +12,7 @@ import torch
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
 from groundup.formats.huggingface import save_model
-from groundup.model.transformer import Decoder
+from groundup.model.language_model import LanguageModel
 from groundup.record.metrics import read_lines
 from groundup.storage import write_atomically, write_json
 from groundup.tokens.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ SAMPLES_FILE = "samples.jsonl"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def save_trained(model: Decoder, words: Tokenizer, tokenizer: Path, out: Path) -> None:
+def save_trained(model: LanguageModel, words: Tokenizer, tokenizer: Path, out: Path) -> None:
     """Write the model folder: weights in their own type, configuration, and the tokenizer's files."""
     model.compute_dtype = None
     save_model(model, out, words.bos_id, [words.eos_id, words.end_id], words.pad_id)
@@ -33,7 +33,7 @@ def save_trained(model: Decoder, words: Tokenizer, tokenizer: Path, out: Path) -
             shutil.copyfile(tokenizer / name, out / name)
 
 
-def summarise(model: Decoder, context: int, loop: LoopConfig, result: TrainingResult) -> dict[str, Any]:
+def summarise(model: LanguageModel, context: int, loop: LoopConfig, result: TrainingResult) -> dict[str, Any]:
     """What the report shows of a training run; sizes in parameters and tokens."""
     shape = model.config
     return {
@@ -42,7 +42,7 @@ def summarise(model: Decoder, context: int, loop: LoopConfig, result: TrainingRe
         "width": shape.width,
         "vocab_size": shape.vocab_size,
         "context": context,
-        "parameters": shape.parameters(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "matmul_parameters": shape.matmul_parameters(),
         "steps": result.steps,
         "tokens": result.tokens,
@@ -76,7 +76,7 @@ class Samples:
     """
 
     path: Path
-    model: Decoder
+    model: LanguageModel
     words: Tokenizer
     prompts: Mapping[str, Sequence[int]]
 

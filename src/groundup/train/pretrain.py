@@ -7,8 +7,8 @@ from pathlib import Path
 from groundup.errors import UserError
 from groundup.model.config import ModelConfig
 from groundup.model.initialise import initialise
+from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
-from groundup.model.transformer import Decoder
 from groundup.storage import write_json
 from groundup.tokens.batches import PackedDocuments
 from groundup.tokens.shards import Shards
@@ -73,13 +73,13 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
     remove_checkpoint(out)
 
 
-def build_model(config: PretrainConfig, vocab_size: int) -> Decoder:
+def build_model(config: PretrainConfig, vocab_size: int) -> LanguageModel:
     """A freshly initialised model of the configured shape."""
     try:
         shape = build_config(config.preset, config.depth, vocab_size, config.context, config.width, config.head_dim)
     except ValueError as error:
         raise UserError(f"[pretrain]: {error}") from None
-    model = Decoder(shape)
+    model = LanguageModel(shape)
     initialise(model, config.seed)
     return model
 

@@ -11,7 +11,8 @@ from typing import Any
 from groundup.formats.families import llama
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
-from groundup.model.config import ModelConfig, QueryKeyNorm
+from groundup.model.config import ModelConfig
+from groundup.model.specs import QueryKeyNorm
 
 
 def read_parallel(

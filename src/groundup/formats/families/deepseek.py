@@ -9,7 +9,8 @@ from groundup.formats.families.mixtral import BLOCK, MATRICES, expert_rules, exp
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule, same, with_biases
-from groundup.model.config import Attention, Experts, FeedForward, LatentAttention, LayerSpec, ModelConfig, Norm, Router
+from groundup.model.config import ModelConfig
+from groundup.model.specs import Attention, Experts, FeedForward, LatentAttention, LayerSpec, Norm, Router
 
 # Of what passes through the ranks; `rms_norm_eps` is for the other norms only.
 LATENT_NORM = Norm("rms", 1e-6)

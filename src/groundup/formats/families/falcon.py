@@ -15,7 +15,8 @@ from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rope_keys import read_rope, write_rope
 from groundup.formats.rules import Rule, same, with_biases
-from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm, Placement
+from groundup.model.config import ModelConfig
+from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm, Placement
 
 NAMES = {
     "embedding.weight": "transformer.word_embeddings.weight",

@@ -15,8 +15,9 @@ from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rope_keys import read_ropes
 from groundup.formats.rules import Rule, same, with_biases
-from groundup.model.config import ModelConfig, QueryKeyNorm
+from groundup.model.config import ModelConfig
 from groundup.model.rotary import Rope
+from groundup.model.specs import QueryKeyNorm
 
 SANDWICH_NAMES = llama.NAMES | {
     "layers.*.mixer_output_norm.weight": "model.layers.*.post_attention_layernorm.weight",

@@ -13,7 +13,8 @@ from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name, w
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Joined, Rule, same, with_biases, without_prefix
-from groundup.model.config import Attention, FeedForward, LayerSpec, LearnedPositions, ModelConfig, Norm
+from groundup.model.config import LearnedPositions, ModelConfig
+from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm
 
 GPT2_NAMES = {
     "embedding.weight": "transformer.wte.weight",

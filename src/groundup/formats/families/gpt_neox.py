@@ -12,8 +12,9 @@ from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rope_keys import read_rope, write_rope
 from groundup.formats.rules import JoinedByGroup, Rule, same, with_biases
-from groundup.model.config import Attention, FeedForward, LayerSpec, ModelConfig, Norm
+from groundup.model.config import ModelConfig
 from groundup.model.rotary import Rope
+from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm
 
 NEOX_NAMES = {
     "embedding.weight": "gpt_neox.embed_in.weight",

@@ -9,8 +9,9 @@ from groundup.formats.families.mixtral import BLOCK, TRAINING_KEYS, experts_of
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import JoinedExperts, Rule, same, with_biases
-from groundup.model.config import Experts, ModelConfig, Router
+from groundup.model.config import ModelConfig
 from groundup.model.rotary import YarnScaling
+from groundup.model.specs import Experts, Router
 
 THETA = 150_000.0
 # 0.1 · ln(32) + 1, as YaRN wants it: what `transformers` takes where a file says nothing of rotary positions.

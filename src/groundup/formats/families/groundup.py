@@ -10,7 +10,8 @@ from groundup.formats.families import nanochat
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule, same
-from groundup.model.config import Induction, ModelConfig
+from groundup.model.config import ModelConfig
+from groundup.model.specs import Induction
 
 NAMES = {
     "induction.table.weight": "model.induction_table.weight",

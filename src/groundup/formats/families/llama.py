@@ -13,18 +13,9 @@ from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rope_keys import read_rope, write_rope, write_ropes
 from groundup.formats.rules import Rule, same, with_biases
-from groundup.model.config import (
-    Activation,
-    Attention,
-    FeedForward,
-    LayerSpec,
-    ModelConfig,
-    Norm,
-    NormKind,
-    Projection,
-    QueryKeyNorm,
-)
+from groundup.model.config import ModelConfig
 from groundup.model.rotary import Rope
+from groundup.model.specs import Activation, Attention, FeedForward, LayerSpec, Norm, NormKind, Projection, QueryKeyNorm
 
 ALL: tuple[Projection, ...] = ("query", "key", "value", "output")
 ACTIVATIONS: dict[str, Activation] = {

@@ -12,7 +12,8 @@ from groundup.formats.families import llama
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import JoinedExperts, Rule, Stacked, same, with_biases
-from groundup.model.config import Experts, ModelConfig, QueryKeyNorm, Router
+from groundup.model.config import ModelConfig
+from groundup.model.specs import Experts, QueryKeyNorm, Router
 
 BLOCK = "layers.*.feed_forward."
 # Within a layer's block of experts: our matrices, and what they are called on disk.

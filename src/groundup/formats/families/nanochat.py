@@ -7,7 +7,8 @@ from groundup.formats.families import llama
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule, same, with_biases
-from groundup.model.config import ModelConfig, QueryKeyNorm
+from groundup.model.config import ModelConfig
+from groundup.model.specs import QueryKeyNorm
 
 
 def rules(config: ModelConfig) -> list[Rule]:

@@ -13,8 +13,9 @@ from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rope_keys import longrope_attention_factor
 from groundup.formats.rules import Joined, Rule, same, with_biases
-from groundup.model.config import ModelConfig, QueryKeyNorm
+from groundup.model.config import ModelConfig
 from groundup.model.rotary import LongRopeScaling
+from groundup.model.specs import QueryKeyNorm
 
 PHI_NAMES = llama.NAMES | {
     "layers.*.mixer.output.weight": "model.layers.*.self_attn.dense.weight",

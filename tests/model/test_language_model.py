@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.model.initialise import initialise
+from groundup.model.language_model import LanguageModel, softcap
 from groundup.model.presets import PRESETS, build_config
-from groundup.model.transformer import Decoder, softcap
 
 ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
 LENGTHS = (5, 1, 9, 2, 7)
@@ -118,11 +118,10 @@ def test_bfloat16_compute_keeps_float32_weights_and_gradients(preset: str):
 
 
 @ALL_PRESETS
-def test_parameters_and_flops_are_those_that_pytorch_counts(preset: str):
+def test_flops_are_those_that_pytorch_counts(preset: str):
     context = 48
     config = build_config(preset, depth=3, vocab_size=VOCABULARY, context=context, width=64, head_dim=16)
     model = hot_decoder(config)
-    assert config.parameters() == sum(parameter.numel() for parameter in model.parameters())
     with FlopCounterMode(display=False) as counter:
         model(random_ids(2, context)).sum().backward()
     assert config.training_flops_per_token(context) == counter.get_total_flops() / (2 * context)
@@ -130,8 +129,8 @@ def test_parameters_and_flops_are_those_that_pytorch_counts(preset: str):
 
 @ALL_PRESETS
 def test_a_fresh_model_knows_nothing_and_is_the_same_for_one_seed(preset: str):
-    def fresh(seed: int) -> Decoder:
-        model = Decoder(tiny_config(preset))
+    def fresh(seed: int) -> LanguageModel:
+        model = LanguageModel(tiny_config(preset))
         initialise(model, seed)
         return model
 
