@@ -162,16 +162,18 @@ class ModelConfig(StackConfig):
         return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig:
     """A decoder whose layers also attend to the output of an encoder (Vaswani et al. 2017).
 
     encoder: of text, with the decoder's embedding.
+    start_id: the token that every target begins with; changes nothing in the forward pass.
     """
 
     family: str
     encoder: StackConfig
     decoder: ModelConfig
+    start_id: int = 0
 
     def __post_init__(self) -> None:
         if any(layer.mixer.causal for layer in self.encoder.layers):
@@ -185,3 +187,33 @@ class EncoderDecoderConfig:
         windows = [layer.attention.window for layer in (*self.encoder.layers, *self.decoder.layers)]
         if any(window is not None for window in windows):
             raise ValueError("an attention window is for decoders and encoders alone, not for the two together")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Longest target, in tokens, that the model is meant for."""
+        return self.decoder.max_positions
+
+    def matmul_parameters(self) -> int:
+        """Of a token of the source and one of the target together."""
+        return self.encoder.matmul_parameters() + self.decoder.matmul_parameters()
+
+    def training_flops(self, source: int, target: int) -> int:
+        """FLOPs of training on one source and one target of so many tokens, by the rule for one token of a stack.
+
+        Keys and values of cross-attention are computed for each token of the source, its scores for each of the target.
+        """
+        width, crossing = self.decoder.width, [layer.cross for layer in self.decoder.layers if layer.cross is not None]
+        keys_values = sum(2 * width * cross.kv_heads * cross.head_dim for cross in crossing)
+        own_scores = sum(layer.mixer.score_flops(target) for layer in self.decoder.layers)
+        cross_scores = sum(cross.score_flops(source) for cross in crossing)
+        per_target = 6 * (self.decoder.matmul_parameters() - keys_values) + own_scores + cross_scores
+        per_source = 6 * keys_values + self.encoder.training_flops_per_token(source)
+        return source * per_source + target * per_target
+
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs of one token of a target of `context` tokens and one of a source that is as long."""
+        return self.training_flops(context, context) // context

@@ -101,6 +101,8 @@ def _(module: ResidualMix, start: Start) -> None:
 @fill.register
 def _(module: SelfAttention, start: Start) -> None:
     start.uniform(module.query.weight, module.key.weight, module.value.weight)
+    if module.spec.scale is not None:  # scores begin equally large, whatever factor they get (as in T5's own code)
+        module.query.weight.mul_(module.spec.head_dim**-0.5 / module.spec.scale)
     start.zeros(module.output.weight, module.head_gate, module.sinks)
 
 

@@ -17,10 +17,11 @@ def evaluation_section(run: RunFolder) -> Section | None:
 
     Reads of scores.json: bits_per_byte: [{name, value, bytes, how}]; questions: [{model, mode, n, exact_match: {value,
     low, high}, f1: {…}, refused: {…}}]; kinds: the same with kind; comparisons: [{name, difference, low, high, p_value,
-    detectable}]; calculator: {n, accuracy: {…}}.
+    detectable}]; calculator: {n, accuracy: {…}}; hidden_text: [{name, value, unigram_entropy, targets, how}].
     """
     scores = run.stage("evaluate").scores
-    parts = [_bits_per_byte(scores), _questions(scores), _comparisons(scores), _calculator(scores), _kinds(scores)]
+    parts = [_hidden_text(scores), _bits_per_byte(scores), _questions(scores), _comparisons(scores)]
+    parts += [_calculator(scores), _kinds(scores)]
     if not any(parts):
         return None
     return Section(
@@ -54,6 +55,25 @@ def _bits_per_byte(scores: Row) -> Markup | None:
     )
     told = [join(tag("strong", str(row.get("name", ""))), f": {row['how']}") for row, _ in present if row.get("how")]
     return join(chart(title, draw), tag("p", join(*told, separator=" · "), class_="fine") if told else None)
+
+
+def _hidden_text(scores: Row) -> Markup | None:
+    """What a model that does not continue text makes of what is hidden from it."""
+    entries = rows(scores, "hidden_text")
+    if not entries:
+        return None
+    body = [
+        (
+            str(row.get("name", "")),
+            shown(number(row, "value"), lambda value: f"{value:.3f}"),
+            shown(number(row, "unigram_entropy"), lambda value: f"{value:.3f}"),
+            shown(number(row, "targets"), format_count),
+            str(row.get("how", "")),
+        )
+        for row in entries
+    ]
+    headers = ("model", "nats per guessed token", "from their frequencies alone", "guessed tokens", "which")
+    return join(tag("h3", "Hidden text"), table(headers, body, numbers=(1, 2, 3)))
 
 
 def _questions(scores: Row) -> Markup | None:
