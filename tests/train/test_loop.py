@@ -76,16 +76,12 @@ def _by_definition(preset: str) -> tuple[float, list[Tensor]]:
 
 
 def _auxiliary_by_definition(routing: Routing) -> tuple[Tensor, Tensor]:
-    """E · Σ f P, and the mean of (log Σ exp logit)², of the tokens of one row, expert by expert and token by token."""
-    tokens, experts = routing.scores_ne.shape
-    choices = routing.experts_nc.tolist()
-    balance = torch.zeros((), dtype=torch.float64)
-    for expert in range(experts):
-        chosen = sum(expert in one for one in choices) / sum(len(one) for one in choices)
-        mean_score = sum(routing.scores_ne[token, expert] / routing.scores_ne[token].sum() for token in range(tokens))
-        balance = balance + experts * chosen * mean_score / tokens
-    z = sum(routing.logits_ne[token].exp().sum().log() ** 2 for token in range(tokens)) / tokens
-    return balance, z
+    """E · Σ f P expert by expert, and the mean of (log Σ exp logit)², of the tokens of one row."""
+    choices, experts = routing.experts_nc.tolist(), routing.scores_ne.shape[1]
+    chosen = [sum(expert in one for one in choices) / sum(map(len, choices)) for expert in range(experts)]
+    scores = [(routing.scores_ne[:, expert] / routing.scores_ne.sum(1)).mean() for expert in range(experts)]
+    balance = experts * sum(share * score for share, score in zip(chosen, scores, strict=True))
+    return balance, (routing.logits_ne.exp().sum(1).log() ** 2).mean()
 
 
 def _assert_close(preset: str, actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
@@ -176,10 +172,8 @@ def test_weights_after_several_steps_do_not_depend_on_the_split(
         # AdamW divides a gradient by its own size: where a sum nearly cancels, rounding moves a weight by a whole rate.
         _assert_close(preset, split, whole, tolerance=1e-4)
         start = hot_model(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32)
-        assert all(
-            (one - other).norm() > 1e-3 * one.norm()
-            for one, other in zip(filter(_is_learned, start.parameters()), whole, strict=True)
-        )
+        learned = [one for one in start.parameters() if one.requires_grad]
+        assert all((one - other).norm() > 1e-3 * one.norm() for one, other in zip(learned, whole, strict=True))
 
 
 def test_the_stream_of_metrics_tells_every_step(tmp_path: Path):
@@ -258,7 +252,3 @@ def test_precision_and_compilation_follow_the_machine_only_when_asked_to():
     assert not resolve_compile("never", steps=None, seconds=1e6, flops_per_step=1e18)
     assert not resolve_compile("auto", steps=10, seconds=None, flops_per_step=1e9)
     assert not resolve_compile("auto", steps=None, seconds=30.0, flops_per_step=1e9)
-
-
-def _is_learned(parameter: Tensor) -> bool:
-    return parameter.requires_grad
