@@ -87,8 +87,20 @@ def test_bits_per_byte_are_those_of_windows_scored_one_by_one(
         for piece in pieces:
             logits = model(torch.tensor([[words.bos_id, *piece[:-1]]]))
             nats += float(F.cross_entropy(logits[0], torch.tensor(piece), reduction="sum"))
-    found = score_heldout(folder, tokens_folder / "heldout", 64)
+    objective, found = score_heldout(folder, tokens_folder / "heldout", 64)
+    assert objective.continues_text
     assert found.tokens == len(stream)
     assert found.bits_per_byte == pytest.approx(
         nats / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5
     )
+
+
+def test_without_a_chat_model_the_base_model_is_scored_alone(
+    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, pretrained: Callable[[str], Path]
+):
+    config = EvaluateConfig(context=64, ngram_order=2)
+    suite.run(config, tmp_path, corpus=corpus_folder, tokens=tokens_folder, pretrain=pretrained("nanochat"))
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores.keys() == {"bits_per_byte"}
+    assert [row["name"] for row in scores["bits_per_byte"] if row["name"].endswith("model")] == ["model"]
+    assert not (tmp_path / "answers.parquet").exists()
