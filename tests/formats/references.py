@@ -42,13 +42,14 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         | rotary(
             "yarn",
             factor=4.0,
-            original_max_position_embeddings=32,
+            original_max_position_embeddings=4096,
             beta_fast=16.0,
             beta_slow=2.0,
             mscale=0.8,
             mscale_all_dim=0.5,
             truncate=False,
-        ),
+        )
+        | {"head_dim": 24},
     ),
     "mistral": ("Mistral", RMS | rotary() | {"sliding_window": 8}),
     "mistral window longer than the text": ("Mistral", RMS | rotary() | {"sliding_window": 50}),
