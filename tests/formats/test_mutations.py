@@ -1,6 +1,6 @@
 """The comparison with the reference notices mistakes: each of these, made on purpose, makes it fail.
 
-A mistake is a changed configuration, tensors in the wrong place, or changed code; everything else stays as it is loaded.
+A mistake is a changed configuration, tensors in the wrong place, or changed code; all else stays as it is loaded.
 """
 
 from collections.abc import Callable
