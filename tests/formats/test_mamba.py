@@ -57,7 +57,7 @@ def test_left_padding_is_what_it_is_there(variant: str, tmp_path: Path):
     mask[0, :7] = 0
     mask[1, :1] = 0
     with Float64Everywhere():
-        theirs = _theirs(tmp_path)(ids, attention_mask=mask).logits
+        theirs = _theirs(tmp_path)(ids, attention_mask=mask, use_cache=False).logits
     ours = load_language_model(tmp_path, torch.float64)(ids, attention_mask=mask)
     _assert_equal(ours[mask.bool()], theirs[mask.bool()])
 
@@ -201,7 +201,9 @@ def test_experts_of_jamba_may_lie_fused(tmp_path: Path):
     model = reference("jamba", hot=True)
     model.save_pretrained(tmp_path)
     expected = load_language_model(tmp_path)(random_ids(1, 9))
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors"
+    )
     assert any("gate_up_proj" in name for name in load_file(tmp_path / "model.safetensors"))
     assert torch.equal(load_language_model(tmp_path)(random_ids(1, 9)), expected)
 

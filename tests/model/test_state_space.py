@@ -88,7 +88,7 @@ def _lengths() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("often", [None, 0, 1, 12])
-@pytest.mark.parametrize(("kind", "time"), _lengths())
+@pytest.mark.parametrize(("kind", "time"), list(_lengths()))
 @torch.no_grad()
 def test_chunks_give_what_the_recurrence_does(kind: str, time: int, often: int | None):
     inputs, starts_bt = _inputs(kind, time), None if often is None else _starts(time, often)
@@ -98,7 +98,7 @@ def test_chunks_give_what_the_recurrence_does(kind: str, time: int, often: int |
     torch.testing.assert_close(last, state, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("often", [None, 6])
+@pytest.mark.parametrize("often", [None, 2])
 @KINDS
 def test_gradients_of_the_chunks_are_those_of_the_recurrence(kind: str, often: int | None):
     time = 2 * CASES[kind].chunk + 3
@@ -226,10 +226,10 @@ def test_a_fresh_state_forgets_at_every_pace(preset: str):
     model = LanguageModel(build_config(preset, depth=1, vocab_size=64, context=64, width=512, head_dim=8))
     initialise(model, 0)
     mixer = model.layers[0].mixer
-    steps, rates = F.softplus(mixer.step_bias), mixer.log_rate.exp()
+    steps, rates = F.softplus(mixer.step_bias.detach()), mixer.log_rate.detach().exp()
     assert 0.00099 < steps.min() < 0.002
     assert 0.05 < steps.max() < 0.1001
-    assert steps.median() == pytest.approx(0.01, rel=0.4)
+    assert 0.006 < steps.median() < 0.016
     if preset == "mamba":
         torch.testing.assert_close(rates, torch.arange(1.0, 17.0).expand_as(rates))
     else:

@@ -105,7 +105,7 @@ def chunked(
     starts_bt: Tensor | None,
     state_bnc: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent`, for all tokens of a chunk together; only one chunk at a time has its states in memory."""
+    """The same as `recurrent`, for all tokens of a chunk together; only one chunk's states are held at a time."""
     chunks = (part.split(CHUNK, dim=1) for part in (x_btc, step_btc, into_btn, out_of_btn))
     outputs = []
     for index, (x, step, into, out_of) in enumerate(zip(*chunks, strict=True)):

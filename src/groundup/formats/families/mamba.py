@@ -124,10 +124,7 @@ def _read_mamba(keys: Keys) -> ModelConfig:
 def _write_mamba(config: ModelConfig) -> dict[str, Any]:
     mixer = config.layers[0].mixer
     assert isinstance(mixer, Mamba)
-       own = {"head_dim": mixer.head_dim, "n_groups": mixer.groups, "num_heads": mixer.heads}
-    # Left out where there are none: JSON has no word for infinity.
-    limits = {} if mixer.step_limits == (0.0, math.inf) else {"time_step_limit": list(mixer.step_limits)}
-    return _write_base(config, mixer) | own | limits = {"intermediate_size": mixer.channels, "time_step_rank": mixer.rank}
+    own = {"intermediate_size": mixer.channels, "time_step_rank": mixer.rank}
     return _write_base(config, mixer) | own
 
 
@@ -156,13 +153,10 @@ def _read_mamba2(keys: Keys) -> ModelConfig:
 def _write_mamba2(config: ModelConfig) -> dict[str, Any]:
     mixer = config.layers[0].mixer
     assert isinstance(mixer, Mamba2)
-    own = {
-        "head_dim": mixer.head_dim,
-        "n_groups": mixer.groups,
-        "num_heads": mixer.heads,
-        "time_step_limit": list(mixer.step_limits),
-    }
-    return _write_base(config, mixer) | own
+    own = {"head_dim": mixer.head_dim, "n_groups": mixer.groups, "num_heads": mixer.heads}
+    # Left out where there are none: JSON has no word for infinity.
+    limits = {} if mixer.step_limits == (0.0, math.inf) else {"time_step_limit": list(mixer.step_limits)}
+    return _write_base(config, mixer) | own | limits
 
 
 MAMBA = Family(
