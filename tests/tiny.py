@@ -11,6 +11,7 @@ from torch import nn
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
+from groundup.model.specs import Attention
 
 VOCABULARY = 64
 
@@ -34,7 +35,10 @@ def tiny_config(preset: str, kv_heads: int | None = None, context: int = 64) -> 
     config = build_config(preset, depth=2, vocab_size=VOCABULARY, context=context, width=32, head_dim=16)
     if kv_heads is None:
         return config
-    layers = tuple(replace(layer, mixer=replace(layer.attention, kv_heads=kv_heads)) for layer in config.layers)
+    layers = tuple(
+        replace(layer, mixer=replace(layer.mixer, kv_heads=kv_heads)) if isinstance(layer.mixer, Attention) else layer
+        for layer in config.layers
+    )
     return replace(config, layers=layers)
 
 

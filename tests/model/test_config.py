@@ -18,8 +18,11 @@ def test_one_dial_sets_the_sizes(preset: str, depth: int):
     assert len(config.layers) == depth
     assert config.width == depth * WIDTH_PER_LAYER
     for layer in config.layers:
-        assert layer.attention.head_dim == 32
-        assert layer.attention.heads * 32 == config.width
+        if isinstance(layer.mixer, Attention):
+            assert layer.mixer.head_dim == 32
+            assert layer.mixer.heads * 32 == config.width
+        else:
+            assert layer.mixer.channels == 2 * config.width
     assert (config.vocab_size, config.max_positions) == (100, 256)
 
 

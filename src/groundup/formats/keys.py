@@ -3,10 +3,13 @@
 A config.json is a stranger's: nothing of it reaches the model's arithmetic unchecked.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 _MISSING = object()
+# How transformers 5 writes infinity, for which JSON has no word.
+INFINITE = {"__float__": "Infinity"}
 
 
 class Keys:
@@ -49,6 +52,13 @@ class Keys:
         )
         return list(found)
 
+    def size_or_auto(self, *names: str, auto: int) -> int:
+        """A positive integer, or the one given where the key is absent or says `auto`."""
+        found = self._checked(
+            names, "auto", lambda one: one == "auto" or _is_size(one), "a positive integer or the word auto"
+        )
+        return auto if found == "auto" else int(found)
+
     def optional_size(self, *names: str, default: int | None = None) -> int | None:
         """A positive integer or null."""
         found = self._checked(names, default, lambda one: one is None or _is_size(one), "a positive integer or null")
@@ -72,6 +82,12 @@ class Keys:
             "a list of positive numbers",
         )
         return tuple(map(float, found))
+
+    def limits(self, *names: str) -> tuple[float, float]:
+        """Two numbers from 0 on, the lower first; from 0 to infinity where the key is absent."""
+        found = self._checked(names, [0.0, INFINITE], _is_limits, "a lower and an upper limit from 0 on")
+        low, high = map(_limit, found)
+        return low, high
 
     def flag(self, *names: str, default: Any = _MISSING) -> bool:
         """True or false."""
@@ -139,3 +155,14 @@ def _is_size(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _limit(value: Any) -> float:
+    """A number as a float; what is none is NaN."""
+    if value == INFINITE:
+        return math.inf
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _is_limits(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and 0 <= _limit(value[0]) <= _limit(value[1])

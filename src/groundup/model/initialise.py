@@ -7,17 +7,21 @@ first loss is ln(vocab); a tied one is normal with the usual 0.02, divided by th
 (PaLM).
 """
 
+import math
 from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 
 from groundup.model.attention import SelfAttention
+from groundup.model.convolution import CausalConvolution
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
 from groundup.model.language_model import LanguageModel, Transform
 from groundup.model.latent import LatentSelfAttention
+from groundup.model.mamba import MambaMixer
+from groundup.model.mamba2 import Mamba2Mixer
 from groundup.model.parts import Linear, Normalise
 from groundup.model.positions import RelativeBias
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
@@ -36,6 +40,14 @@ class Start:
         bound = (3 / self.width) ** 0.5
         for tensor in tensors:
             nn.init.uniform_(tensor, -bound, bound, generator=self._generator)
+
+    def between(self, tensor: Tensor, low: float, high: float) -> None:
+        nn.init.uniform_(tensor, low, high, generator=self._generator)
+
+    def step_bias(self, tensor: Tensor) -> None:
+        """What softplus makes steps of 0.001 to 0.1 of, spread evenly in their logarithm (Gu and Dao 2023, 3.6)."""
+        self.between(tensor, math.log(0.001), math.log(0.1))
+        tensor.exp_().expm1_().log_()
 
     def normal(self, tensor: Tensor, std: float) -> None:
         nn.init.normal_(tensor, std=std, generator=self._generator)
@@ -108,6 +120,36 @@ def _(module: SelfAttention, start: Start) -> None:
 def _(module: LatentSelfAttention, start: Start) -> None:
     parts = filter(None, (module.query_down, module.query, module.latent, module.key_value))
     start.uniform(*(part.weight for part in parts))
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: CausalConvolution, start: Start) -> None:
+    bound = (3 / module.weight.shape[-1]) ** 0.5
+    start.between(module.weight, -bound, bound)
+    start.zeros(module.bias)
+
+
+@fill.register
+def _(module: MambaMixer, start: Start) -> None:
+    start.uniform(module.input.weight, module.gate.weight, module.selection.weight)
+    start.between(module.step.weight, -(module.spec.rank**-0.5), module.spec.rank**-0.5)
+    start.step_bias(module.step_bias)
+    # S4D-real: rates of 1, 2, 3, … in each channel (Gu et al. 2022).
+    numbers = torch.arange(1, module.spec.state + 1, device=module.log_rate.device)
+    module.log_rate.copy_(numbers.log().expand_as(module.log_rate))
+    nn.init.ones_(module.skip)
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: Mamba2Mixer, start: Start) -> None:
+    start.uniform(module.input.weight, module.gate.weight, module.step.weight)
+    start.step_bias(module.step_bias)
+    start.between(module.log_rate, 1.0, 16.0)
+    module.log_rate.log_()
+    nn.init.ones_(module.skip)
+    nn.init.ones_(module.norm_weight)
     start.zeros(module.output.weight)
 
 

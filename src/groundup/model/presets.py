@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 from groundup.model.config import LearnedPositions, ModelConfig
+from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope
 from groundup.model.specs import Attention, FeedForward, Induction, LayerSpec, Norm, QueryKeyNorm
 
 WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
 HEAD_DIM = {"gpt2": 64, "gpt3": 128, "llama": 128, "nanochat": 128, "palm": 128, "groundup": 64}
+HEAD_DIM |= {"mamba": 64, "mamba2": 64}  # Mamba has no heads; its width is rounded as if it had
 NGRAM_BUCKETS = 32_768
 INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
 
@@ -143,4 +145,28 @@ def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: i
     )
 
 
+def _mamba(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """Mamba (Gu and Dao 2023): layers that are a mixer alone, of twice the width, with 16 numbers per channel."""
+    norm = Norm("rms", 1e-5)
+    layer = LayerSpec(Mamba(2 * width, 16, rank=-(-width // 16)), None, norm)
+    return ModelConfig(
+        family="mamba",
+        vocab_size=vocab_size,
+        width=width,
+        layers=(layer,) * depth,
+        final_norm=norm,
+        tied_head=True,
+        max_positions=context,
+    )
+
+
+def _mamba2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """Mamba-2 (Dao and Gu 2024): the same with heads, one group of them, and 64 numbers per channel."""
+    base = _mamba(depth, vocab_size, context, width, head_dim)
+    norm = base.layers[0].norm
+    layer = LayerSpec(Mamba2(2 * width // head_dim, head_dim, 64, groups=1, norm=norm), None, norm)
+    return replace(base, family="mamba2", layers=(layer,) * depth)
+
+
 PRESETS = {"gpt2": _gpt2, "gpt3": _gpt3, "llama": _llama, "nanochat": _nanochat, "palm": _palm, "groundup": _groundup}
+PRESETS |= {"mamba": _mamba, "mamba2": _mamba2}

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope, YarnScaling
 
 NormKind = Literal["rms", "rms_plus_one", "rms_without_weight", "layer", "layer_without_weight"]
@@ -283,7 +284,7 @@ class Induction:
         return len(self.lengths) * self.places
 
 
-Mixer = Attention | LatentAttention
+Mixer = Attention | LatentAttention | Mamba | Mamba2
 
 
 @dataclass(frozen=True)

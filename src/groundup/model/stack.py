@@ -15,8 +15,11 @@ from groundup.model.context import Cache, LayerCache, Memory, Shared, Visibility
 from groundup.model.experts import MixtureOfExperts, Routing
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.latent import LatentSelfAttention
+from groundup.model.mamba import MambaMixer
+from groundup.model.mamba2 import Mamba2Mixer
 from groundup.model.parts import Normalise
 from groundup.model.positions import RelativeBias, RopeTables, rope_tables
+from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope
 from groundup.model.shortcuts import ResidualMix, TokenValues
 from groundup.model.specs import Attention, Experts, FeedForward, LatentAttention, LayerSpec, Mixer, Norm
@@ -169,4 +172,12 @@ def _feed_forward(spec: FeedForward | Experts, width: int) -> DenseFeedForward |
 
 
 def _mixer(spec: Mixer, width: int) -> nn.Module:
-    return SelfAttention(spec, width) if isinstance(spec, Attention) else LatentSelfAttention(spec, width)
+    match spec:
+        case Attention():
+            return SelfAttention(spec, width)
+        case LatentAttention():
+            return LatentSelfAttention(spec, width)
+        case Mamba():
+            return MambaMixer(spec, width)
+        case Mamba2():
+            return Mamba2Mixer(spec, width)

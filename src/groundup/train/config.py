@@ -17,14 +17,16 @@ class PretrainConfig:
     long it takes.
     """
 
-    preset: Literal["gpt2", "gpt3", "llama", "nanochat", "palm", "groundup"] = setting(
+    preset: Literal["gpt2", "gpt3", "llama", "nanochat", "palm", "groundup", "mamba", "mamba2"] = setting(
         "nanochat",
-        "family of the model: gpt2, llama and nanochat also load in transformers; gpt3, palm and groundup, which "
-        "learns fastest (0.98 bits per byte against nanochat's 1.09, in separate runs: docs/log.md), in groundup alone",
+        "family of the model: gpt3, palm and groundup, which learns fastest (0.98 bits per byte against nanochat's "
+        "1.09, in separate runs: docs/log.md), load in groundup alone, the others also in transformers",
     )
     depth: int = setting(4, "number of layers; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")
-    head_dim: int | None = setting(None, "width of an attention head (default: 64 for groundup, else 128)")
+    head_dim: int | None = setting(
+        None, "width of a head (default: 64 for groundup and mamba2, else 128; mamba has none)"
+    )
     context: int = setting(512, "tokens a row holds and the model can look back")
     minutes: float | None = setting(
         None, "budget: wall-clock minutes, compilation included (default: 5)", one_of="budget"

@@ -8,7 +8,9 @@ from groundup.formats.families.gpt import GPT2, GPT3, OPT
 from groundup.formats.families.gpt_neox import GPT_NEOX, GPTJ
 from groundup.formats.families.gpt_oss import GPT_OSS
 from groundup.formats.families.groundup import GROUNDUP
+from groundup.formats.families.jamba import JAMBA
 from groundup.formats.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from groundup.formats.families.mamba import MAMBA, MAMBA2
 from groundup.formats.families.mixtral import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.families.olmo import OLMO2, OLMO3
@@ -29,7 +31,10 @@ ALL_FAMILIES = (
     GPT_NEOX,
     GPT_OSS,
     GROUNDUP,
+    JAMBA,
     LLAMA,
+    MAMBA,
+    MAMBA2,
     MISTRAL,
     MIXTRAL,
     OLMOE,

@@ -23,14 +23,14 @@ MATRICES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 TRAINING_KEYS = ("router_aux_loss_coef", "router_jitter_noise")
 
 
-def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str]) -> list[Rule]:
+def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str], router: str = "gate") -> list[Rule]:
     """Rules for the router and for experts that lie on disk one by one.
 
-    block: the name on disk of what holds `gate` (the router) and `experts`; matrices: ours → their names there.
+    block: the name on disk of what holds the router and `experts`; matrices: ours → their names there.
     """
     experts = range(experts_of(config).router.experts)
     return [
-        Rule((f"{BLOCK}router.weight",), (f"{block}gate.weight",)),
+        Rule((f"{BLOCK}router.weight",), (f"{block}{router}.weight",)),
         *(
             Rule(
                 (f"{BLOCK}experts.{ours}.weight",),
@@ -42,11 +42,11 @@ def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str]) -> l
     ]
 
 
-def fused_expert_rules(block: str) -> list[Rule]:
+def fused_expert_rules(block: str, router: str = "gate") -> list[Rule]:
     """Rules for the router and for experts as transformers 5 holds them in memory, which some files repeat."""
     names = (f"{BLOCK}experts.gate.weight", f"{BLOCK}experts.up.weight")
     return [
-        Rule((f"{BLOCK}router.weight",), (f"{block}gate.weight",)),
+        Rule((f"{BLOCK}router.weight",), (f"{block}{router}.weight",)),
         Rule(names, (f"{block}experts.gate_up_proj",), JoinedExperts()),
         Rule((f"{BLOCK}experts.down.weight",), (f"{block}experts.down_proj",)),
     ]
