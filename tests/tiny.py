@@ -59,6 +59,12 @@ def heat(model: nn.Module, seed: int) -> None:
             parameter.copy_(noise - 1)
         elif name.endswith("bias"):  # small and without a mean, or a tied head would always choose the same token
             parameter.copy_(0.2 * noise)
+        elif name.endswith("log_rate"):  # a state that lasts
+            parameter.copy_(noise - 2)
+        elif name.endswith("norm_weight"):  # more than the embedding, or a tied head would repeat the last token
+            parameter.copy_(3 + 1.5 * noise)
+        elif ".step." in name or ".selection." in name:  # what a state takes in is the product of three, a sum
+            parameter.copy_(0.5 * noise / parameter.shape[-1] ** 0.5)
         elif parameter.ndim < 2:
             parameter.copy_(1 + 0.5 * noise)
         elif "embed" in name or "positions" in name:
