@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pyarrow as pa
@@ -17,36 +18,47 @@ from groundup.evaluate.likelihood import score_heldout
 from groundup.evaluate.tasks import Answered, Message, ask, choose_questions, read_questions, score_answers
 from groundup.record.metrics import Progress
 from groundup.storage import write_json
+from groundup.train.pseudo_likelihood import PseudoLoss
 
 CHAT_MODEL = "sft"
 
 
-def run(config: EvaluateConfig, out: Path, *, corpus: Path, tokens: Path, pretrain: Path, sft: Path) -> None:
-    """Score the base model on held-out text and the chat model on held-out questions.
+def run(
+    config: EvaluateConfig, out: Path, *, corpus: Path, tokens: Path, pretrain: Path, sft: Path | None = None
+) -> None:
+    """Score the base model on held-out text and the chat model, where there is one, on held-out questions.
 
-    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; and the keys of `tasks.score_answers`),
-    `answers.parquet` with every question, reference and answer, and `summary.json` with the same scores.
+    Writes `scores.json` (the keys of `likelihood_scores` and of `tasks.score_answers`), `answers.parquet` with every
+    question, reference and answer, and `summary.json` with the same scores.
     """
-    scores: dict[str, Any] = {
-        "bits_per_byte": likelihood_scores(config, corpus, tokens, {"model": pretrain, "chat model": sft})
-    }
-    answered = answer_questions(config, sft)
-    scores |= score_answers(answered, CHAT_MODEL)
-    pq.write_table(pa.Table.from_pylist([one.row() for one in answered]), out / "answers.parquet", compression="zstd")
+    models = {"model": pretrain} if sft is None else {"model": pretrain, "chat model": sft}
+    scores: dict[str, Any] = likelihood_scores(config, corpus, tokens, models)
+    if sft is not None:
+        answered = answer_questions(config, sft)
+        scores |= score_answers(answered, CHAT_MODEL)
+        table = pa.Table.from_pylist([one.row() for one in answered])
+        pq.write_table(table, out / "answers.parquet", compression="zstd")
     write_json(out / "scores.json", scores)
     write_json(out / "summary.json", scores)
 
 
 def likelihood_scores(
     config: EvaluateConfig, corpus: Path, tokens: Path, models: dict[str, Path]
-) -> list[dict[str, Any]]:
-    """Held-out bits per byte of models and baselines, on the same bytes, best first."""
-    rows = []
+) -> dict[str, list[dict[str, Any]]]:
+    """`bits_per_byte`: of models and baselines on the same held-out bytes, best first: name, value, bytes, how.
+
+    `pseudo_bits_per_byte`, if there are models that read both ways: name, value, low and high (a 95 % interval),
+    bytes, how; not to be compared with the others.
+    """
+    rows, pseudo_rows = [], []
     with Progress("evaluate: held-out text", len(models) + 1, "models") as progress:
         for name, folder in models.items():
-            loss = score_heldout(folder, tokens / "heldout", config.context)
-            how = f"windows of {config.context} tokens, each predicted once from its window alone"
-            rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
+            loss = score_heldout(folder, tokens / "heldout", config.context, config.masked_tokens)
+            if isinstance(loss, PseudoLoss):
+                pseudo_rows.append(_pseudo_row(name, loss, config.context))
+            else:
+                how = f"windows of {config.context} tokens, each predicted once from its window alone"
+                rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
             progress.advance()
         train, heldout = read_texts(corpus / "train.parquet"), read_texts(corpus / "heldout.parquet")
         size = sum(len(text.encode()) for text in heldout)
@@ -55,7 +67,21 @@ def likelihood_scores(
             for score in baseline_bits_per_byte(train, heldout, config.ngram_order)
         ]
         progress.advance()
-    return sorted(rows, key=lambda row: float(row["value"]))
+    best_first = {"bits_per_byte": sorted(rows, key=lambda row: float(row["value"]))}
+    return best_first | ({"pseudo_bits_per_byte": pseudo_rows} if pseudo_rows else {})
+
+
+def _pseudo_row(name: str, loss: PseudoLoss, context: int) -> dict[str, Any]:
+    margin = NormalDist().inv_cdf(0.975) * loss.standard_error
+    sampled = f"{loss.tokens:,} of {loss.total_tokens:,} tokens, spread evenly" if margin else "every token"
+    return {
+        "name": f"{name}, pseudo-likelihood of {loss.tokens:,} tokens",
+        "value": loss.pseudo_bits_per_byte,
+        "low": loss.pseudo_bits_per_byte - margin,
+        "high": loss.pseudo_bits_per_byte + margin,
+        "bytes": loss.total_bytes,
+        "how": f"{sampled}, masked one at a time and guessed from both sides in windows of {context} tokens",
+    }
 
 
 def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:

@@ -53,11 +53,21 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     return model.eval()
 
 
-def load_language_model(folder: Path, dtype: torch.dtype | None = None) -> LanguageModel:
-    """The same for uses that need a model of token sequences. Raises UserError for a folder of another kind too."""
+def load_language_model(folder: Path, dtype: torch.dtype | None = None, causal: bool = False) -> LanguageModel:
+    """The same for uses that need a model of token sequences. Raises UserError for a folder of another kind too.
+
+    causal: the use needs one that continues a text, which models that read it both ways cannot do.
+    """
     model = load_model(folder, dtype)
     if not isinstance(model, LanguageModel):
-        raise UserError(f"{folder} holds a {model.config.family} model; this needs one of text alone, such as llama")
+        raise UserError(
+            f"{folder} holds a {model.config.family} model of another kind; this needs a language model, such as llama"
+        )
+    if causal and not model.config.causal:
+        raise UserError(
+            f"{folder} holds a {model.config.family} model, which fills gaps in a text; this needs one that continues "
+            "it, such as llama"
+        )
     return model
 
 
