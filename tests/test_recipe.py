@@ -247,14 +247,6 @@ def test_a_stage_can_take_its_input_from_another_run(text: Path, tmp_path: Path)
     assert second[0].inputs == {"counts": first[1].id}
 
 
-def test_a_stage_takes_in_what_it_can_do_without_once_it_is_there(text: Path, tmp_path: Path):
-    run, stages = tmp_path / "run", (*toy_street.STAGES, toy_street.GATHER)
-    words, gather = {"words": WordsConfig(str(text))}, {"gather": CountsConfig()}
-    for made, expected in ((words, ["words"]), ({"counts": CountsConfig()}, ["counts", "words"])):
-        run_stages(made | gather, run, stages=stages)
-        assert json.loads((run / "04-gather" / "inputs.json").read_text()) == expected
-
-
 def test_a_run_remembers_its_settings(text: Path, tmp_path: Path):
     toy_street.run(text, tmp_path / "run", steps=7)
     assert remembered(tmp_path / "run", toy_street.STAGES[2])["steps"] == 7

@@ -65,11 +65,6 @@ def walk(config: WalkConfig, out: Path, *, counts: Path) -> None:
     checkpoint.unlink()
 
 
-def gather(config: CountsConfig, out: Path, **inputs: Path) -> None:
-    """Says what it was given."""
-    write_json(out / "inputs.json", sorted(inputs))
-
-
 def _note(text: str) -> None:
     if "TOY_LOG" in os.environ:
         with open(os.environ["TOY_LOG"], "a") as log:
@@ -109,20 +104,6 @@ STAGES = (
         "walk",
         resumable=True,
     ),
-)
-
-
-# Takes in what there is.
-GATHER = Stage(
-    "gather",
-    "gather",
-    "04-gather",
-    "toy_street:gather",
-    "toy_street:CountsConfig",
-    ("words",),
-    ("errors",),
-    "gather",
-    optional_inputs=("counts",),
 )
 
 

@@ -21,7 +21,6 @@ from groundup.evaluate.likelihood import score_heldout
 from groundup.formats.huggingface import load_model, save_model
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
-from groundup.train.pretrain import heldout_figures
 from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token
 
 
@@ -123,7 +122,7 @@ def test_an_encoder_is_scored_by_a_sample_of_tokens_apart_from_the_baselines(
     assert {row["name"] for row in scores["bits_per_byte"]} >= {"unigram", "3-gram"}
     assert not any("model" in row["name"] for row in scores["bits_per_byte"])
     (row,) = scores["pseudo_bits_per_byte"]
-    assert row["name"] == "model, pseudo-likelihood of 20 tokens"
+    assert row["name"] == "model, pseudo-likelihood of 20 sampled tokens"
     assert row["low"] < row["value"] < row["high"]
     assert not (out / "answers.parquet").exists()
     model, words = load_model(encoder_folder), Tokenizer.load(encoder_folder)
@@ -131,14 +130,3 @@ def test_an_encoder_is_scored_by_a_sample_of_tokens_apart_from_the_baselines(
     loss = heldout_pseudo_loss(model, stream, 64, words.bos_id, mask_token(words), sample=20)
     assert row["value"] == pytest.approx(loss.pseudo_bits_per_byte)
     assert row["high"] - row["value"] == pytest.approx(1.96 * loss.standard_error, rel=1e-3)
-
-
-def test_pretraining_watches_the_pseudo_likelihood_of_an_encoder_by_its_name(tokens_folder: Path, encoder_folder: Path):
-    model, words = load_model(encoder_folder), Tokenizer.load(encoder_folder)
-    stream = Shards.open(tokens_folder / "heldout")
-    figures = heldout_figures(model, stream, 64, words, None, 20)
-    loss = heldout_pseudo_loss(model, stream, 64, words.bos_id, mask_token(words), sample=20)
-    assert figures == {
-        "heldout_sampled_pseudo_bits_per_byte": loss.pseudo_bits_per_byte,
-        "heldout_sampled_tokens": 20,
-    }

@@ -13,7 +13,7 @@ from test_gpt_files import _read
 from torch import Tensor
 
 from groundup.errors import UserError
-from groundup.formats.huggingface import load_language_model, load_model
+from groundup.formats.huggingface import load_model
 from groundup.formats.keys import Keys
 from groundup.formats.label_keys import read_labels
 
@@ -330,13 +330,3 @@ def test_as_many_classes_as_the_config_names(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(keys | {"label2id": None}))
     with pytest.raises(UserError, match=r"`classifier.weight` has shape \(3, 32\), config.json says \(2, 32\)"):
         load_model(tmp_path)
-
-
-def test_an_encoder_is_refused_where_text_is_to_be_continued(tmp_path: Path):
-    _expected("bert", tmp_path / "masked")
-    _expected("bert classifier", tmp_path / "classifier")
-    assert not load_language_model(tmp_path / "masked").config.causal
-    with pytest.raises(UserError, match="fills gaps in a text"):
-        load_language_model(tmp_path / "masked", causal=True)
-    with pytest.raises(UserError, match="needs a language model"):
-        load_language_model(tmp_path / "classifier")

@@ -11,11 +11,13 @@ from tiny_encoder import encoder_config
 
 from groundup.errors import UserError
 from groundup.model.language_model import LanguageModel
-from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token, pseudo_log_likelihood
+from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token, pseudo_figures, pseudo_log_likelihood
 
 BOS, MASK = 1, 2
 CONTEXT = 10
-LENGTHS = (4, 1, 23, 9, 10)
+# Of documents, each with a token that ends it; one is empty.
+LENGTHS = (4, 1, 23, 9, 11)
+TEXT_TOKENS = sum(LENGTHS) - len(LENGTHS)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def _guess(model: LanguageModel, text: list[int], place: int, types: list[int] |
 def _by_hand(model: LanguageModel, stream: ListStream) -> list[float]:
     """-log p of each token of the stream, from the rest of its piece of its document."""
     nats = []
-    for begin, end in zip(stream.offsets[:-1], stream.offsets[1:], strict=True):
+    for begin, end in zip(stream.offsets[:-1], stream.offsets[1:] - 1, strict=True):
         for start in range(begin, end, CONTEXT - 1):
             text = [BOS, *stream.tokens(start, min(start + CONTEXT - 1, end)).tolist()]
             nats += [-_guess(model, text, place) for place in range(1, len(text))]
@@ -80,7 +82,7 @@ def test_every_held_out_token_is_masked_once(model: LanguageModel, rows: int):
     stream = _stream()
     loss = heldout_pseudo_loss(model, stream, CONTEXT, BOS, MASK, rows=rows)
     nats = _by_hand(model, stream)
-    assert loss.tokens == loss.total_tokens == sum(LENGTHS)
+    assert loss.tokens == loss.total_tokens == len(nats) == TEXT_TOKENS
     assert loss.nats == pytest.approx(sum(nats), rel=1e-10)
     assert loss.pseudo_bits_per_byte == pytest.approx(sum(nats) / math.log(2) / stream.total_bytes, rel=1e-10)
     assert loss.standard_error == 0
@@ -90,22 +92,34 @@ def test_a_sample_is_spread_evenly_and_stands_for_the_whole(model: LanguageModel
     stream = _stream()
     loss = heldout_pseudo_loss(model, stream, CONTEXT, BOS, MASK, sample=5)
     nats = _by_hand(model, stream)
-    chosen = [nats[place] for place in (0, 11, 23, 34, 46)]
+    chosen = [nats[place] for place in (0, 10, 21, 31, 42)]
     assert loss.tokens == 5
     assert loss.nats == pytest.approx(sum(chosen), rel=1e-10)
-    per_byte = sum(LENGTHS) / stream.total_bytes / math.log(2)
+    per_byte = TEXT_TOKENS / stream.total_bytes / math.log(2)
     assert loss.pseudo_bits_per_byte == pytest.approx(np.mean(chosen) * per_byte, rel=1e-10)
-    error = np.std(chosen) / 5**0.5 * (1 - 5 / sum(LENGTHS)) ** 0.5
+    error = np.std(chosen) / 5**0.5 * (1 - 5 / TEXT_TOKENS) ** 0.5
     assert loss.standard_error == pytest.approx(error * per_byte, rel=1e-10)
 
 
 def test_a_sample_larger_than_the_text_is_all_of_it(model: LanguageModel):
-    assert heldout_pseudo_loss(model, _stream(), CONTEXT, BOS, MASK, sample=1000).tokens == sum(LENGTHS)
+    assert heldout_pseudo_loss(model, _stream(), CONTEXT, BOS, MASK, sample=1000).tokens == TEXT_TOKENS
 
 
-def test_a_window_without_room_for_anything_but_the_token_is_refused(model: LanguageModel):
+def test_where_there_is_nothing_to_guess_or_to_guess_from_one_says_so(model: LanguageModel):
     with pytest.raises(ValueError, match="`context` must be at least 2"):
         heldout_pseudo_loss(model, _stream(), 1, BOS, MASK)
+    with pytest.raises(ValueError, match="at least one token"):
+        heldout_pseudo_loss(model, ListStream([[5], [6]]), CONTEXT, BOS, MASK)
+
+
+def test_a_summary_holds_the_figure_of_models_that_read_both_ways_alone(model: LanguageModel):
+    words = SimpleNamespace(bos_id=BOS, mask_id=MASK)
+    loss = heldout_pseudo_loss(model, _stream(), CONTEXT, BOS, MASK)
+    assert pseudo_figures(model, _stream(), CONTEXT, words) == {  # type: ignore[arg-type]
+        "heldout_sampled_pseudo_bits_per_byte": loss.pseudo_bits_per_byte,
+        "heldout_sampled_tokens": TEXT_TOKENS,
+    }
+    assert pseudo_figures(hot_decoder(tiny_config("llama")), _stream(), CONTEXT, words) == {}  # type: ignore[arg-type]
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused():

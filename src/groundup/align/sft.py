@@ -40,7 +40,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
     """
     ranks = join_ranks()
     words = Tokenizer.load(pretrain)
-    model = load_language_model(pretrain, causal=True)
+    model = load_language_model(pretrain)
     conversations = gather_conversations(config, corpus, words)
     train_split = [tokenise(one, words) for one in conversations["train"]]
     try:

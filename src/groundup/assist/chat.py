@@ -47,7 +47,7 @@ def load_assistant(folder: Path) -> tuple[Generator, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     # Whatever control token the model writes ends its turn, but for the one that begins a call.
     stops = [index for token, index in tokenizer.control.items() if token != "<|tool_call|>"]
-    return Generator(load_language_model(folder, causal=True), stops), tokenizer
+    return Generator(load_language_model(folder), stops), tokenizer
 
 
 def stream_reply(

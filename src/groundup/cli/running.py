@@ -99,7 +99,7 @@ def _add_stage(verbs: Verbs, stage: Stage) -> None:
     settings = verb.add_argument_group("settings, as in the recipe's table")
     add_flags(settings, stage.config_kind)
     inputs = verb.add_argument_group("inputs (default: those in the run folder)")
-    for name in (*stage.inputs, *stage.optional_inputs):
+    for name in stage.inputs:
         flag = INPUT_FLAGS[name]
         inputs.add_argument(f"--{flag}", dest=f"input {name}", type=Path, metavar="FOLDER", help=f"result of {name}")
     if stage.name == "pretrain":
@@ -158,7 +158,7 @@ def _run_stage(flags: argparse.Namespace) -> None:
 def _inputs(flags: argparse.Namespace, stage: Stage) -> dict[str, Artefact]:
     """The artefacts that the user named; a run folder stands for the stage in it."""
     folders = {each.makes: each.folder for each in STAGES}
-    given = {name: getattr(flags, f"input {name}") for name in (*stage.inputs, *stage.optional_inputs)}
+    given = {name: getattr(flags, f"input {name}") for name in stage.inputs}
     return {
         name: find_artefact(path / folders[name] if (path / folders[name]).is_dir() else path)
         for name, path in given.items()

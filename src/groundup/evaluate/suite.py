@@ -14,11 +14,10 @@ from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.evaluate.baselines import baseline_bits_per_byte
 from groundup.evaluate.config import EvaluateConfig
-from groundup.evaluate.likelihood import score_heldout
+from groundup.evaluate.likelihood import score_heldout, score_pseudo_likelihood
 from groundup.evaluate.tasks import Answered, Message, ask, choose_questions, read_questions, score_answers
 from groundup.record.metrics import Progress
 from groundup.storage import write_json
-from groundup.train.pseudo_likelihood import PseudoLoss
 
 CHAT_MODEL = "sft"
 
@@ -26,13 +25,19 @@ CHAT_MODEL = "sft"
 def run(
     config: EvaluateConfig, out: Path, *, corpus: Path, tokens: Path, pretrain: Path, sft: Path | None = None
 ) -> None:
-    """Score the base model on held-out text and the chat model, where there is one, on held-out questions.
+    """Score the base model on held-out text and the chat model, if there is one, on held-out questions.
 
-    Writes `scores.json` (the keys of `likelihood_scores` and of `tasks.score_answers`), `answers.parquet` with every
-    question, reference and answer, and `summary.json` with the same scores.
+    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; `pseudo_bits_per_byte`, of models that read
+    both ways: see `pseudo_likelihood_scores`; and, with a chat model, the keys of `tasks.score_answers`) and
+    `summary.json` with the same scores; with a chat model also `answers.parquet` with every question, reference and
+    answer.
     """
     models = {"model": pretrain} if sft is None else {"model": pretrain, "chat model": sft}
-    scores: dict[str, Any] = likelihood_scores(config, corpus, tokens, models)
+    pseudo = pseudo_likelihood_scores(config, tokens, models)
+    continuing = {name: folder for name, folder in models.items() if name not in pseudo}
+    scores: dict[str, Any] = {"bits_per_byte": likelihood_scores(config, corpus, tokens, continuing)}
+    if pseudo:
+        scores["pseudo_bits_per_byte"] = list(pseudo.values())
     if sft is not None:
         answered = answer_questions(config, sft)
         scores |= score_answers(answered, CHAT_MODEL)
@@ -44,21 +49,14 @@ def run(
 
 def likelihood_scores(
     config: EvaluateConfig, corpus: Path, tokens: Path, models: dict[str, Path]
-) -> dict[str, list[dict[str, Any]]]:
-    """`bits_per_byte`: of models and baselines on the same held-out bytes, best first: name, value, bytes, how.
-
-    `pseudo_bits_per_byte`, if there are models that read both ways: name, value, low and high (a 95 % interval),
-    bytes, how; not to be compared with the others.
-    """
-    rows, pseudo_rows = [], []
+) -> list[dict[str, Any]]:
+    """Held-out bits per byte of models and baselines, on the same bytes, best first."""
+    rows = []
     with Progress("evaluate: held-out text", len(models) + 1, "models") as progress:
         for name, folder in models.items():
-            loss = score_heldout(folder, tokens / "heldout", config.context, config.masked_tokens)
-            if isinstance(loss, PseudoLoss):
-                pseudo_rows.append(_pseudo_row(name, loss, config.context))
-            else:
-                how = f"windows of {config.context} tokens, each predicted once from its window alone"
-                rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
+            loss = score_heldout(folder, tokens / "heldout", config.context)
+            how = f"windows of {config.context} tokens, each predicted once from its window alone"
+            rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
             progress.advance()
         train, heldout = read_texts(corpus / "train.parquet"), read_texts(corpus / "heldout.parquet")
         size = sum(len(text.encode()) for text in heldout)
@@ -67,21 +65,30 @@ def likelihood_scores(
             for score in baseline_bits_per_byte(train, heldout, config.ngram_order)
         ]
         progress.advance()
-    best_first = {"bits_per_byte": sorted(rows, key=lambda row: float(row["value"]))}
-    return best_first | ({"pseudo_bits_per_byte": pseudo_rows} if pseudo_rows else {})
+    return sorted(rows, key=lambda row: float(row["value"]))
 
 
-def _pseudo_row(name: str, loss: PseudoLoss, context: int) -> dict[str, Any]:
-    margin = NormalDist().inv_cdf(0.975) * loss.standard_error
-    sampled = f"{loss.tokens:,} of {loss.total_tokens:,} tokens, spread evenly" if margin else "every token"
-    return {
-        "name": f"{name}, pseudo-likelihood of {loss.tokens:,} tokens",
-        "value": loss.pseudo_bits_per_byte,
-        "low": loss.pseudo_bits_per_byte - margin,
-        "high": loss.pseudo_bits_per_byte + margin,
-        "bytes": loss.total_bytes,
-        "how": f"{sampled}, masked one at a time and guessed from both sides in windows of {context} tokens",
-    }
+def pseudo_likelihood_scores(
+    config: EvaluateConfig, tokens: Path, models: dict[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """By name, the models that read both ways: name, value, low and high (a 95 % interval), how.
+
+    Not to be compared with bits per byte: here a token is guessed from what comes after it too.
+    """
+    rows = {}
+    for name, folder in models.items():
+        loss = score_pseudo_likelihood(folder, tokens / "heldout", config.context, config.masked_tokens)
+        if loss is not None:
+            margin = NormalDist().inv_cdf(0.975) * loss.standard_error
+            rows[name] = {
+                "name": f"{name}, pseudo-likelihood of {loss.tokens:,} sampled tokens",
+                "value": loss.pseudo_bits_per_byte,
+                "low": loss.pseudo_bits_per_byte - margin,
+                "high": loss.pseudo_bits_per_byte + margin,
+                "how": f"{loss.tokens:,} of {loss.total_tokens:,} tokens, spread evenly, masked one at a time, guessed "
+                f"from both sides in windows of {config.context} tokens",
+            }
+    return rows
 
 
 def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:

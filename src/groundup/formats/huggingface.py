@@ -53,21 +53,11 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     return model.eval()
 
 
-def load_language_model(folder: Path, dtype: torch.dtype | None = None, causal: bool = False) -> LanguageModel:
-    """The same for uses that need a model of token sequences. Raises UserError for a folder of another kind too.
-
-    causal: the use needs one that continues a text, which models that read it both ways cannot do.
-    """
+def load_language_model(folder: Path, dtype: torch.dtype | None = None) -> LanguageModel:
+    """The same for uses that need a model of token sequences. Raises UserError for a folder of another kind too."""
     model = load_model(folder, dtype)
     if not isinstance(model, LanguageModel):
-        raise UserError(
-            f"{folder} holds a {model.config.family} model of another kind; this needs a language model, such as llama"
-        )
-    if causal and not model.config.causal:
-        raise UserError(
-            f"{folder} holds a {model.config.family} model, which fills gaps in a text; this needs one that continues "
-            "it, such as llama"
-        )
+        raise UserError(f"{folder} holds a {model.config.family} model; this needs one of text alone, such as llama")
     return model
 
 
@@ -180,5 +170,14 @@ def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
         stack.compute_dtype = dtype
     if not torch.isfinite(expected).all():
         raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
-    if not torch.equal(expected, loaded(*inputs)):
+    if not torch.equal(expected, loaded(*inputs)) and not _is_same(model, loaded):
         raise RuntimeError("the saved model folder does not give the outputs of the model it was saved from")
+
+
+def _is_same(model: AnyModel, loaded: AnyModel) -> bool:
+    """Whether configuration and tensors are equal.
+
+    A product with a vector may round differently all the same, by how the matrix lies in memory.
+    """
+    pairs = zip(model.parameters(), loaded.parameters(), strict=True)
+    return model.config == loaded.config and all(torch.equal(one.cpu(), other) for one, other in pairs)

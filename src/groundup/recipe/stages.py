@@ -18,7 +18,6 @@ class Stage:
 
     name: the table in a recipe, the verb on the command line and the stage in the ledger.
     makes: the kind of artefact, by which other stages ask for it as an input.
-    optional_inputs: those that the stage takes in where they are at hand.
     rooms: whose source decides the outcome; a change there runs the stage again. What only reports, measures or stores
         (record, hardware, settings, storage) is not among them.
     parallel: under torchrun `run` is called on every rank, elsewhere and otherwise on the first alone.
@@ -38,7 +37,6 @@ class Stage:
     resumable: bool = False
     makes_model: bool = False
     fingerprint: str | None = None
-    optional_inputs: tuple[str, ...] = ()
 
     @property
     def config_kind(self) -> type[Any]:
@@ -134,8 +132,7 @@ STAGES = (
         folder="06-evaluate",
         function="groundup.evaluate.suite:run",
         config="groundup.evaluate.config:EvaluateConfig",
-        inputs=("corpus", "tokens", "pretrain"),
-        optional_inputs=("sft",),
+        inputs=("corpus", "tokens", "pretrain", "sft"),
         rooms=("evaluate", "assist", "train", "tokens", "model", "formats", "engine"),
         summary="measure the model on held-out text and questions",
     ),

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from groundup.errors import UserError
 from groundup.model.config import ModelConfig
@@ -22,21 +21,18 @@ from groundup.train.optim import LearningRates
 from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
 from groundup.train.parallel import join_ranks
 from groundup.train.plan import LoopConfig, check_split, plan
-from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token
+from groundup.train.pseudo_likelihood import pseudo_figures
 
 DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; the whole of it is scored once, at the end.
 WATCHED_WINDOWS = 48
-# Tokens that a model which reads both ways guesses, on the way and at the end: each costs a window of its own.
-WATCHED_MASKED = 128
-SCORED_MASKED = 1024
 
 
 def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> None:
     """Train a decoder from random weights on `tokens/train`, watching `tokens/heldout`.
 
     Writes a Hugging Face model folder, `metrics.jsonl`, `timings.jsonl`, `samples.jsonl` ({step, prompt, text}) and
-    `summary.json` (the keys of `outcome.summarise` and `heldout_figures`, epochs, learning rates). Goes on from a
+    `summary.json` (the keys of `outcome.summarise`, held-out bits per byte, epochs, learning rates). Goes on from a
     checkpoint found in `out`.
     """
     ranks = join_ranks()
@@ -57,41 +53,26 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
 
     def watch(step: int) -> Mapping[str, float]:
         model.eval()
-        figures = heldout_figures(model, heldout, config.context, words, WATCHED_WINDOWS, WATCHED_MASKED)
+        loss = heldout_loss(model, heldout, config.context, words.bos_id, windows=WATCHED_WINDOWS)
         if ranks.leads:
             samples.take(step)
         model.train()
-        return figures
+        return {"heldout_bits_per_byte": loss.bits_per_byte}
 
     result = train(model, source, loop, out, watch, ranks)
     if not ranks.leads:
         return
-    final = heldout_figures(model.eval(), heldout, config.context, words, None, SCORED_MASKED)
+    final = heldout_loss(model.eval(), heldout, config.context, words.bos_id)
     save_trained(model, words, tokenizer, out)
-    figures = final | {
+    figures = {
+        "heldout_bits_per_byte": final.bits_per_byte,
         "epochs": round(result.tokens / shards.total_tokens, 3),
         "learning_rates": asdict(loop.learning_rates),
     }
+    figures |= pseudo_figures(model, heldout, config.context, words)
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | figures)
     write_speed(out, loop, result)
     remove_checkpoint(out)
-
-
-def heldout_figures(
-    model: LanguageModel, heldout: Shards, context: int, words: Tokenizer, windows: int | None, masked: int
-) -> dict[str, Any]:
-    """`heldout_bits_per_byte`, of `windows` windows or all, as of `train.heldout`.
-
-    Models that read both ways have no such figure: instead `heldout_sampled_pseudo_bits_per_byte`, of `masked` tokens
-    (`heldout_sampled_tokens`), as of `train.pseudo_likelihood`.
-    """
-    if model.config.causal:
-        return {"heldout_bits_per_byte": heldout_loss(model, heldout, context, words.bos_id, windows).bits_per_byte}
-    loss = heldout_pseudo_loss(model, heldout, context, words.bos_id, mask_token(words), masked)
-    return {
-        "heldout_sampled_pseudo_bits_per_byte": loss.pseudo_bits_per_byte,
-        "heldout_sampled_tokens": loss.tokens,
-    }
 
 
 def build_model(config: PretrainConfig, vocab_size: int) -> LanguageModel:

@@ -7,24 +7,28 @@ than what any compressor could reach, and compares with other pseudo-likelihoods
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundup.errors import UserError
 from groundup.model.language_model import LanguageModel, mask_segments, token_positions
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.heldout import HeldoutStream
 
+# Tokens guessed at the end of a training run: each costs a window of its own.
+SAMPLED_TOKENS = 1000
+
 
 @dataclass(frozen=True)
 class PseudoLoss:
-    """Loss in nats of masked tokens, spread evenly over a text; end-of-text tokens are tokens.
+    """Loss in nats of masked tokens, spread evenly over a text.
 
     nats: summed over the `tokens` that were masked; deviation: standard deviation of one token's nats.
-    total_tokens, total_bytes: of the whole text.
+    total_tokens, total_bytes: of the whole text, without the tokens that end its documents.
     """
 
     nats: float
@@ -93,18 +97,21 @@ def heldout_pseudo_loss(
     sample: int | None = None,
     rows: int = 16,
 ) -> PseudoLoss:
-    """Pseudo-likelihood of every token of a stream, or of `sample` of them, spread evenly over it.
+    """Pseudo-likelihood of every token of a stream's texts, or of `sample` of them, spread evenly over it.
 
     Documents are cut into pieces of `context` - 1 tokens, which are read after `bos_id`, each by itself; a token is
-    guessed from the rest of its piece.
+    guessed from the rest of its piece. The end-of-text token that closes each document is neither read nor guessed:
+    learning to guess masked tokens, a model never sees one. Raises ValueError if there is no text.
     """
     if context < 2:
         raise ValueError(f"a token is guessed from others: `context` must be at least 2, not {context}")
-    places = np.arange(stream.total_tokens, dtype=np.int64)
-    if sample is not None and sample < len(places):
-        places = np.linspace(0, len(places) - 1, sample).astype(np.int64)
+    places = np.delete(np.arange(stream.total_tokens, dtype=np.int64), stream.offsets[1:] - 1)
+    if (text_tokens := len(places)) == 0:
+        raise ValueError("a pseudo-likelihood needs a text of at least one token")
+    if sample is not None and sample < text_tokens:
+        places = places[np.linspace(0, text_tokens - 1, sample).astype(np.int64)]
     documents = np.searchsorted(stream.offsets, places, side="right") - 1
-    begins, ends = stream.offsets[documents], stream.offsets[documents + 1]
+    begins, ends = stream.offsets[documents], stream.offsets[documents + 1] - 1
     starts = begins + (places - begins) // (context - 1) * (context - 1)
     pieces, first = np.unique(starts, return_index=True)
     lengths = np.minimum(pieces + context - 1, ends[first]) - pieces
@@ -122,7 +129,18 @@ def heldout_pseudo_loss(
         found = pseudo_log_likelihood(model, inputs, mask_id, mask, scored=wanted, rows=rows)
         nats.append(-found[wanted.bool()].cpu().numpy())
     each = np.concatenate(nats)
-    return PseudoLoss(float(each.sum()), float(each.std()), len(each), stream.total_tokens, stream.total_bytes)
+    return PseudoLoss(float(each.sum()), float(each.std()), len(each), text_tokens, stream.total_bytes)
+
+
+def pseudo_figures(model: nn.Module, stream: HeldoutStream, context: int, words: Tokenizer) -> dict[str, Any]:
+    """What the summary of a training run says of a model that reads both ways; nothing of any other.
+
+    `heldout_sampled_pseudo_bits_per_byte`, and `heldout_sampled_tokens`, on which it rests.
+    """
+    if not isinstance(model, LanguageModel) or model.config.causal:
+        return {}
+    loss = heldout_pseudo_loss(model, stream, context, words.bos_id, mask_token(words), SAMPLED_TOKENS)
+    return {"heldout_sampled_pseudo_bits_per_byte": loss.pseudo_bits_per_byte, "heldout_sampled_tokens": loss.tokens}
 
 
 def mask_token(words: Tokenizer) -> int:

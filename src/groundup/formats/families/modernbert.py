@@ -71,9 +71,7 @@ def _read_modernbert(keys: Keys) -> EncoderConfig:
     positions = keys.size("max_position_embeddings", default=8192)
     norm = Norm("layer", keys.positive("norm_eps", default=1e-5), keys.flag("norm_bias", default=False))
     layer = LayerSpec(
-        Attention(
-            heads, heads, head_dim, bias=ALL if keys.flag("attention_bias", default=False) else (), causal=False
-        ),
+        Attention(heads, heads, head_dim, bias=ALL if keys.flag("attention_bias", default=False) else (), causal=False),
         FeedForward(
             keys.size("intermediate_size"),
             keys.choice("hidden_activation", among=ACTIVATIONS, default="gelu"),

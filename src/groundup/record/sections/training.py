@@ -22,18 +22,17 @@ from groundup.record.run_folder import Row, RunFolder, number
 
 _SAMPLES_PER_PROMPT = 5
 _SMALL_CHART_HEIGHT = 130
-# The held-out figure of models that read both ways.
+# Of models that read both ways.
 PSEUDO = "heldout_sampled_pseudo_bits_per_byte"
 
 
 def pretrain_section(run: RunFolder) -> Section | None:
     """The loss curve, and how fast the machine went compared with what it can do.
 
-    Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, heldout_bits_per_byte (or,
-    of a model that reads both ways, heldout_sampled_pseudo_bits_per_byte and heldout_sampled_tokens); of
+    Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, heldout_bits_per_byte; of
     measured.json: train_seconds, tokens_per_second, flops_per_second, peak_flops, utilisation, threads; of
-    metrics.jsonl: tokens, bits_per_byte, the two held-out figures, loss, learning_rate, grad_norm; of timings.jsonl:
-    tokens_per_second.
+    metrics.jsonl: tokens, bits_per_byte, heldout_bits_per_byte, loss, learning_rate, grad_norm; of timings.jsonl:
+    tokens_per_second. Of a model that reads both ways also PSEUDO and heldout_sampled_tokens.
     """
     stage = run.stage("pretrain")
     if not stage.summary and not stage.metrics:
@@ -44,7 +43,8 @@ def pretrain_section(run: RunFolder) -> Section | None:
         "From random weights to a model of the text. Bits per byte say how well it guesses the next piece of text: "
         "lower is better, and tokenizers do not matter to it.",
         tiles(
-            _heldout_tile(summary),
+            tile("held out", maybe(number(summary, "heldout_bits_per_byte"), _three_digits), "bits per byte"),
+            tile("held out", maybe(number(summary, PSEUDO), _three_digits), _sampled_note(summary)),
             tile("parameters", maybe(number(summary, "parameters"), _scaled), _preset_note(summary)),
             tile("trained on", maybe(number(summary, "tokens"), _scaled), _steps_note(summary)),
             tile("time", maybe(number(summary, "train_seconds"), format_seconds), _compute_note(summary)),
@@ -53,15 +53,6 @@ def pretrain_section(run: RunFolder) -> Section | None:
         _small_curves(stage.metrics, stage.timings),
         _speed(summary),
     )
-
-
-def _heldout_tile(summary: Row) -> Markup | None:
-    """Bits per byte, or the pseudo-likelihood of a model that reads both ways."""
-    pseudo = number(summary, PSEUDO)
-    if pseudo is None:
-        return tile("held out", maybe(number(summary, "heldout_bits_per_byte"), _three_digits), "bits per byte")
-    sampled = maybe(number(summary, "heldout_sampled_tokens"), lambda count: f", {format_count(count)} tokens sampled")
-    return tile("held out", _three_digits(pseudo), f"pseudo bits per byte{sampled or ''}")
 
 
 def samples_section(run: RunFolder) -> Section | None:
@@ -123,6 +114,11 @@ def _three_digits(value: float) -> str:
     return f"{value:.3f}"
 
 
+def _sampled_note(summary: Row) -> str:
+    sampled = maybe(number(summary, "heldout_sampled_tokens"), lambda count: f", {format_count(count)} tokens sampled")
+    return f"pseudo bits per byte{sampled or ''}"
+
+
 def _scaled(value: float) -> str:
     return format_scaled(value, "")
 
@@ -164,10 +160,6 @@ def _quality_curve(metrics: Sequence[Row]) -> Markup | None:
         _series(metrics, x, "heldout_bits_per_byte", "held out", "a"),
     ]
     curves = _curve_figure("Bits per byte", quality, over, log_y=True)
-    guesses = [_series(metrics, x, PSEUDO, "held out", "a")]
-    if guesses[0].points:
-        title = "Pseudo bits per byte, each token guessed from both sides"
-        curves = join(curves, _curve_figure(title, guesses, over, log_y=True))
     if not quality[0].points:
         loss = _curve_figure(
             "Training loss, nats per token", [_series(metrics, x, "loss", "train", "b", is_faint=True)], x, log_y=True
