@@ -3,6 +3,7 @@
 import json
 import lzma
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import hot_decoder
+from tiny_encoder import encoder_config
 
 from groundup.align.conversations import Conversation, write_conversations
 from groundup.evaluate import suite
 from groundup.evaluate.config import EvaluateConfig
 from groundup.evaluate.likelihood import score_heldout
-from groundup.formats.huggingface import load_model
+from groundup.formats.huggingface import load_model, save_model
+from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token
 
 
 def _conversation(number: int, mode: str, documents: tuple[str, ...]) -> Conversation:
@@ -92,3 +97,36 @@ def test_bits_per_byte_are_those_of_windows_scored_one_by_one(
     assert found.bits_per_byte == pytest.approx(
         nats / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5
     )
+
+
+@pytest.fixture
+def encoder_folder(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A masked language model with the tokenizer of the shards; any token will do as its mask."""
+    monkeypatch.setattr(Tokenizer, "mask_id", 9, raising=False)
+    model = hot_decoder(encoder_config(64, Tokenizer.load(tokenizer_folder).vocab_size), dtype=torch.float32)
+    folder = tmp_path / "encoder"
+    shutil.copytree(tokenizer_folder, folder)
+    save_model(model, folder, bos_id=0, eos_ids=[1], pad_id=2)
+    return folder
+
+
+def test_an_encoder_is_scored_by_a_sample_of_tokens_apart_from_the_baselines(
+    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, encoder_folder: Path
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    config = EvaluateConfig(context=64, ngram_order=3, masked_tokens=20)
+    suite.run(config, out, corpus=corpus_folder, tokens=tokens_folder, pretrain=encoder_folder)
+
+    scores = json.loads((out / "scores.json").read_text())
+    assert {row["name"] for row in scores["bits_per_byte"]} >= {"unigram", "3-gram"}
+    assert not any("model" in row["name"] for row in scores["bits_per_byte"])
+    (row,) = scores["pseudo_bits_per_byte"]
+    assert row["name"] == "model, pseudo-likelihood of 20 sampled tokens"
+    assert row["low"] < row["value"] < row["high"]
+    assert not (out / "answers.parquet").exists()
+    model, words = load_model(encoder_folder), Tokenizer.load(encoder_folder)
+    stream = Shards.open(tokens_folder / "heldout")
+    loss = heldout_pseudo_loss(model, stream, 64, words.bos_id, mask_token(words), sample=20)
+    assert row["value"] == pytest.approx(loss.pseudo_bits_per_byte)
+    assert row["high"] - row["value"] == pytest.approx(1.96 * loss.standard_error, rel=1e-3)

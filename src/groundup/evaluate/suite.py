@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.evaluate.baselines import baseline_bits_per_byte
 from groundup.evaluate.config import EvaluateConfig
-from groundup.evaluate.likelihood import score_heldout
+from groundup.evaluate.likelihood import score_heldout, score_pseudo_likelihood
 from groundup.evaluate.tasks import Answered, Message, ask, choose_questions, read_questions, score_answers
 from groundup.record.metrics import Progress
 from groundup.storage import write_json
@@ -21,18 +22,27 @@ from groundup.storage import write_json
 CHAT_MODEL = "sft"
 
 
-def run(config: EvaluateConfig, out: Path, *, corpus: Path, tokens: Path, pretrain: Path, sft: Path) -> None:
-    """Score the base model on held-out text and the chat model on held-out questions.
+def run(
+    config: EvaluateConfig, out: Path, *, corpus: Path, tokens: Path, pretrain: Path, sft: Path | None = None
+) -> None:
+    """Score the base model on held-out text and the chat model, if there is one, on held-out questions.
 
-    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; and the keys of `tasks.score_answers`),
-    `answers.parquet` with every question, reference and answer, and `summary.json` with the same scores.
+    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; `pseudo_bits_per_byte`, of models that read
+    both ways: see `pseudo_likelihood_scores`; and, with a chat model, the keys of `tasks.score_answers`) and
+    `summary.json` with the same scores; with a chat model also `answers.parquet` with every question, reference and
+    answer.
     """
-    scores: dict[str, Any] = {
-        "bits_per_byte": likelihood_scores(config, corpus, tokens, {"model": pretrain, "chat model": sft})
-    }
-    answered = answer_questions(config, sft)
-    scores |= score_answers(answered, CHAT_MODEL)
-    pq.write_table(pa.Table.from_pylist([one.row() for one in answered]), out / "answers.parquet", compression="zstd")
+    models = {"model": pretrain} if sft is None else {"model": pretrain, "chat model": sft}
+    pseudo = pseudo_likelihood_scores(config, tokens, models)
+    continuing = {name: folder for name, folder in models.items() if name not in pseudo}
+    scores: dict[str, Any] = {"bits_per_byte": likelihood_scores(config, corpus, tokens, continuing)}
+    if pseudo:
+        scores["pseudo_bits_per_byte"] = list(pseudo.values())
+    if sft is not None:
+        answered = answer_questions(config, sft)
+        scores |= score_answers(answered, CHAT_MODEL)
+        table = pa.Table.from_pylist([one.row() for one in answered])
+        pq.write_table(table, out / "answers.parquet", compression="zstd")
     write_json(out / "scores.json", scores)
     write_json(out / "summary.json", scores)
 
@@ -56,6 +66,29 @@ def likelihood_scores(
         ]
         progress.advance()
     return sorted(rows, key=lambda row: float(row["value"]))
+
+
+def pseudo_likelihood_scores(
+    config: EvaluateConfig, tokens: Path, models: dict[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """By name, the models that read both ways: name, value, low and high (a 95 % interval), how.
+
+    Not to be compared with bits per byte: here a token is guessed from what comes after it too.
+    """
+    rows = {}
+    for name, folder in models.items():
+        loss = score_pseudo_likelihood(folder, tokens / "heldout", config.context, config.masked_tokens)
+        if loss is not None:
+            margin = NormalDist().inv_cdf(0.975) * loss.standard_error
+            rows[name] = {
+                "name": f"{name}, pseudo-likelihood of {loss.tokens:,} sampled tokens",
+                "value": loss.pseudo_bits_per_byte,
+                "low": loss.pseudo_bits_per_byte - margin,
+                "high": loss.pseudo_bits_per_byte + margin,
+                "how": f"{loss.tokens:,} of {loss.total_tokens:,} tokens, spread evenly, masked one at a time, guessed "
+                f"from both sides in windows of {config.context} tokens",
+            }
+    return rows
 
 
 def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:

@@ -170,5 +170,14 @@ def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
         stack.compute_dtype = dtype
     if not torch.isfinite(expected).all():
         raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
-    if not torch.equal(expected, loaded(*inputs)):
+    if not torch.equal(expected, loaded(*inputs)) and not _is_same(model, loaded):
         raise RuntimeError("the saved model folder does not give the outputs of the model it was saved from")
+
+
+def _is_same(model: AnyModel, loaded: AnyModel) -> bool:
+    """Whether configuration and tensors are equal.
+
+    A product with a vector may round differently all the same, by how the matrix lies in memory.
+    """
+    pairs = zip(model.parameters(), loaded.parameters(), strict=True)
+    return model.config == loaded.config and all(torch.equal(one.cpu(), other) for one, other in pairs)

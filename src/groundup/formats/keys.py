@@ -100,10 +100,21 @@ class Keys:
         )
         return among[text]
 
+    def optional_choice(self, *names: str, among: Mapping[str, Any]) -> Any:
+        """The same, or None where the key is absent or null."""
+        wanted = f"one of {', '.join(among)} or null"
+        text = self._checked(names, None, lambda one: one is None or (isinstance(one, str) and one in among), wanted)
+        return None if text is None else among[text]
+
     def table(self, *names: str) -> "Keys | None":
         """An object of its own keys, or None where it is absent or null."""
         found = self._checked(names, None, lambda one: one is None or isinstance(one, dict), "an object or null")
         return Keys(found, f"{self._prefix}{names[0]}.") if found else None
+
+    def mapping(self, name: str) -> dict[str, Any] | None:
+        """An object of any keys, such as the names of classes, or None where it is absent or null."""
+        found = self._checked((name,), None, lambda one: one is None or isinstance(one, dict), "an object or null")
+        return None if found is None else dict(found)
 
     def texts(self, name: str) -> list[str] | None:
         """A list of strings, or None where it is absent or null."""

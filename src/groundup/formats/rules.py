@@ -56,6 +56,17 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Doubled:
+    """One tensor of ours, two on disk that should be equal and of which the first counts."""
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0], ours[0].clone()]
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [disk[0]]
+
+
+@dataclass(frozen=True)
 class JoinedByGroup:
     """Queries, keys and values as one on disk: for each key-value head its queries, its key and its value.
 

@@ -5,6 +5,7 @@ A family (LLaMA, BERT, T5, …) is one of these configurations, never a subclass
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from groundup.model.specs import Activation, Attention, Induction, LayerSpec, Norm
 
@@ -81,10 +82,13 @@ class LearnedPositions:
 
 @dataclass(frozen=True)
 class HeadTransform:
-    """What an encoder's output passes through before the head: norm(act(W x)) (BERT)."""
+    """What an encoder's output passes through before the head: norm(act(W x)) (BERT).
+
+    norm: None where there is none (the pooler of BERT's classifiers).
+    """
 
     activation: Activation
-    norm: Norm
+    norm: Norm | None
     bias: bool = True
 
 
@@ -185,3 +189,38 @@ class EncoderDecoderConfig:
         windows = [layer.attention.window for layer in (*self.encoder.layers, *self.decoder.layers)]
         if any(window is not None for window in windows):
             raise ValueError("an attention window is for decoders and encoders alone, not for the two together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A classifier of whole sequences on an encoder (Devlin et al. 2019, section 4.1).
+
+    encoder: a model of token sequences without a head of its own.
+    labels: what the classes are called; a single one stands for a number (regression).
+    transform: what the pooled vector passes through before the last matrix.
+    pooling: what stands for the sequence: its first token, or the mean over all.
+    problem: what the outputs mean, in the words of `transformers`, or None where that follows from the labels; changes
+        nothing in the forward pass.
+    """
+
+    encoder: ModelConfig
+    labels: tuple[str, ...]
+    transform: HeadTransform
+    pooling: Literal["first", "mean"] = "first"
+    problem: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("a classifier needs at least one class")
+        if not self.encoder.tied_head or self.encoder.head_bias or self.encoder.head_transform is not None:
+            raise ValueError("the encoder of a classifier has no head of its own")
+
+    @property
+    def family(self) -> str:
+        """That of the encoder."""
+        return self.encoder.family
+
+    @property
+    def classes(self) -> int:
+        """How many numbers there are for each sequence."""
+        return len(self.labels)

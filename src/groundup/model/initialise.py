@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.model.attention import SelfAttention
+from groundup.model.classifier import SequenceClassifier
 from groundup.model.convolution import CausalConvolution
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
@@ -166,6 +167,11 @@ def _(module: DenseFeedForward | ExpertNetworks, start: Start) -> None:
     if module.gate is not None:
         start.uniform(module.gate.weight)
     start.zeros(module.down.weight)
+
+
+@fill.register
+def _(module: SequenceClassifier, start: Start) -> None:
+    start.normal(module.head.weight, std=0.02)
 
 
 @fill.register

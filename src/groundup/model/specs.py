@@ -11,7 +11,7 @@ from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope, YarnScaling
 
 NormKind = Literal["rms", "rms_plus_one", "rms_without_weight", "layer", "layer_without_weight"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh"]
 # Where a layer norms, for a sublayer f: x + f(n(x)); n(x + f(x)); x + n'(f(n(x))); x + n(f(x)); and, with attention and
 # feed-forward side by side, x + a(n(x)) + f(n(x)); x + a(n(x)) + f(n'(x)).
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "parallel_two_norms"]

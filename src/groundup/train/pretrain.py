@@ -21,6 +21,7 @@ from groundup.train.optim import LearningRates
 from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
 from groundup.train.parallel import join_ranks
 from groundup.train.plan import LoopConfig, check_split, plan
+from groundup.train.pseudo_likelihood import pseudo_figures
 
 DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; the whole of it is scored once, at the end.
@@ -68,6 +69,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         "epochs": round(result.tokens / shards.total_tokens, 3),
         "learning_rates": asdict(loop.learning_rates),
     }
+    figures |= pseudo_figures(model, heldout, config.context, words)
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | figures)
     write_speed(out, loop, result)
     remove_checkpoint(out)

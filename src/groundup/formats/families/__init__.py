@@ -1,5 +1,6 @@
 """Every family that a folder can be of; a new one is a file here and a name in this list."""
 
+from groundup.formats.families.bert import BERT, DISTILBERT, ROBERTA
 from groundup.formats.families.cohere import COHERE, COHERE2
 from groundup.formats.families.deepseek import DEEPSEEK_V3
 from groundup.formats.families.falcon import FALCON
@@ -12,15 +13,18 @@ from groundup.formats.families.jamba import JAMBA
 from groundup.formats.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from groundup.formats.families.mamba import MAMBA, MAMBA2
 from groundup.formats.families.mixtral import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
+from groundup.formats.families.modernbert import MODERNBERT
 from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.families.olmo import OLMO2, OLMO3
 from groundup.formats.families.palm import PALM
 from groundup.formats.families.phi import PHI, PHI3
 
 ALL_FAMILIES = (
+    BERT,
     COHERE,
     COHERE2,
     DEEPSEEK_V3,
+    DISTILBERT,
     FALCON,
     GEMMA,
     GEMMA2,
@@ -43,6 +47,7 @@ ALL_FAMILIES = (
     QWEN3,
     QWEN3_MOE,
     SMOLLM3,
+    MODERNBERT,
     NANOCHAT,
     OLMO2,
     OLMO3,
@@ -50,4 +55,5 @@ ALL_FAMILIES = (
     PALM,
     PHI,
     PHI3,
+    ROBERTA,
 )

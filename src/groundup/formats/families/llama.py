@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu_squared",
     "quick_gelu": "quick_gelu",
+    "tanh": "tanh",
 }
 
 NAMES = {

@@ -22,6 +22,8 @@ from groundup.record.run_folder import Row, RunFolder, number
 
 _SAMPLES_PER_PROMPT = 5
 _SMALL_CHART_HEIGHT = 130
+# Of models that read both ways.
+PSEUDO = "heldout_sampled_pseudo_bits_per_byte"
 
 
 def pretrain_section(run: RunFolder) -> Section | None:
@@ -30,7 +32,7 @@ def pretrain_section(run: RunFolder) -> Section | None:
     Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, heldout_bits_per_byte; of
     measured.json: train_seconds, tokens_per_second, flops_per_second, peak_flops, utilisation, threads; of
     metrics.jsonl: tokens, bits_per_byte, heldout_bits_per_byte, loss, learning_rate, grad_norm; of timings.jsonl:
-    tokens_per_second.
+    tokens_per_second. Of a model that reads both ways also PSEUDO and heldout_sampled_tokens.
     """
     stage = run.stage("pretrain")
     if not stage.summary and not stage.metrics:
@@ -42,6 +44,7 @@ def pretrain_section(run: RunFolder) -> Section | None:
         "lower is better, and tokenizers do not matter to it.",
         tiles(
             tile("held out", maybe(number(summary, "heldout_bits_per_byte"), _three_digits), "bits per byte"),
+            tile("held out", maybe(number(summary, PSEUDO), _three_digits), _sampled_note(summary)),
             tile("parameters", maybe(number(summary, "parameters"), _scaled), _preset_note(summary)),
             tile("trained on", maybe(number(summary, "tokens"), _scaled), _steps_note(summary)),
             tile("time", maybe(number(summary, "train_seconds"), format_seconds), _compute_note(summary)),
@@ -109,6 +112,11 @@ def sft_section(run: RunFolder) -> Section | None:
 
 def _three_digits(value: float) -> str:
     return f"{value:.3f}"
+
+
+def _sampled_note(summary: Row) -> str:
+    sampled = maybe(number(summary, "heldout_sampled_tokens"), lambda count: f", {format_count(count)} tokens sampled")
+    return f"pseudo bits per byte{sampled or ''}"
 
 
 def _scaled(value: float) -> str:
