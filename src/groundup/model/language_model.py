@@ -51,15 +51,22 @@ class LanguageModel(Stack):
         length = min(16, self.config.max_positions)
         return ((torch.arange(length)[None] * 7919) % self.config.vocab_size,)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """Logits (batch, time, vocab): of the token after each position, or for encoders of the one at it.
 
         input_ids: (batch, time) int64.
         attention_mask: (batch, keys) with 1 for tokens and 0 for padding; `keys` counts cached tokens too.
         cache: holds the tokens that precede `input_ids`, and takes these up.
+        memory: an encoder's output, for layers with cross-attention.
         """
         positions = token_positions(input_ids, attention_mask, 0 if cache is None else cache.length)
-        return self.logits(self.hidden(input_ids, positions, mask_segments(attention_mask), cache))
+        return self.logits(self.hidden(input_ids, positions, mask_segments(attention_mask), cache, memory=memory))
 
     def hidden(
         self,

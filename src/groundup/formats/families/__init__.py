@@ -14,6 +14,8 @@ from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.families.olmo import OLMO2, OLMO3
 from groundup.formats.families.palm import PALM
 from groundup.formats.families.phi import PHI, PHI3
+from groundup.formats.families.t5 import SWITCH, T5
+from groundup.formats.families.whisper import WHISPER
 
 ALL_FAMILIES = (
     COHERE,
@@ -45,4 +47,7 @@ ALL_FAMILIES = (
     PALM,
     PHI,
     PHI3,
+    SWITCH,
+    T5,
+    WHISPER,
 )
