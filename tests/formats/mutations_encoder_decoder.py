@@ -27,7 +27,8 @@ def _rebuilt(change: Callable[[EncoderDecoderConfig], EncoderDecoderConfig]) -> 
 
     def mutate(model: EncoderDecoder, patch: pytest.MonkeyPatch) -> EncoderDecoder:
         other = EncoderDecoder(change(model.config)).double().eval()
-        other.load_state_dict(model.state_dict(), strict=False)
+        missing = other.load_state_dict(model.state_dict(), strict=False).missing_keys
+        assert not missing, f"a mistake may leave tensors out, not ask for others: {missing}"
         return other
 
     return mutate
