@@ -136,6 +136,8 @@ def heat_reference(model: nn.Module) -> None:
             parameter.copy_(noise)
         elif parameter.ndim < 2:
             parameter.add_(0.5 * noise)
+        elif ".conv" in name:
+            parameter.copy_(2 * noise / parameter[0].numel() ** 0.5)
         elif any(word in name for word in ("embed", "wte", "wpe", "shared.weight")):
             parameter.copy_(noise)
         else:

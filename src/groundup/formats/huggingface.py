@@ -6,7 +6,7 @@ every config key understood.
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.tensor_files import SINGLE, TensorFiles
 from groundup.model.build import AnyConfig, AnyModel, build
-from groundup.model.config import ModelConfig
+from groundup.model.config import EncoderDecoderConfig, ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
 from groundup.storage import write_json
@@ -43,10 +43,11 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     """
     keys = _read_config(folder)
     family = _family(keys, folder)
-    config = _model_config(family, keys, folder)
+    config, files = _model_config(family, keys, folder), TensorFiles(folder)
+    config = family.settle(config, files)
     with torch.device("meta"):
         model = build(config)
-    tensors = _read_tensors(folder, model, family)
+    tensors = _read_tensors(files, folder, model, family)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -73,6 +74,8 @@ def save_model(model: AnyModel, folder: Path, bos_id: int, eos_ids: list[int], p
     token_ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
     write_json(folder / "config.json", dict(sorted((keys | family.write(model.config)).items())))
+    if isinstance(model.config, EncoderDecoderConfig):
+        token_ids["decoder_start_token_id"] = model.config.start_id
     write_json(folder / "generation_config.json", token_ids)
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors = rules.disk_tensors(_layouts(family, model)[0], ours)
@@ -129,9 +132,9 @@ def _model_config(family: Family[Any], values: Mapping[str, Any], folder: Path) 
     return config
 
 
-def _read_tensors(folder: Path, model: AnyModel, family: Family[Any]) -> dict[str, torch.Tensor]:
+def _read_tensors(files: TensorFiles, folder: Path, model: AnyModel, family: Family[Any]) -> dict[str, torch.Tensor]:
     """Our names → tensors of the folder, memory-mapped; exactly those that the model has."""
-    layouts, files = _layouts(family, model), TensorFiles(folder)
+    layouts = _layouts(family, model)
     table = next((one for one in layouts if _disk_names(one) <= files.names()), layouts[0])
     known = _disk_names(table)
     if missing := sorted(known - files.names()):
@@ -165,13 +168,19 @@ def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
     compute_dtypes = [stack.compute_dtype for stack in stacks]
     for stack in stacks:
         stack.compute_dtype = None
-    expected = model(*(tensor.to(model.device) for tensor in inputs)).cpu()
+    expected = _outputs(model, inputs)
     for stack, dtype in zip(stacks, compute_dtypes, strict=True):
         stack.compute_dtype = dtype
-    if not torch.isfinite(expected).all():
+    if not all(torch.isfinite(one).all() for one in expected):
         raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
-    if not torch.equal(expected, loaded(*inputs)) and not _is_same(model, loaded):
+    if not all(map(torch.equal, expected, _outputs(loaded, inputs))) and not _is_same(model, loaded):
         raise RuntimeError("the saved model folder does not give the outputs of the model it was saved from")
+
+
+def _outputs(model: AnyModel, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What a model gives, on the CPU: its logits, or what there is beside them too."""
+    given = model(*(tensor.to(model.device) for tensor in inputs))
+    return tuple(one.cpu() for one in ((given,) if isinstance(given, torch.Tensor) else given))
 
 
 def _is_same(model: AnyModel, loaded: AnyModel) -> bool:

@@ -166,29 +166,88 @@ class ModelConfig(StackConfig):
         return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig(StackConfig):
+    """An encoder of sound: two convolutions over a log-mel spectrogram, then layers (Whisper, Radford et al. 2022).
+
+    mel_bins: of the spectrogram; positions: the most that come out of the convolutions, one for two frames.
+    """
+
+    mel_bins: int
+    positions: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mel_bins", "positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}")
+
+    def matmul_parameters(self) -> int:
+        """Of the layers and, for the two frames of each position, of the convolutions."""
+        return super().matmul_parameters() + 3 * self.width * (2 * self.mel_bins + self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig:
     """A decoder whose layers also attend to the output of an encoder (Vaswani et al. 2017).
 
-    encoder: of text, with the decoder's embedding.
+    encoder: of sound, or of text, which then has the decoder's embedding.
+    start_id: the token that every target begins with; changes nothing in the forward pass.
     """
 
     family: str
     encoder: StackConfig
     decoder: ModelConfig
+    start_id: int = 0
 
     def __post_init__(self) -> None:
         if any(layer.mixer.causal for layer in self.encoder.layers):
             raise ValueError("an encoder's layers must see all of its text, not only what came before")
         if not self.decoder.causal or any(layer.cross is None for layer in self.decoder.layers):
             raise ValueError("a decoder's layers must look back alone and attend to the encoder's output")
+        if any(layer.cross is not None for layer in self.encoder.layers):
+            raise ValueError("an encoder's layers have no other sequence to attend to")
+        if isinstance(self.encoder, ModelConfig):
+            raise ValueError("an encoder has no vocabulary of its own: it reads with the decoder's embedding")
         if self.encoder.width != self.decoder.width:
             raise ValueError(
                 f"encoder and decoder must be equally wide, not {self.encoder.width} and {self.decoder.width}"
             )
-        windows = [layer.attention.window for layer in (*self.encoder.layers, *self.decoder.layers)]
-        if any(window is not None for window in windows):
+        mixers = [layer.mixer for layer in (*self.encoder.layers, *self.decoder.layers)]
+        if any(isinstance(mixer, Attention) and mixer.window is not None for mixer in mixers):
             raise ValueError("an attention window is for decoders and encoders alone, not for the two together")
+        if not 0 <= self.start_id < self.vocab_size:
+            raise ValueError(f"`start_id` ({self.start_id}) is not a token of a vocabulary of {self.vocab_size}")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Longest target, in tokens, that the model is meant for."""
+        return self.decoder.max_positions
+
+    def matmul_parameters(self) -> int:
+        """Of a token of the source and one of the target together."""
+        return self.encoder.matmul_parameters() + self.decoder.matmul_parameters()
+
+    def training_flops(self, source: int, target: int) -> int:
+        """FLOPs of training on one source and one target of so many tokens, by the rule for one token of a stack.
+
+        Keys and values of cross-attention are computed for each token of the source, its scores for each of the target.
+        """
+        width, crossing = self.decoder.width, [layer.cross for layer in self.decoder.layers if layer.cross is not None]
+        keys_values = sum(2 * width * cross.kv_heads * cross.head_dim for cross in crossing)
+        own_scores = sum(layer.mixer.score_flops(target) for layer in self.decoder.layers)
+        cross_scores = sum(cross.score_flops(source) for cross in crossing)
+        per_target = 6 * (self.decoder.matmul_parameters() - keys_values) + own_scores + cross_scores
+        per_source = 6 * keys_values + self.encoder.training_flops_per_token(source)
+        return source * per_source + target * per_target
+
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs of one token of a target of `context` tokens and one of a source that is as long."""
+        return self.training_flops(context, context) // context
 
 
 @dataclass(frozen=True, kw_only=True)

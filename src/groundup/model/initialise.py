@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.model.attention import SelfAttention
+from groundup.model.audio import AudioTower, Convolution, sinusoids
 from groundup.model.classifier import SequenceClassifier
 from groundup.model.convolution import CausalConvolution
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
@@ -114,6 +115,8 @@ def _(module: ResidualMix, start: Start) -> None:
 @fill.register
 def _(module: SelfAttention, start: Start) -> None:
     start.uniform(module.query.weight, module.key.weight, module.value.weight)
+    if module.spec.scale is not None:  # whatever the scale, the first scores are as large as with the usual one (T5)
+        module.query.weight.mul_(module.spec.head_dim**-0.5 / module.spec.scale)
     start.zeros(module.output.weight, module.head_gate, module.sinks)
 
 
@@ -182,6 +185,17 @@ def _(module: Transform, start: Start) -> None:
 @fill.register
 def _(module: RelativeBias, start: Start) -> None:
     start.zeros(module.table.weight)
+
+
+@fill.register
+def _(module: AudioTower, start: Start) -> None:
+    module.positions.weight.copy_(sinusoids(module.config.positions, module.config.width))
+
+
+@fill.register
+def _(module: Convolution, start: Start) -> None:
+    start.normal(module.weight, std=module.weight[0].numel() ** -0.5)
+    start.zeros(module.bias)
 
 
 @fill.register

@@ -57,6 +57,7 @@ class LanguageModel(Stack):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         token_type_ids: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Logits (batch, time, vocab): of the token after each position, or for encoders of the one at it.
 
@@ -64,10 +65,12 @@ class LanguageModel(Stack):
         attention_mask: (batch, keys) with 1 for tokens and 0 for padding; `keys` counts cached tokens too.
         cache: holds the tokens that precede `input_ids`, and takes these up.
         token_type_ids: (batch, time), the kind of each token, where the model tells kinds apart; None: all 0.
+        memory: an encoder's output, for layers with cross-attention.
         """
         positions = token_positions(input_ids, attention_mask, 0 if cache is None else cache.length)
+        segments = mask_segments(attention_mask)
         embedded = None if token_type_ids is None else self.embed(input_ids, positions, token_type_ids)
-        return self.logits(self.hidden(input_ids, positions, mask_segments(attention_mask), cache, embedded=embedded))
+        return self.logits(self.hidden(input_ids, positions, segments, cache, embedded=embedded, memory=memory))
 
     def hidden(
         self,

@@ -213,6 +213,8 @@ class Router:
     groups, chosen_groups, group_best: the experts form equal groups, of which a token takes those with the highest sum
         of their `group_best` best experts (DeepSeek: the best one in V2, two in V3).
     scale: factor on the weights.
+    capacity: tokens of one text that an expert takes, first come, first served; the others pass the experts by
+        (Switch). None: all.
     """
 
     experts: int
@@ -225,6 +227,7 @@ class Router:
     chosen_groups: int = 1
     group_best: int = 2
     scale: float = 1.0
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.experts % self.groups:
@@ -236,6 +239,8 @@ class Router:
             raise ValueError(f"{self.chosen} experts cannot be chosen from {eligible}")
         if self.chosen_groups < self.groups and not 1 <= self.group_best <= self.experts // self.groups:
             raise ValueError(f"a group of {self.experts // self.groups} experts has no {self.group_best} best ones")
+        if self.capacity is not None and (self.capacity < 1 or self.chosen > 1):
+            raise ValueError("the capacity of an expert must be at least 1, and is for one expert per token")
 
 
 @dataclass(frozen=True)

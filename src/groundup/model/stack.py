@@ -76,19 +76,19 @@ class Block(nn.Module):
         mixed_btd = self.mixer_output_norm(self.mixer(h_btd, shared, cache, *extra))
         if self.spec.placement.startswith("parallel"):
             fed_btd = h_btd if self.spec.placement == "parallel" else self.feed_forward_norm(x_btd)
-            fed_btd, routing = self._feed(fed_btd)
+            fed_btd, routing = self._feed(fed_btd, shared, cache)
             return x_btd + mixed_btd + fed_btd, routing
         x_btd = self.mixer_sum_norm(x_btd + mixed_btd)
         if self.cross is not None:
             x_btd = self.cross_sum_norm(x_btd + self.cross(self.cross_norm(x_btd), shared, cache))
         if self.feed_forward is None:
             return x_btd, None
-        fed_btd, routing = self._feed(self.feed_forward_norm(x_btd))
+        fed_btd, routing = self._feed(self.feed_forward_norm(x_btd), shared, cache)
         return self.feed_forward_sum_norm(x_btd + self.feed_forward_output_norm(fed_btd)), routing
 
-    def _feed(self, x_btd: Tensor) -> tuple[Tensor, Routing | None]:
+    def _feed(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> tuple[Tensor, Routing | None]:
         if isinstance(self.feed_forward, MixtureOfExperts):
-            fed: tuple[Tensor, Routing] = self.feed_forward(x_btd)
+            fed: tuple[Tensor, Routing] = self.feed_forward(x_btd, shared.visible, cache)
             return fed
         assert self.feed_forward is not None
         return self.feed_forward(x_btd), None

@@ -18,6 +18,8 @@ from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.families.olmo import OLMO2, OLMO3
 from groundup.formats.families.palm import PALM
 from groundup.formats.families.phi import PHI, PHI3
+from groundup.formats.families.t5 import SWITCH, T5
+from groundup.formats.families.whisper import WHISPER
 
 ALL_FAMILIES = (
     BERT,
@@ -56,4 +58,7 @@ ALL_FAMILIES = (
     PHI,
     PHI3,
     ROBERTA,
+    SWITCH,
+    T5,
+    WHISPER,
 )
