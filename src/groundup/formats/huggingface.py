@@ -5,19 +5,19 @@ every config key understood.
 """
 
 import fnmatch
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.func import functional_call
 
 from groundup.errors import UserError
 from groundup.formats import rules
 from groundup.formats.families import ALL_FAMILIES
 from groundup.formats.family import Family
-from groundup.formats.keys import Keys
+from groundup.formats.keys import Keys, read_json_object
 from groundup.formats.tensor_files import SINGLE, TensorFiles
 from groundup.model.build import AnyConfig, AnyModel, build
 from groundup.model.config import ModelConfig
@@ -61,19 +61,27 @@ def load_language_model(folder: Path, dtype: torch.dtype | None = None) -> Langu
     return model
 
 
-def save_model(model: AnyModel, folder: Path, bos_id: int, eos_ids: list[int], pad_id: int) -> None:
+def save_model(
+    model: AnyModel,
+    folder: Path,
+    bos_id: int | None = None,
+    eos_ids: list[int] | None = None,
+    pad_id: int | None = None,
+) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors` into an existing folder, then check them.
 
-    eos_ids: tokens at which generation stops.
+    eos_ids: tokens at which generation stops; a model that writes no text has none of the three.
     Raises UserError if the weights give logits that are not finite, and RuntimeError if the folder, read back, does not
     give equal ones: a bad export never passes as a good one.
     """
     family = FAMILIES[model.config.family]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     token_ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
+    token_ids = {name: value for name, value in token_ids.items() if value is not None}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
     write_json(folder / "config.json", dict(sorted((keys | family.write(model.config)).items())))
-    write_json(folder / "generation_config.json", token_ids)
+    if token_ids:
+        write_json(folder / "generation_config.json", token_ids)
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors = rules.disk_tensors(_layouts(family, model)[0], ours)
     save_file({name: one.contiguous().cpu() for name, one in tensors}, folder / SINGLE, metadata={"format": "pt"})
@@ -96,16 +104,10 @@ def _shapes(model: AnyModel) -> dict[str, rules.Shape]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(folder / "config.json")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a model folder: it has no config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(keys, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return keys
 
 
 def _family(keys: Mapping[str, Any], folder: Path) -> Family[Any]:
@@ -165,10 +167,20 @@ def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
     compute_dtypes = [stack.compute_dtype for stack in stacks]
     for stack in stacks:
         stack.compute_dtype = None
-    expected = model(*(tensor.to(model.device) for tensor in inputs)).cpu()
+    expected = _outputs(model, inputs)
     for stack, dtype in zip(stacks, compute_dtypes, strict=True):
         stack.compute_dtype = dtype
-    if not torch.isfinite(expected).all():
+    if not all(torch.isfinite(one).all() for one in expected):
         raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
-    if not torch.equal(expected, loaded(*inputs)):
+    if not all(map(torch.equal, expected, _outputs(loaded, inputs))):
         raise RuntimeError("the saved model folder does not give the outputs of the model it was saved from")
+
+
+def _outputs(model: AnyModel, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What a model gives, on the CPU: its logits, or what there is beside them too.
+
+    The weights are laid out anew: in a file they may start anywhere, and products round by where they lie in memory.
+    """
+    weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    given = functional_call(model, weights, tuple(tensor.to(model.device) for tensor in inputs))
+    return tuple(one.cpu() for one in ((given,) if isinstance(given, torch.Tensor) else given))

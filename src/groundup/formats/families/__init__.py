@@ -1,5 +1,6 @@
 """Every family that a folder can be of; a new one is a file here and a name in this list."""
 
+from groundup.formats.families.clip import CLIP, SIGLIP
 from groundup.formats.families.cohere import COHERE, COHERE2
 from groundup.formats.families.deepseek import DEEPSEEK_V3
 from groundup.formats.families.falcon import FALCON
@@ -9,13 +10,19 @@ from groundup.formats.families.gpt_neox import GPT_NEOX, GPTJ
 from groundup.formats.families.gpt_oss import GPT_OSS
 from groundup.formats.families.groundup import GROUNDUP
 from groundup.formats.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from groundup.formats.families.llava import LLAVA
 from groundup.formats.families.mixtral import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.families.olmo import OLMO2, OLMO3
 from groundup.formats.families.palm import PALM
 from groundup.formats.families.phi import PHI, PHI3
+from groundup.formats.families.vit import VIT
 
 ALL_FAMILIES = (
+    CLIP,
+    SIGLIP,
+    LLAVA,
+    VIT,
     COHERE,
     COHERE2,
     DEEPSEEK_V3,
