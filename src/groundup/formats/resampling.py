@@ -1,8 +1,8 @@
 """Resizing an image as Pillow does, to the bit: what published image towers were trained on.
 
-Each output pixel is a weighted mean of the inputs under a filter, which is as wide as the reduction is strong. Rows
-come first, then columns; in between values are rounded to bytes. Weights are integers of 22 fractional bits.
-Source: the arithmetic of Pillow's `Image.resize` for 8-bit images (Resample.c), which `transformers` uses too.
+Each output pixel is a weighted mean of the inputs under a filter, which is as wide as the reduction is strong. Width
+and height are changed one after the other, with values rounded to bytes in between. Weights are integers of 22
+fractional bits. Source: the arithmetic of Pillow 13's `Image.resize` for 8-bit images, which `transformers` uses too.
 """
 
 import math
@@ -20,11 +20,18 @@ FRACTION_BITS = 22
 
 def resize(image_yxc: Bytes, height: int, width: int, by: Filter) -> Bytes:
     """The image (rows, columns, channels) in another size."""
-    narrowed = _resize_first_axis(image_yxc.transpose(1, 0, 2), width, by).transpose(1, 0, 2)
-    return _resize_first_axis(narrowed, height, by)
+    # Versions before 13 began with the width always; the order shows in the last bit, more where an image is enlarged.
+    shrinks = image_yxc.shape[0] - height
+    if shrinks > max(0, 2 * (image_yxc.shape[1] - width)):
+        return _resize_width(_resize_height(image_yxc, height, by), width, by)
+    return _resize_height(_resize_width(image_yxc, width, by), height, by)
 
 
-def _resize_first_axis(rows: Bytes, size: int, by: Filter) -> Bytes:
+def _resize_width(image_yxc: Bytes, width: int, by: Filter) -> Bytes:
+    return _resize_height(image_yxc.transpose(1, 0, 2), width, by).transpose(1, 0, 2)
+
+
+def _resize_height(rows: Bytes, size: int, by: Filter) -> Bytes:
     if len(rows) == size:
         return rows
     places_st, weights_st = _taps(len(rows), size, by)
