@@ -5,7 +5,6 @@ every config key understood.
 """
 
 import fnmatch
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from groundup.errors import UserError
 from groundup.formats import rules
 from groundup.formats.families import ALL_FAMILIES
 from groundup.formats.family import Family
-from groundup.formats.keys import Keys
+from groundup.formats.keys import Keys, read_json_object
 from groundup.formats.tensor_files import SINGLE, TensorFiles
 from groundup.model.build import AnyConfig, AnyModel, build
 from groundup.model.config import EncoderDecoderConfig, ModelConfig
@@ -62,21 +61,29 @@ def load_language_model(folder: Path, dtype: torch.dtype | None = None) -> Langu
     return model
 
 
-def save_model(model: AnyModel, folder: Path, bos_id: int, eos_ids: list[int], pad_id: int) -> None:
+def save_model(
+    model: AnyModel,
+    folder: Path,
+    bos_id: int | None = None,
+    eos_ids: list[int] | None = None,
+    pad_id: int | None = None,
+) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors` into an existing folder, then check them.
 
-    eos_ids: tokens at which generation stops.
+    eos_ids: tokens at which generation stops; a model that writes no text has none of the three.
     Raises UserError if the weights give logits that are not finite, and RuntimeError if the folder, read back, does not
     give equal ones: a bad export never passes as a good one.
     """
     family = FAMILIES[model.config.family]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     token_ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
+    token_ids = {name: value for name, value in token_ids.items() if value is not None}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
     write_json(folder / "config.json", dict(sorted((keys | family.write(model.config)).items())))
     if isinstance(model.config, EncoderDecoderConfig):
         token_ids["decoder_start_token_id"] = model.config.start_id
-    write_json(folder / "generation_config.json", token_ids)
+    if token_ids:
+        write_json(folder / "generation_config.json", token_ids)
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors = rules.disk_tensors(_layouts(family, model)[0], ours)
     save_file({name: one.contiguous().cpu() for name, one in tensors}, folder / SINGLE, metadata={"format": "pt"})
@@ -99,16 +106,10 @@ def _shapes(model: AnyModel) -> dict[str, rules.Shape]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(folder / "config.json")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a model folder: it has no config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(keys, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return keys
 
 
 def _family(keys: Mapping[str, Any], folder: Path) -> Family[Any]:

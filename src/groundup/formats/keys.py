@@ -3,13 +3,28 @@
 A config.json is a stranger's: nothing of it reaches the model's arithmetic unchecked.
 """
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from groundup.errors import UserError
 
 _MISSING = object()
 # How transformers 5 writes infinity, for which JSON has no word.
 INFINITE = {"__float__": "Infinity"}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError, naming the file, if it holds none, and FileNotFoundError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return found
 
 
 class Keys:
@@ -23,9 +38,15 @@ class Keys:
         self._values = values
         self._prefix = prefix
         self._read: set[str] = set()
+        self._without_effect: set[str] = set()
+        self._sections: list[Keys] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
+
+    def holds_number(self, name: str) -> bool:
+        """Whether the key is there with a number, where it may also be an object."""
+        return isinstance(self._values.get(name), int | float)
 
     def size(self, *names: str, default: Any = _MISSING) -> int:
         """A positive integer."""
@@ -116,6 +137,50 @@ class Keys:
         found = self._checked((name,), None, lambda one: one is None or isinstance(one, dict), "an object or null")
         return None if found is None else dict(found)
 
+    def section(self, name: str, defaults: Mapping[str, Any] | None = None) -> "Keys":
+        """An object that is the configuration of a part; empty where it is absent or null.
+
+        Keys without effect here have none there either, and those that nobody reads there count as unread here.
+        defaults: the values of keys that the object leaves out.
+        """
+        found = self._checked((name,), None, lambda one: one is None or isinstance(one, dict), "an object or null")
+        part = Keys({**(defaults or {}), **(found or {})}, f"{self._prefix}{name}.")
+        part.without_effect(*self._without_effect)
+        self._sections.append(part)
+        return part
+
+    def pair(self, name: str, default: int) -> tuple[int, int]:
+        """A positive integer, which stands for two equal ones, or a list of two."""
+
+        def accepts(one: Any) -> bool:
+            return _is_size(one) or (isinstance(one, list) and len(one) == 2 and all(map(_is_size, one)))
+
+        found = self._checked((name,), default, accepts, "a positive integer or a list of two")
+        first, second = (found, found) if isinstance(found, int) else found
+        return first, second
+
+    def integers(self, name: str, default: int) -> list[int]:
+        """An integer, which stands for a list of one, or a list of them; negative ones too."""
+
+        def accepts(one: Any) -> bool:
+            return isinstance(one, int) and not isinstance(one, bool)
+
+        found = self._checked(
+            (name,),
+            default,
+            lambda one: accepts(one) or (isinstance(one, list) and bool(one) and all(map(accepts, one))),
+            "an integer or a list of them",
+        )
+        return list(found) if isinstance(found, list) else [int(found)]
+
+    def accepts(one: Any) -> bool:
+            if not isinstance(one, dict):
+                return one is None
+            return set(one) == set(map(str, range(len(one)))) and all(isinstance(text, str) for text in one.values())
+
+        found = self._checked((name,), None, accepts, "an object of names by number, from 0 on")
+        return None if found is None else [found[str(number)] for number in range(len(found))]
+
     def texts(self, name: str) -> list[str] | None:
         """A list of strings, or None where it is absent or null."""
         found = self._checked(
@@ -143,10 +208,12 @@ class Keys:
     def without_effect(self, *names: str) -> None:
         """Keys that change nothing in what the model computes."""
         self._read.update(names)
+        self._without_effect.update(names)
 
     def unread(self) -> list[str]:
         """The keys that nobody asked for."""
-        return [self._prefix + name for name in sorted(set(self._values) - self._read)]
+        own = [self._prefix + name for name in sorted(set(self._values) - self._read)]
+        return own + [name for part in self._sections for name in part.unread()]
 
     def _checked(self, names: tuple[str, ...], default: Any, accepts: Any, accepted: str) -> Any:
         self._read.update(names)

@@ -52,10 +52,15 @@ def classifier_keys(keys: Keys) -> dict[str, Any]:
     return {"labels": read_labels(keys), "problem": problem}
 
 
-def write_labels(config: ClassifierConfig) -> dict[str, Any]:
+def write_labels(labels: Sequence[str]) -> dict[str, Any]:
+    """The keys that `read_labels` reads."""
+    return {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def write_classifier(config: ClassifierConfig) -> dict[str, Any]:
     """The keys that `classifier_keys` reads."""
     problem = {} if config.problem is None else {"problem_type": config.problem}
-    return problem | {
-        "id2label": {str(number): label for number, label in enumerate(config.labels)},
-        "label2id": {label: number for number, label in enumerate(config.labels)},
-    }
+    return problem | write_labels(config.labels)

@@ -67,6 +67,21 @@ class Doubled:
 
 
 @dataclass(frozen=True)
+class Reshaped:
+    """One tensor whose numbers lie on disk in another shape, in the same order: a filter for patches, a row of one."""
+
+    disk: Shape
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0].reshape(self.disk)]
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        if tuple(disk[0].shape) != self.disk:
+            raise ValueError(f"a tensor of shape {tuple(disk[0].shape)} where {self.disk} was expected")
+        return [disk[0].reshape(shapes[0])]
+
+
+@dataclass(frozen=True)
 class JoinedByGroup:
     """Queries, keys and values as one on disk: for each key-value head its queries, its key and its value.
 
@@ -153,6 +168,18 @@ def with_biases(rules: Sequence[Rule]) -> list[Rule]:
     ]
 
 
+def placed(rules: Sequence[Rule], ours: str, disk: str) -> list[Rule]:
+    """The rules of a part of a model, with what stands before its names here and on disk."""
+    return [
+        Rule(
+            tuple(ours + name for name in rule.ours),
+            tuple(disk + name for name in rule.disk),
+            rule.operation,
+        )
+        for rule in rules
+    ]
+
+
 def without_prefix(rules: Sequence[Rule], prefix: str) -> list[Rule]:
     """The rules with names on disk that leave out a prefix."""
     return [Rule(rule.ours, tuple(name.removeprefix(prefix) for name in rule.disk), rule.operation) for rule in rules]
@@ -206,4 +233,6 @@ def our_tensors(
 
 def _of_vectors(operation: Operation) -> Operation:
     """The operation on biases that goes with one on matrices."""
+    if isinstance(operation, Reshaped):
+        return Same()
     return Joined() if isinstance(operation, Joined) else operation

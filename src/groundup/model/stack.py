@@ -120,6 +120,7 @@ class Stack(nn.Module):
         offer: Callable[[int], Offered] | None = None,
         routings: list[Routing] | None = None,
         depth: int | None = None,
+        entering: list[Tensor] | None = None,
     ) -> Tensor:
         """What leaves the stack, (batch, time, width).
 
@@ -128,7 +129,8 @@ class Stack(nn.Module):
         cache: has taken up the tokens of x already.
         offer: what a layer, by its number, is offered beside its input.
         routings: takes up where the tokens went in each layer that has experts, first layer first.
-        depth: how many layers to pass through; with fewer than all, what leaves the last of them is not normed.
+        depth: how many layers to pass through, without the norm after the last; None for all, and the norm.
+        entering: takes up what enters each layer, first layer first.
         """
         time = x_btd.shape[1]
         visible = Visibility(None if segments is None else segments[:, -time:], segments)
@@ -143,11 +145,12 @@ class Stack(nn.Module):
             rope = _rotation(layer.spec.mixer)
             shared = Shared(None if rope is None else tables[rope], visible, bias_hts, memory_bsd, memory_visible)
             offered = Offered() if offer is None else offer(index)
+            if entering is not None:
+                entering.append(x_btd)
             x_btd, routing = layer(x_btd, shared, offered, None if cache is None else cache.layers[index])
             if routings is not None and routing is not None:
                 routings.append(routing)
-        whole = depth is None or depth >= len(self.layers)
-        return self.final_norm(x_btd) if whole and self.final_norm is not None else x_btd
+        return self.final_norm(x_btd) if depth is None and self.final_norm is not None else x_btd
 
     def _rope_tables(self, positions: Tensor, dtype: torch.dtype) -> dict[Rotation, RopeTables]:
         """One pair of tables for each kind of rotation among the layers."""

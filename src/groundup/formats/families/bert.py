@@ -14,7 +14,7 @@ from groundup.formats.families.gpt import read_heads
 from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
-from groundup.formats.label_keys import classifier_keys, is_classifier, write_labels
+from groundup.formats.label_keys import classifier_keys, is_classifier, write_classifier
 from groundup.formats.rules import Doubled, Rule, same, with_biases
 from groundup.model.config import ClassifierConfig, HeadTransform, LearnedPositions, ModelConfig
 from groundup.model.specs import Activation, Attention, FeedForward, LayerSpec, Norm
@@ -110,7 +110,7 @@ def write_head(config: EncoderConfig, stem: str) -> dict[str, Any]:
     """The keys that `with_head` reads."""
     if isinstance(config, ModelConfig):
         return {"architectures": [f"{stem}ForMaskedLM"], "tie_word_embeddings": config.tied_head}
-    return {"architectures": [f"{stem}ForSequenceClassification"]} | write_labels(config)
+    return {"architectures": [f"{stem}ForSequenceClassification"]} | write_classifier(config)
 
 
 def encoder_of(config: EncoderConfig) -> ModelConfig:
