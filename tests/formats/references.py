@@ -8,6 +8,7 @@ from tiny_keys import RMS, rotary
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from variants_deepseek import VARIANTS as DEEPSEEK
+from variants_delta import VARIANTS as DELTA
 from variants_gemma_olmo import VARIANTS as GEMMA_OLMO
 from variants_gpt import VARIANTS as GPT
 from variants_mixtral import VARIANTS as MIXTRAL
@@ -82,6 +83,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat biases": ("NanoChat", RMS | rotary() | {"attention_bias": True}),
 }
 DECODERS |= DEEPSEEK
+DECODERS |= DELTA
 DECODERS |= GEMMA_OLMO
 DECODERS |= GPT
 DECODERS |= MIXTRAL
@@ -129,12 +131,14 @@ def heat_reference(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim < 2:
+        if name.endswith("linear_attn.A_log"):  # as initialised most heads forget everything from token to token
+            parameter.copy_(0.5 * noise - 2)
+        elif parameter.ndim < 2:
             parameter.add_(0.5 * noise)
         elif any(word in name for word in ("embed", "wte", "wpe", "shared.weight")):
             parameter.copy_(noise)
         else:
             parameter.copy_(2 * noise / parameter.shape[-1] ** 0.5)
     for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
             buffer.copy_(0.5 * torch.randn(buffer.shape, generator=generator))

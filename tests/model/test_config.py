@@ -16,9 +16,11 @@ def test_one_dial_sets_the_sizes(preset: str, depth: int):
     config = build_config(preset, depth, vocab_size=100, context=256, head_dim=32)
     assert len(config.layers) == depth
     assert config.width == depth * WIDTH_PER_LAYER
-    for layer in config.layers:
-        assert layer.attention.head_dim == 32
-        assert layer.attention.heads * 32 == config.width
+    mixers = [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
+    assert mixers
+    for attention in mixers:
+        assert attention.head_dim == 32
+        assert attention.heads * 32 == config.width
     assert (config.vocab_size, config.max_positions) == (100, 256)
 
 

@@ -49,6 +49,11 @@ class Keys:
         )
         return list(found)
 
+    def optional_numbers(self, name: str) -> list[int] | None:
+        """A list of integers from 0 on, such as layer numbers, or None where it is absent or null."""
+        self._read.add(name)
+        return None if self._values.get(name) is None else self.numbers(name)
+
     def optional_size(self, *names: str, default: int | None = None) -> int | None:
         """A positive integer or null."""
         found = self._checked(names, default, lambda one: one is None or _is_size(one), "a positive integer or null")

@@ -7,12 +7,15 @@ first loss is ln(vocab); a tied one is normal with the usual 0.02, divided by th
 (PaLM).
 """
 
+import math
 from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 
 from groundup.model.attention import SelfAttention
+from groundup.model.convolution import CausalConvolution
+from groundup.model.delta import GatedDelta
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
@@ -20,6 +23,7 @@ from groundup.model.language_model import LanguageModel, Transform
 from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Linear, Normalise
 from groundup.model.positions import RelativeBias
+from groundup.model.short_convolution import GatedConvolution
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.stack import Stack
 
@@ -36,6 +40,9 @@ class Start:
         bound = (3 / self.width) ** 0.5
         for tensor in tensors:
             nn.init.uniform_(tensor, -bound, bound, generator=self._generator)
+
+    def between(self, tensor: Tensor, low: float, high: float) -> None:
+        nn.init.uniform_(tensor, low, high, generator=self._generator)
 
     def normal(self, tensor: Tensor, std: float) -> None:
         nn.init.normal_(tensor, std=std, generator=self._generator)
@@ -102,6 +109,7 @@ def _(module: ResidualMix, start: Start) -> None:
 def _(module: SelfAttention, start: Start) -> None:
     start.uniform(module.query.weight, module.key.weight, module.value.weight)
     start.zeros(module.output.weight, module.head_gate, module.sinks)
+    start.zeros(None if module.output_gate is None else module.output_gate.weight)
 
 
 @fill.register
@@ -109,6 +117,31 @@ def _(module: LatentSelfAttention, start: Start) -> None:
     parts = filter(None, (module.query_down, module.query, module.latent, module.key_value))
     start.uniform(*(part.weight for part in parts))
     start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: GatedDelta, start: Start) -> None:
+    start.uniform(module.query.weight, module.key.weight, module.value.weight, module.gate.weight)
+    start.zeros(module.strength.weight, module.step.weight, module.output.weight)
+    # Mamba-2's: rates of 1 to 16, steps of 0.001 to 0.1 spread evenly in their logarithm; the bias is what softplus
+    # makes the step of.
+    start.between(module.log_rate, 1.0, 16.0)
+    module.log_rate.log_()
+    start.between(module.step_bias, math.log(0.001), math.log(0.1))
+    module.step_bias.copy_(module.step_bias.exp().expm1().log())
+
+
+@fill.register
+def _(module: GatedConvolution, start: Start) -> None:
+    start.uniform(module.before.weight, module.after.weight, module.value.weight)
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: CausalConvolution, start: Start) -> None:
+    bound = (3 / module.weight.shape[-1]) ** 0.5
+    start.between(module.weight, -bound, bound)
+    start.zeros(module.bias)
 
 
 @fill.register

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from groundup.model.attention import CrossAttention, SelfAttention
 from groundup.model.config import ModelConfig, StackConfig
 from groundup.model.context import Cache, LayerCache, Memory, Shared, Visibility
+from groundup.model.delta import GatedDelta
+from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
 from groundup.model.experts import MixtureOfExperts, Routing
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Normalise
 from groundup.model.positions import RelativeBias, RopeTables, rope_tables
 from groundup.model.rotary import Rope
+from groundup.model.short_convolution import GatedConvolution
 from groundup.model.shortcuts import ResidualMix, TokenValues
 from groundup.model.specs import Attention, Experts, FeedForward, LatentAttention, LayerSpec, Mixer, Norm
 
@@ -169,4 +172,12 @@ def _feed_forward(spec: FeedForward | Experts, width: int) -> DenseFeedForward |
 
 
 def _mixer(spec: Mixer, width: int) -> nn.Module:
-    return SelfAttention(spec, width) if isinstance(spec, Attention) else LatentSelfAttention(spec, width)
+    match spec:
+        case Attention():
+            return SelfAttention(spec, width)
+        case LatentAttention():
+            return LatentSelfAttention(spec, width)
+        case GatedDeltaNet():
+            return GatedDelta(spec, width)
+        case ShortConvolution():
+            return GatedConvolution(spec, width)

@@ -17,10 +17,11 @@ class PretrainConfig:
     long it takes.
     """
 
-    preset: Literal["gpt2", "gpt3", "llama", "nanochat", "palm", "groundup"] = setting(
+    preset: Literal["gpt2", "gpt3", "llama", "nanochat", "palm", "groundup", "qwen3_next", "lfm2"] = setting(
         "nanochat",
-        "family of the model: gpt2, llama and nanochat also load in transformers; gpt3, palm and groundup, which "
-        "learns fastest (0.98 bits per byte against nanochat's 1.09, in separate runs: docs/log.md), in groundup alone",
+        "family of the model: gpt2, llama, nanochat, qwen3_next and lfm2 also load in transformers; gpt3, palm and "
+        "groundup, which learns fastest (0.98 bits per byte against nanochat's 1.09, in separate runs: docs/log.md), "
+        "in groundup alone",
     )
     depth: int = setting(4, "number of layers; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")

@@ -8,12 +8,14 @@ from groundup.formats.families.gpt import GPT2, GPT3, OPT
 from groundup.formats.families.gpt_neox import GPT_NEOX, GPTJ
 from groundup.formats.families.gpt_oss import GPT_OSS
 from groundup.formats.families.groundup import GROUNDUP
+from groundup.formats.families.lfm2 import LFM2, LFM2_MOE
 from groundup.formats.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from groundup.formats.families.mixtral import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.families.olmo import OLMO2, OLMO3
 from groundup.formats.families.palm import PALM
 from groundup.formats.families.phi import PHI, PHI3
+from groundup.formats.families.qwen3_next import QWEN3_NEXT
 
 ALL_FAMILIES = (
     COHERE,
@@ -29,6 +31,8 @@ ALL_FAMILIES = (
     GPT_NEOX,
     GPT_OSS,
     GROUNDUP,
+    LFM2,
+    LFM2_MOE,
     LLAMA,
     MISTRAL,
     MIXTRAL,
@@ -37,6 +41,7 @@ ALL_FAMILIES = (
     QWEN2_MOE,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_NEXT,
     SMOLLM3,
     NANOCHAT,
     OLMO2,
