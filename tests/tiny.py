@@ -11,7 +11,7 @@ from torch import nn
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
-from groundup.model.specs import Attention
+from groundup.model.specs import Attention, LayerSpec
 
 VOCABULARY = 64
 
@@ -35,11 +35,13 @@ def tiny_config(preset: str, kv_heads: int | None = None, context: int = 64) -> 
     config = build_config(preset, depth=2, vocab_size=VOCABULARY, context=context, width=32, head_dim=16)
     if kv_heads is None:
         return config
-    layers = tuple(
-        replace(layer, mixer=replace(layer.mixer, kv_heads=kv_heads)) if isinstance(layer.mixer, Attention) else layer
-        for layer in config.layers
-    )
-    return replace(config, layers=layers)
+    return replace(config, layers=tuple(_with_kv_heads(layer, kv_heads) for layer in config.layers))
+
+
+def _with_kv_heads(layer: LayerSpec, kv_heads: int) -> LayerSpec:
+    if not isinstance(layer.mixer, Attention):
+        return layer
+    return replace(layer, mixer=replace(layer.mixer, kv_heads=kv_heads))
 
 
 def hot_decoder(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> LanguageModel:
@@ -55,7 +57,9 @@ def heat(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "gate_bias" in name:  # holds followers back, or every greedy text would go round in circles
+        if "log_rate" in name:  # of a recurrent state that keeps most from token to token
+            parameter.copy_(0.5 * noise - 2)
+        elif "gate_bias" in name:  # holds followers back, or every greedy text would go round in circles
             parameter.copy_(noise - 1)
         elif name.endswith("bias"):  # small and without a mean, or a tied head would always choose the same token
             parameter.copy_(0.2 * noise)

@@ -8,6 +8,7 @@ from tiny_keys import RMS, rotary
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from variants_deepseek import VARIANTS as DEEPSEEK
+from variants_delta import VARIANTS as DELTA
 from variants_gemma_olmo import VARIANTS as GEMMA_OLMO
 from variants_gpt import VARIANTS as GPT
 from variants_mamba import VARIANTS as MAMBA
@@ -85,6 +86,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 DECODERS |= MAMBA
 DECODERS |= DEEPSEEK
+DECODERS |= DELTA
 DECODERS |= GEMMA_OLMO
 DECODERS |= GPT
 DECODERS |= MIXTRAL
@@ -134,6 +136,8 @@ def heat_reference(model: nn.Module) -> None:
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith(("dt_bias", "dt_proj.bias")):  # published steps are so small that a state would hardly show
             parameter.copy_(noise)
+        elif name.endswith("linear_attn.A_log"):  # as initialised most heads forget everything from token to token
+            parameter.copy_(0.5 * noise - 2)
         elif parameter.ndim < 2:
             parameter.add_(0.5 * noise)
         elif ".conv" in name:
@@ -143,5 +147,5 @@ def heat_reference(model: nn.Module) -> None:
         else:
             parameter.copy_(2 * noise / parameter.shape[-1] ** 0.5)
     for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
             buffer.copy_(0.5 * torch.randn(buffer.shape, generator=generator))

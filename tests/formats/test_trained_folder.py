@@ -16,7 +16,7 @@ PROMPTS = ("import ", "    def __init__(self, ", "Return the ", "x")
 NEW_TOKENS = 30
 
 
-@pytest.mark.parametrize("preset", ["gpt2", "llama", "nanochat", "mamba", "mamba2"])
+@pytest.mark.parametrize("preset", ["gpt2", "llama", "nanochat", "mamba", "mamba2", "qwen3_next", "lfm2"])
 def test_a_trained_folder_continues_a_text_there_as_here(preset: str, pretrained: Callable[[str], Path]):
     folder = pretrained(preset)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -39,7 +39,7 @@ def test_a_trained_folder_continues_a_text_there_as_here(preset: str, pretrained
         assert their_words.decode(answer, skip_special_tokens=True) == words.decode(answer)
 
 
-@pytest.mark.parametrize("preset", ["gpt2", "llama", "nanochat", "mamba", "mamba2"])
+@pytest.mark.parametrize("preset", ["gpt2", "llama", "nanochat", "mamba", "mamba2", "qwen3_next", "lfm2"])
 @torch.no_grad()
 def test_a_trained_folder_gives_equal_logits_in_its_own_type(preset: str, pretrained: Callable[[str], Path]):
     folder = pretrained(preset)

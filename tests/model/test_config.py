@@ -7,6 +7,7 @@ from tiny import tiny_config
 
 from groundup.model.config import RelativePositions
 from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
+from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope
 from groundup.model.specs import Attention, Induction, Norm, QueryKeyNorm
 
@@ -21,7 +22,7 @@ def test_one_dial_sets_the_sizes(preset: str, depth: int):
         if isinstance(layer.mixer, Attention):
             assert layer.mixer.head_dim == 32
             assert layer.mixer.heads * 32 == config.width
-        else:
+        elif isinstance(layer.mixer, Mamba | Mamba2):
             assert layer.mixer.channels == 2 * config.width
     assert (config.vocab_size, config.max_positions) == (100, 256)
 

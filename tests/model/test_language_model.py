@@ -122,7 +122,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_gradients(preset: str):
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@ALL_PRESETS
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"qwen3_next"}))  # of the delta rule it counts a part
 def test_flops_are_those_that_pytorch_counts(preset: str):
     context = 48
     config = build_config(preset, depth=3, vocab_size=VOCABULARY, context=context, width=64, head_dim=16)

@@ -80,6 +80,11 @@ class Keys:
         )
         return auto if found == "auto" else int(found)
 
+    def optional_numbers(self, name: str) -> list[int] | None:
+        """A list of integers from 0 on, such as layer numbers, or None where it is absent or null."""
+        self._read.add(name)
+        return None if self._values.get(name) is None else self.numbers(name)
+
     def optional_size(self, *names: str, default: int | None = None) -> int | None:
         """A positive integer or null."""
         found = self._checked(names, default, lambda one: one is None or _is_size(one), "a positive integer or null")
@@ -172,14 +177,6 @@ class Keys:
             "an integer or a list of them",
         )
         return list(found) if isinstance(found, list) else [int(found)]
-
-    def accepts(one: Any) -> bool:
-            if not isinstance(one, dict):
-                return one is None
-            return set(one) == set(map(str, range(len(one)))) and all(isinstance(text, str) for text in one.values())
-
-        found = self._checked((name,), None, accepts, "an object of names by number, from 0 on")
-        return None if found is None else [found[str(number)] for number in range(len(found))]
 
     def texts(self, name: str) -> list[str] | None:
         """A list of strings, or None where it is absent or null."""

@@ -83,9 +83,10 @@ class Reshaped:
 
 @dataclass(frozen=True)
 class JoinedByGroup:
-    """Queries, keys and values as one on disk: for each key-value head its queries, its key and its value.
+    """Our tensors as one on disk that lies there by groups: for each its part of every one of them.
 
-    With as many key-value heads as queries these are triples (GPT-NeoX), with one it is [queries, key, value] (Falcon).
+    With key-value heads as groups these are its queries, its key and its value: triples with as many of them as queries
+    (GPT-NeoX), [queries, key, value] with one (Falcon).
     """
 
     groups: int

@@ -16,9 +16,6 @@ from groundup.model.feedforward import DenseFeedForward, gated_activation
 from groundup.model.parts import Linear
 from groundup.model.specs import Experts, FeedForward, Router
 
-# Keeps the weights of a token finite whose every score is zero after rounding.
-LEAST_SUM = 1e-20
-
 
 class Routing(NamedTuple):
     """Where one layer sent its tokens; what balances the experts in training is computed from it.
@@ -48,7 +45,7 @@ def route(spec: Router, logits_ne: Tensor, correction_e: Tensor | None = None) -
     experts_nc = rank_ne.topk(spec.chosen, dim=-1).indices
     weights_nc = scores_ne.gather(1, experts_nc)
     if spec.normalised:
-        weights_nc = weights_nc / (weights_nc.sum(-1, keepdim=True) + LEAST_SUM)
+        weights_nc = weights_nc / (weights_nc.sum(-1, keepdim=True) + spec.least_sum)
     return Routing(logits_ne, scores_ne, experts_nc), weights_nc * spec.scale
 
 

@@ -17,6 +17,7 @@ from groundup.model.attention import SelfAttention
 from groundup.model.audio import AudioTower, Convolution, sinusoids
 from groundup.model.classifier import SequenceClassifier
 from groundup.model.convolution import CausalConvolution
+from groundup.model.delta import GatedDelta
 from groundup.model.dual_encoder import DualEncoder
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
@@ -27,6 +28,7 @@ from groundup.model.mamba import MambaMixer
 from groundup.model.mamba2 import Mamba2Mixer
 from groundup.model.parts import Linear, Normalise
 from groundup.model.positions import RelativeBias
+from groundup.model.short_convolution import GatedConvolution
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.stack import Stack
 from groundup.model.vision import AttentionPooling, ImageClassifier, ImageTower
@@ -133,12 +135,29 @@ def _(module: SelfAttention, start: Start) -> None:
         module.query.weight.mul_(module.spec.head_dim**-0.5 / module.spec.scale)
     start.outputs(module.output.weight)
     start.zeros(module.head_gate, module.sinks)
+    start.zeros(None if module.output_gate is None else module.output_gate.weight)
 
 
 @fill.register
 def _(module: LatentSelfAttention, start: Start) -> None:
     parts = filter(None, (module.query_down, module.query, module.latent, module.key_value))
     start.uniform(*(part.weight for part in parts))
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: GatedDelta, start: Start) -> None:
+    start.uniform(module.query.weight, module.key.weight, module.value.weight, module.gate.weight)
+    start.zeros(module.strength.weight, module.step.weight, module.output.weight)
+    # Mamba-2's: rates of 1 to 16.
+    start.between(module.log_rate, 1.0, 16.0)
+    module.log_rate.log_()
+    start.step_bias(module.step_bias)
+
+
+@fill.register
+def _(module: GatedConvolution, start: Start) -> None:
+    start.uniform(module.before.weight, module.after.weight, module.value.weight)
     start.zeros(module.output.weight)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from groundup.model.config import LearnedPositions, ModelConfig
+from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
 from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope
 from groundup.model.specs import Attention, FeedForward, Induction, LayerSpec, Norm, QueryKeyNorm
@@ -11,6 +12,7 @@ WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
 HEAD_DIM = {"gpt2": 64, "gpt3": 128, "llama": 128, "nanochat": 128, "palm": 128, "groundup": 64}
 HEAD_DIM |= {"mamba": 64, "mamba2": 64}  # Mamba has no heads; its width is rounded as if it had
+HEAD_DIM |= {"qwen3_next": 128, "lfm2": 64}
 NGRAM_BUCKETS = 32_768
 INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
 
@@ -168,5 +170,52 @@ def _mamba2(depth: int, vocab_size: int, context: int, width: int, head_dim: int
     return replace(base, family="mamba2", layers=(layer,) * depth)
 
 
+def _qwen3_next(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """Qwen3-Next (2025) without experts: three layers of the gated delta rule to one of gated attention.
+
+    As there, values are twice as wide as the model, in twice as many heads as keys. Less than four layers end with the
+    one of attention.
+    """
+    norm = Norm("rms_plus_one", 1e-6)
+    heads = width // head_dim
+    feed_forward = FeedForward(-(-width * 8 // 3 // 64) * 64, "silu", gated=True)
+    rope = Rope(dims=head_dim // 4)
+    attention = Attention(heads, heads, head_dim, rope=rope, query_key_norm=QueryKeyNorm(norm), output_gate=True)
+    delta = GatedDeltaNet(heads, 2 * heads, head_dim, head_dim)
+    every = min(4, depth)
+    mixers = [delta if (index + 1) % every else attention for index in range(depth)]
+    return ModelConfig(
+        family="qwen3_next",
+        vocab_size=vocab_size,
+        width=width,
+        layers=tuple(LayerSpec(mixer, feed_forward, norm) for mixer in mixers),
+        final_norm=norm,
+        tied_head=True,
+        max_positions=context,
+    )
+
+
+def _lfm2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """LFM2 (Liquid AI 2025): two layers of gated short convolutions to one of attention, SwiGLU of 4 widths.
+
+    Less than three layers end with the one of attention.
+    """
+    norm = Norm("rms", 1e-5)
+    heads = width // head_dim
+    attention = Attention(heads, heads, head_dim, rope=Rope(1_000_000.0), query_key_norm=QueryKeyNorm(norm))
+    every = min(3, depth)
+    mixers = [ShortConvolution(3) if (index + 1) % every else attention for index in range(depth)]
+    return ModelConfig(
+        family="lfm2",
+        vocab_size=vocab_size,
+        width=width,
+        layers=tuple(LayerSpec(mixer, FeedForward(4 * width, "silu", gated=True), norm) for mixer in mixers),
+        final_norm=norm,
+        tied_head=True,
+        max_positions=context,
+    )
+
+
 PRESETS = {"gpt2": _gpt2, "gpt3": _gpt3, "llama": _llama, "nanochat": _nanochat, "palm": _palm, "groundup": _groundup}
 PRESETS |= {"mamba": _mamba, "mamba2": _mamba2}
+PRESETS |= {"qwen3_next": _qwen3_next, "lfm2": _lfm2}

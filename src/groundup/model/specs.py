@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
 from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope, YarnScaling
 
@@ -78,6 +79,7 @@ class Attention:
     alibi: factor on the linear distance bias of Press et al. 2022, or None.
     clip: queries and keys, once normed over the width, and values are clamped to ± this (OLMoE).
     head_gate: each head's output is scaled by a gate that the layer's input opens or closes.
+    output_gate: so is each number of it (Qwen3-Next).
     """
 
     heads: int
@@ -94,6 +96,7 @@ class Attention:
     alibi: float | None = None
     clip: float | None = None
     head_gate: bool = False
+    output_gate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("heads", "kv_heads", "head_dim"):
@@ -112,6 +115,7 @@ class Attention:
 
     def matmul_parameters(self, width: int) -> int:
         gate = self.heads * HEAD_GATE_WIDTH if self.head_gate else 0
+        gate += width * self.heads * self.head_dim if self.output_gate else 0
         return 2 * width * self.head_dim * (self.heads + self.kv_heads) + gate
 
     def score_flops(self, context: int) -> int:
@@ -215,6 +219,8 @@ class Router:
     scale: factor on the weights.
     capacity: tokens of one text that an expert takes, first come, first served; the others pass the experts by
         (Switch). None: all.
+    least_sum: added to the sum that the weights are divided by; keeps those of a token finite whose every score is zero
+        after rounding.
     """
 
     experts: int
@@ -228,6 +234,7 @@ class Router:
     group_best: int = 2
     scale: float = 1.0
     capacity: int | None = None
+    least_sum: float = 1e-20
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.experts % self.groups:
@@ -289,7 +296,7 @@ class Induction:
         return len(self.lengths) * self.places
 
 
-Mixer = Attention | LatentAttention | Mamba | Mamba2
+Mixer = Attention | LatentAttention | Mamba | Mamba2 | GatedDeltaNet | ShortConvolution
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from groundup.model.attention import CrossAttention, SelfAttention
 from groundup.model.config import ModelConfig, StackConfig
 from groundup.model.context import Cache, LayerCache, Memory, Shared, Visibility
+from groundup.model.delta import GatedDelta
+from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
 from groundup.model.experts import MixtureOfExperts, Routing
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.latent import LatentSelfAttention
@@ -21,6 +23,7 @@ from groundup.model.parts import Normalise
 from groundup.model.positions import RelativeBias, RopeTables, rope_tables
 from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope
+from groundup.model.short_convolution import GatedConvolution
 from groundup.model.shortcuts import ResidualMix, TokenValues
 from groundup.model.specs import Attention, Experts, FeedForward, LatentAttention, LayerSpec, Mixer, Norm
 
@@ -184,3 +187,7 @@ def _mixer(spec: Mixer, width: int) -> nn.Module:
             return MambaMixer(spec, width)
         case Mamba2():
             return Mamba2Mixer(spec, width)
+        case GatedDeltaNet():
+            return GatedDelta(spec, width)
+        case ShortConvolution():
+            return GatedConvolution(spec, width)

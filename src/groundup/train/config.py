@@ -17,7 +17,9 @@ class PretrainConfig:
     long it takes.
     """
 
-    preset: Literal["gpt2", "gpt3", "llama", "nanochat", "palm", "groundup", "mamba", "mamba2"] = setting(
+    preset: Literal[
+        "gpt2", "gpt3", "llama", "nanochat", "palm", "groundup", "mamba", "mamba2", "qwen3_next", "lfm2"
+    ] = setting(
         "nanochat",
         "family of the model: gpt3, palm and groundup, which learns fastest (0.98 bits per byte against nanochat's "
         "1.09, in separate runs: docs/log.md), load in groundup alone, the others also in transformers",

@@ -11,6 +11,7 @@ from groundup.formats.families.gpt_neox import GPT_NEOX, GPTJ
 from groundup.formats.families.gpt_oss import GPT_OSS
 from groundup.formats.families.groundup import GROUNDUP
 from groundup.formats.families.jamba import JAMBA
+from groundup.formats.families.lfm2 import LFM2, LFM2_MOE
 from groundup.formats.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from groundup.formats.families.llava import LLAVA
 from groundup.formats.families.mamba import MAMBA, MAMBA2
@@ -20,6 +21,7 @@ from groundup.formats.families.nanochat import NANOCHAT
 from groundup.formats.families.olmo import OLMO2, OLMO3
 from groundup.formats.families.palm import PALM
 from groundup.formats.families.phi import PHI, PHI3
+from groundup.formats.families.qwen3_next import QWEN3_NEXT
 from groundup.formats.families.t5 import SWITCH, T5
 from groundup.formats.families.vit import VIT
 from groundup.formats.families.whisper import WHISPER
@@ -45,6 +47,8 @@ ALL_FAMILIES = (
     GPT_OSS,
     GROUNDUP,
     JAMBA,
+    LFM2,
+    LFM2_MOE,
     LLAMA,
     MAMBA,
     MAMBA2,
@@ -55,6 +59,7 @@ ALL_FAMILIES = (
     QWEN2_MOE,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_NEXT,
     SMOLLM3,
     MODERNBERT,
     NANOCHAT,
