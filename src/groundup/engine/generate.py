@@ -75,7 +75,7 @@ class Generator:
         limits = [min(sampling.max_tokens, self.max_positions - len(prompt)) for prompt in prompts]
         alive = [True] * len(prompts)
         for step in range(max(limits)):
-            logits_bv = self.decoder(input_ids, mask, cache, memory)[:, -1].cpu()
+            logits_bv = self.decoder(input_ids, mask, cache, memory=memory)[:, -1].cpu()
             chosen = [choose(row, sampling, generator) for row, generator in zip(logits_bv, generators, strict=True)]
             alive = [
                 on and step < limit and token not in self.stop_ids
