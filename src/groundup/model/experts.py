@@ -52,13 +52,11 @@ def route(spec: Router, logits_ne: Tensor, correction_e: Tensor | None = None) -
 def has_room(spec: Router, experts_bt: Tensor, visible: Visibility, cache: LayerCache | None) -> Tensor:
     """Whether the expert that a token chose has room for it: bool (batch, time).
 
-    It takes the first `capacity` tokens of each text that chose it; padding takes no room. Source: Switch, section 2.2,
-    with a capacity that does not depend on how long the text is or what else is in the batch.
+    It takes the first `capacity` tokens of each text that chose it; padding counts as a text of its own, so it takes
+    no room of others. Source: Switch, section 2.2, with a capacity that does not depend on how long a text is.
     """
     assert spec.capacity is not None
     taken_bte = F.one_hot(experts_bt, spec.experts)
-    if visible.segments_bt is not None:
-        taken_bte = taken_bte * (visible.segments_bt >= 0)[..., None]
     count_bte = taken_bte.cumsum(1)
     if cache is not None and cache.load is not None:
         count_bte = count_bte + cache.load[:, None]
