@@ -17,8 +17,15 @@ from groundup.model.vision_config import (
 )
 
 SIDE = 16
-SHAPES = ("square", "disc", "cross", "frame")
-COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 220), "yellow": (230, 210, 40)}
+SHAPES = ("square", "stripe", "cross", "frame")
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (50, 70, 220),
+    "yellow": (230, 210, 40),
+    "violet": (200, 60, 200),
+    "white": (230, 230, 230),
+}
 NAMES = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 WORDS = ("<pad>", "a", "the", "picture", "of", *COLOURS, *SHAPES, "<end>")
 END = WORDS.index("<end>")
@@ -86,13 +93,13 @@ def caption(colour: str, shape: str, words: Sequence[str] = ("a",)) -> list[int]
 def draw(colour: str, shape: str, random: np.random.Generator) -> np.ndarray:
     """The shape in its colour somewhere on a dark, noisy ground: bytes (SIDE, SIDE, 3)."""
     image = random.integers(0, 60, (SIDE, SIDE, 3))
-    size = int(random.integers(7, 12))
+    size = int(random.integers(10, 13))
     top, left = random.integers(0, SIDE - size + 1, 2)
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     edge = size / 2 - 2
     mask = {
         "square": np.ones((size, size), bool),
-        "disc": x**2 + y**2 <= (size / 2) ** 2,
+        "stripe": np.abs(y) < size / 5,
         "cross": (np.abs(x) < size / 5) | (np.abs(y) < size / 5),
         "frame": (np.abs(x) > edge) | (np.abs(y) > edge),
     }[shape]

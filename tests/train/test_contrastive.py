@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_those_of_plain_loops_however_the_batch_is_split(
     expected.backward()
     loss = contrastive_gradients(model, batch, sigmoid_loss if sigmoid else softmax_loss, micro_pairs)
     assert int(loss.targets) == COUNT
-    assert float(loss.total) / COUNT == pytest.approx(float(expected), rel=1e-12)
+    assert float(loss.total) / COUNT == pytest.approx(expected.item(), rel=1e-12)
     ours, theirs = _gradients(model), _gradients(reference)
     assert "logit_scale" in theirs and ("logit_bias" in theirs) == sigmoid
     _assert_equal(ours, theirs)
@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_the_reference(variant: str, tmp_path: Path):
     theirs = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float64)(**inputs, return_loss=True).loss
     model = load_model(tmp_path, torch.float64)
     ours = contrastive_gradients(model, Pairs(**inputs), softmax_loss if variant == "clip" else sigmoid_loss, 2)
-    assert float(ours.total) / 3 == pytest.approx(float(theirs), rel=1e-6)  # the reference takes softmax in float32
+    assert float(ours.total) / 3 == pytest.approx(theirs.item(), rel=1e-6)  # the reference takes softmax in float32
 
 
 def test_padding_that_is_masked_changes_nothing():
@@ -106,14 +106,14 @@ def test_the_scale_stays_below_a_hundred():
     assert torch.equal(model.logit_scale, before)
     nn.init.constant_(model.logit_scale, 9.0)
     limit_scale(model)
-    assert float(model.logit_scale.exp()) == pytest.approx(100)
+    assert model.logit_scale.exp().item() == pytest.approx(100)
 
 
 @KINDS
 def test_a_fresh_model_starts_where_the_papers_do_and_can_move(sigmoid: bool):
     model = DualEncoder(dual_encoder(sigmoid=sigmoid))
     initialise(model, seed=0)
-    assert float(model.logit_scale.exp()) == pytest.approx(10 if sigmoid else 1 / 0.07)
+    assert model.logit_scale.exp().item() == pytest.approx(10 if sigmoid else 1 / 0.07)
     batch = pairs(COUNT)
     contrastive_gradients(model, batch._replace(pixel_values=batch.pixel_values.float()), softmax_loss, COUNT)
     still = [name for name, gradient in _gradients(model).items() if not gradient.abs().max() > 0]
@@ -121,36 +121,39 @@ def test_a_fresh_model_starts_where_the_papers_do_and_can_move(sigmoid: bool):
     assert all(name.endswith("key.bias") or name == "logit_bias" for name in still), still
 
 
-STEPS = 150
-HELD_OUT = (("red", "cross"), ("blue", "square"), ("yellow", "disc"))
+# Pairs of colour and shape that no caption and no picture put together while training.
+HELD_OUT = (("red", "cross"), ("blue", "square"), ("yellow", "stripe"), ("white", "frame"))
+TEMPLATES = (("a",), ("the",), ("a", "picture", "of"), ("picture", "of", "the"))
+STEPS = 250
+LEARNING_RATE = 4e-3
 
 
 @KINDS
-def test_names_that_were_never_shown_are_found_for_their_pictures(sigmoid: bool):
-    """Zero-shot: pictures of all 16 pairs of colour and shape, three of which no caption ever put together."""
-    torch.manual_seed(0)
+def test_pictures_find_their_names_also_those_of_pairs_never_shown(sigmoid: bool):
+    """Zero-shot, with the names of all 24 pairs to choose from: chance is 1/24."""
     random, model = np.random.default_rng(0), DualEncoder(dual_encoder(sigmoid=sigmoid))
     initialise(model, seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     shown = [name for name in NAMES if name not in HELD_OUT]
-    templates = (("a",), ("the",), ("a", "picture", "of"), ("picture", "of", "the"))
     for step in range(STEPS):
-        chosen = [shown[i] for i in random.integers(len(shown), size=64)]
-        ids = torch.tensor([caption(*name, templates[random.integers(len(templates))]) for name in chosen])
-        batch = Pairs(ids, pixels([draw(*name, random) for name in chosen]))
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 10, 2 * (1 - step / STEPS))
+        captions = [caption(*name, TEMPLATES[random.integers(len(TEMPLATES))]) for name in shown]
+        batch = Pairs(torch.tensor(captions), pixels([draw(*name, random) for name in shown]))
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10, 2 * (1 - step / STEPS))
         optimizer.zero_grad()
-        contrastive_gradients(model, batch, sigmoid_loss if sigmoid else softmax_loss, 64)
+        contrastive_gradients(model, batch, sigmoid_loss if sigmoid else softmax_loss, len(shown))
         optimizer.step()
         limit_scale(model)
-    with torch.no_grad():
-        names = model.embed_texts(torch.tensor([caption(*name) for name in NAMES]))
-        right = {}
-        for number, name in enumerate(NAMES):
-            seen = model.embed_images(pixels([draw(*name, random) for _ in range(20)]))
-            right[name] = float((model.compare(seen, names).argmax(1) == number).float().mean())
-    known = sum(right[name] for name in shown) / len(shown)
-    new = sum(right[name] for name in HELD_OUT) / len(HELD_OUT)
-    assert known > 0.8, (known, new)  # chance is 1/16
-    assert new > 0.4, (known, new)
+    found = _found(model, random)
+    assert np.mean([found[name] for name in shown]) > 0.8, found
+    assert np.mean([found[name] for name in HELD_OUT]) > 0.2, found
+
+
+@torch.no_grad()
+def _found(model: DualEncoder, random: np.random.Generator) -> dict[tuple[str, str], float]:
+    """For each pair the part of twenty new pictures that are closest to its name, of all names."""
+    names = model.embed_texts(torch.tensor([caption(*name) for name in NAMES]))
+    found = {}
+    for number, name in enumerate(NAMES):
+        seen = model.embed_images(pixels([draw(*name, random) for _ in range(20)]))
+        found[name] = float((model.compare(seen, names).argmax(1) == number).float().mean())
+    return found
