@@ -26,9 +26,7 @@ class PretrainConfig:
     )
     depth: int = setting(4, "number of layers; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")
-    head_dim: int | None = setting(
-        None, "width of a head (default: 64 for groundup and mamba2, else 128; mamba has none)"
-    )
+    head_dim: int | None = setting(None, "width of an attention head (default: the preset's own, 64 or 128)")
     context: int = setting(512, "tokens a row holds and the model can look back")
     minutes: float | None = setting(
         None, "budget: wall-clock minutes, compilation included (default: 5)", one_of="budget"
