@@ -23,6 +23,7 @@ from groundup.hardware import peak_flops
 from groundup.record.metrics import read_lines
 from groundup.tokens.batches import Int64s, PackedDocuments
 from groundup.train.config import PretrainConfig
+from groundup.train.learner import Learner
 from groundup.train.loop import WARM_STEPS, train
 from groundup.train.parallel import Ranks
 from groundup.train.pretrain import build_model, loop_config
@@ -89,7 +90,7 @@ def main() -> None:
 def measure(preset: str, steps: int) -> tuple[float, float]:
     """Median tokens per second of the training loop after its first steps, and the FLOPs of one token."""
     config = PretrainConfig(
-        preset=preset,  # type: ignore[arg-type]
+        preset=preset,
         depth=6,
         width=384,
         context=512,
@@ -103,7 +104,7 @@ def measure(preset: str, steps: int) -> tuple[float, float]:
     loop = loop_config(config, model.config, RandomDocuments.total_tokens, BYTES_PER_TOKEN)
     source = PackedDocuments(RandomDocuments(), config.context, bos_id=0, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, source, loop, Path(folder), lambda step: {}, Ranks())
+        train(Learner(model), source, loop, Path(folder), lambda step: {}, Ranks())
         timings = read_lines(Path(folder) / "timings.jsonl")[WARM_STEPS:]
     torch.compiler.reset()
     return statistics.median(row["tokens_per_second"] for row in timings), loop.flops_per_token

@@ -8,12 +8,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from groundup.model.config import ModelConfig
+from groundup.model.attention import SelfAttention
+from groundup.model.config import EncoderDecoderConfig, ModelConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
-from groundup.model.presets import build_config
-from groundup.model.specs import Attention, LayerSpec
+from groundup.model.presets import PRESETS, build_config
+from groundup.model.specs import Attention, Experts, LayerSpec
 
 VOCABULARY = 64
+
+_CONFIGS = {name: build_config(name, depth=2, vocab_size=VOCABULARY, context=16) for name in sorted(PRESETS)}
+# Presets by what they learn: decoders continue text, the others guess what is hidden of it.
+ENCODER_DECODERS = [name for name, one in _CONFIGS.items() if isinstance(one, EncoderDecoderConfig)]
+DECODERS = [name for name, one in _CONFIGS.items() if name not in ENCODER_DECODERS and one.causal]
+ENCODERS = [name for name in _CONFIGS if name not in (*DECODERS, *ENCODER_DECODERS)]
+# Mixtures of experts.
+SPARSE = [name for name in DECODERS if any(isinstance(one.feed_forward, Experts) for one in _CONFIGS[name].layers)]
+# Decoders that differ in what a model does around its layers or remembers in them; the layers of the others are compared
+# family by family.
+TYPICAL = ["gpt2", "gpt3", "groundup", "llama", "nanochat", "palm", "mamba", "mamba2", "qwen3_next", "lfm2"]
 
 # Settings of `PretrainConfig` for a run of a second.
 PRETRAINING: dict[str, Any] = {
@@ -46,7 +59,14 @@ def _with_kv_heads(layer: LayerSpec, kv_heads: int) -> LayerSpec:
 
 def hot_decoder(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> LanguageModel:
     """A decoder in which no weight is zero or one, so that a missing or misplaced part changes the logits."""
-    model = LanguageModel(config)
+    return hot_model(config, seed, dtype)
+
+
+def hot_model(
+    config: ModelConfig | EncoderDecoderConfig, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> LanguageModel | EncoderDecoder:
+    """The same of any kind."""
+    model = EncoderDecoder(config) if isinstance(config, EncoderDecoderConfig) else LanguageModel(config)
     heat(model, seed)
     return model.to(dtype).eval()
 
@@ -75,6 +95,10 @@ def heat(model: nn.Module, seed: int) -> None:
             parameter.copy_(noise)
         else:
             parameter.copy_(2 * noise / parameter.shape[-1] ** 0.5)
+    for module in model.modules():
+        if isinstance(module, SelfAttention) and module.spec.scale is not None:
+            # Scores that are not divided by the root of the head size (T5) are made as large as those that are.
+            module.query.weight.mul_(module.spec.head_dim**-0.5 / module.spec.scale)
 
 
 def random_ids(*shape: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:

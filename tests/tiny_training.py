@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny import VOCABULARY, ListStream, hot_decoder, tiny_config
+from tiny import ENCODER_DECODERS, ENCODERS, VOCABULARY, ListStream, hot_model, tiny_config
 from torch import Tensor, nn
 
-from groundup.model.language_model import LanguageModel
 from groundup.record.metrics import VALUES_FILE, read_lines
 from groundup.tokens.batches import IGNORE, Int64s, PackedDocuments, Rows, RowSource
+from groundup.tokens.corruption import CorruptedSpans, Corruption, MaskedTokens
+from groundup.train.balance import published_balance
+from groundup.train.learner import Learner, TextModel
 from groundup.train.loop import Watch, train
 from groundup.train.optim import LearningRates
 from groundup.train.parallel import Ranks
@@ -23,6 +25,9 @@ CONTEXT = 24
 HOT_SEED = 2
 STEPS = 6
 BOS = 1
+# Ids that text holds too, which matters to no row.
+EOS, PAD, MASK, SENTINELS = 2, 0, VOCABULARY - 1, (60, 61, 62)
+TEXT_IDS = np.arange(2, VOCABULARY)
 
 
 def loop_config(**changes: Any) -> LoopConfig:
@@ -49,15 +54,24 @@ def loop_config(**changes: Any) -> LoopConfig:
     return replace(plain, **changes)
 
 
+def corruption_for(preset: str, seed: int = 0) -> Corruption | None:
+    """What hides text from a preset that guesses hidden text."""
+    if preset in ENCODER_DECODERS:
+        return CorruptedSpans(SENTINELS, BOS, EOS, PAD, seed)
+    return MaskedTokens(0.3, MASK, BOS, TEXT_IDS, seed) if preset in ENCODERS else None
+
+
 @dataclass
 class UnevenRows:
     """Packed documents of which some rows carry few targets, so that a mean of means is not the mean.
 
+    With a corruption, rows differ in their targets as documents make them.
     asked: every row number that was asked for, in order.
     """
 
     seed: int = 0
     asked: list[int] = field(default_factory=list)
+    corruption: Corruption | None = None
 
     def __post_init__(self) -> None:
         generator = np.random.default_rng(self.seed)
@@ -71,6 +85,8 @@ class UnevenRows:
     def rows(self, numbers: Int64s) -> Rows:
         self.asked.extend(numbers.tolist())
         rows = self._packed.rows(numbers)
+        if self.corruption is not None:
+            return self.corruption(rows, numbers)
         first_with_loss = (numbers * 7) % CONTEXT
         targets = np.where(np.arange(CONTEXT) < first_with_loss[:, None], IGNORE, rows.targets)
         return replace(rows, targets=targets)
@@ -83,9 +99,9 @@ class WatchedRanks(Ranks):
     gradients: list[list[Tensor]] = field(default_factory=list)
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        parameters = list(parameters)
-        super().add_gradients(parameters)
-        self.gradients.append([parameter.grad.clone() for parameter in parameters])
+        moved = [parameter for parameter in parameters if parameter.grad is not None]
+        super().add_gradients(moved)
+        self.gradients.append([parameter.grad.clone() for parameter in moved])
 
 
 def train_tiny(
@@ -96,10 +112,12 @@ def train_tiny(
     ranks: Ranks | None = None,
     watch: Watch = lambda step: {},
     **changes: Any,
-) -> LanguageModel:
+) -> TextModel:
     """A hot model (a fresh one starts with zeros, and with it most gradients) after a run of the loop in `out`."""
-    model = hot_decoder(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32).train()
-    train(model, source or UnevenRows(), loop_config(**changes), out, watch, ranks or Ranks())
+    model = hot_model(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32).train()
+    learner = Learner(model, published_balance(model))
+    source = source or UnevenRows(corruption=corruption_for(preset))
+    train(learner, source, loop_config(**changes), out, watch, ranks or Ranks())
     return model
 
 

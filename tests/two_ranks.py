@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import save_file
-from tiny_training import UnevenRows, WatchedRanks, orthogonalise_exactly, train_tiny
+from tiny_training import UnevenRows, WatchedRanks, corruption_for, orthogonalise_exactly, train_tiny
 
 from groundup.storage import write_json
 from groundup.train import optim
@@ -39,10 +39,11 @@ def _work(rank: int, port: int, jobs: list[tuple[Path, dict[str, Any]]]) -> None
 
 def leave_traces(out: Path, rank: int, count: int, **arguments: Any) -> None:
     """Train and write down what this rank has seen and computed."""
-    source, ranks = UnevenRows(), WatchedRanks(rank, count)
+    source = UnevenRows(corruption=corruption_for(arguments.get("preset", "nanochat")))
+    ranks = WatchedRanks(rank, count)
     model = train_tiny(out, source=source, ranks=ranks, **arguments)
     tensors = {f"weight {name}": parameter.detach() for name, parameter in model.named_parameters()}
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     tensors |= {f"gradient {name}": one for name, one in zip(names, ranks.gradients[0], strict=True)}
     save_file(tensors, out / f"rank-{rank}.safetensors")
     write_json(out / f"rank-{rank}.json", source.asked)

@@ -22,13 +22,14 @@ from groundup.errors import UserError
 Config = TypeVar("Config")
 
 
-def setting(default: Any, help: str, one_of: str | None = None) -> Any:
+def setting(default: Any, help: str, one_of: str | None = None, choices: Sequence[str] = ()) -> Any:
     """A dataclass field with its default value and one line of documentation.
 
     one_of: name of a group of fields that exclude each other (`minutes` or `tokens`): whoever sets one of them unsets
         the others, be it over a default or, with a flag, over a recipe.
+    choices: the texts that are accepted, where they are too many for a Literal and its list in the help.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "one_of": one_of})
+    return dataclasses.field(default=default, metadata={"help": help, "one_of": one_of, "choices": tuple(choices)})
 
 
 def read_table(kind: type[Config], table: Mapping[str, Any], where: str) -> Config:
@@ -43,6 +44,8 @@ def read_table(kind: type[Config], table: Mapping[str, Any], where: str) -> Conf
         if key not in names:
             raise UserError(f"{where}: unknown key `{key}`{_suggestion(key, names)}; known keys: {', '.join(names)}")
     values = {key: _accept(value, hints[key], f"{where}: `{key}`") for key, value in table.items()}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        _check_choice(field, values.get(field.name), where)
     values.update({name: None for name in names if name not in table and _is_replaced(kind, name, table)})
     try:
         return kind(**values)
@@ -71,8 +74,10 @@ def add_flags(parser: argparse._ActionsContainer, kind: type, prefix: str = "") 
             "dest": f"{prefix}{field.name}",
             "default": argparse.SUPPRESS,
             "help": _help(field),
-            "metavar": _describe(hints[field.name]),
+            "metavar": "NAME" if field.metadata.get("choices") else _describe(hints[field.name]),
         }
+        if field.metadata.get("choices"):
+            options["choices"] = field.metadata["choices"]
         if _is_tuple(hints[field.name]):
             options["nargs"] = "+"
         spelling = field.name.replace("_", "-")
@@ -90,6 +95,13 @@ def read_flags(kind: type[Config], flags: argparse.Namespace, base: Mapping[str,
             given[field.name] = _parse(raw, hints[field.name], flag)
     table = {name: value for name, value in base.items() if not _is_replaced(kind, name, given)} | given
     return read_table(kind, table, prefix.rstrip(".") or "the command line")
+
+
+def _check_choice(field: "dataclasses.Field[Any]", value: Any, where: str) -> None:
+    choices = field.metadata.get("choices")
+    if choices and value is not None and value not in choices:
+        accepted = f"one of {', '.join(choices)}, not {value!r}"
+        raise UserError(f"{where}: `{field.name}` must be {accepted}{_suggestion(value, choices)}")
 
 
 def _is_replaced(kind: type, name: str, given: Mapping[str, Any]) -> bool:

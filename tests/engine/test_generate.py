@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-from tiny import hot_decoder, random_ids, tiny_config
+from tiny import TYPICAL, hot_decoder, random_ids, tiny_config
 
 from groundup.engine.cache import KeyValueCache
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
 from groundup.model.language_model import LanguageModel
-from groundup.model.presets import PRESETS
 
-ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
+TYPICAL_PRESETS = pytest.mark.parametrize("preset", TYPICAL)
 PROMPTS = [random_ids(length, seed=length).tolist() for length in (7, 1, 12, 3)]
 NO_STOP: list[int] = []
 
 
-@pytest.fixture(params=sorted(PRESETS))
+@pytest.fixture(params=TYPICAL)
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     """In float64, where rounding never decides between two tokens."""
     return hot_decoder(tiny_config(request.param, kv_heads=1, context=100))

@@ -5,26 +5,52 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_config
 
-from groundup.model.config import RelativePositions
-from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config
-from groundup.model.recurrent_specs import Mamba, Mamba2
+from groundup.model.config import EncoderDecoderConfig, RelativePositions
+from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config, presets_by_kind
 from groundup.model.rotary import Rope
-from groundup.model.specs import Attention, Induction, Norm, QueryKeyNorm
+from groundup.model.specs import Attention, Induction, LatentAttention, Norm, QueryKeyNorm
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.parametrize("depth", [1, 3, 12])
 def test_one_dial_sets_the_sizes(preset: str, depth: int):
     config = build_config(preset, depth, vocab_size=100, context=256, head_dim=32)
-    assert len(config.layers) == depth
-    assert config.width == depth * WIDTH_PER_LAYER
-    for layer in config.layers:
-        if isinstance(layer.mixer, Attention):
-            assert layer.mixer.head_dim == 32
-            assert layer.mixer.heads * 32 == config.width
-        elif isinstance(layer.mixer, Mamba | Mamba2):
-            assert layer.mixer.channels == 2 * config.width
     assert (config.vocab_size, config.max_positions) == (100, 256)
+    stacks = [config.encoder, config.decoder] if isinstance(config, EncoderDecoderConfig) else [config]
+    for stack in stacks:
+        assert len(stack.layers) == depth
+        assert stack.width == depth * WIDTH_PER_LAYER
+        for layer in stack.layers:
+            if isinstance(layer.mixer, Attention | LatentAttention):
+                latent = isinstance(layer.mixer, LatentAttention)
+                assert (layer.mixer.plain_dim if latent else layer.mixer.head_dim) == 32
+                assert layer.mixer.heads * 32 == stack.width
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_can_be_built_at_its_own_sizes(preset: str):
+    for depth in (1, 2, 4):
+        build_config(preset, depth, vocab_size=100, context=256)
+
+
+def test_presets_are_told_apart_by_what_they_make():
+    kinds = presets_by_kind()
+    assert sorted(name for names in kinds.values() for name in names) == sorted(PRESETS)
+    assert kinds["encoders"] == ["bert"]
+    assert kinds["encoder-decoders"] == ["t5"]
+    assert {"mixtral", "deepseek_v3", "gpt_oss"} <= set(kinds["mixtures of experts"])
+    assert {"llama", "gpt2", "palm", "groundup"} <= set(kinds["decoders"])
+
+
+@pytest.mark.parametrize("preset", ["mixtral", "deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize("depth", [2, 4, 12])
+def test_a_token_passes_through_about_as_much_as_in_llama(preset: str, depth: int):
+    """So a mixture of experts costs no more time than the dense model that it stands beside."""
+    config, dense = (build_config(name, depth, 4096, 512, width=64 * depth) for name in (preset, "llama"))
+    ours, theirs = (
+        sum(layer.feed_forward.matmul_parameters(64 * depth) for layer in one.layers) for one in (config, dense)
+    )
+    assert ours == pytest.approx(theirs, rel=0.4)
 
 
 def test_a_width_that_follows_from_the_depth_is_rounded_up_to_whole_heads():

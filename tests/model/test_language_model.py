@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VOCABULARY, hot_decoder, random_ids, tiny_config
+from tiny import TYPICAL, VOCABULARY, hot_decoder, random_ids, tiny_config
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel, softcap
-from groundup.model.presets import PRESETS, build_config
+from groundup.model.presets import build_config
 from groundup.model.specs import Attention
 
-ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
+TYPICAL_PRESETS = pytest.mark.parametrize("preset", TYPICAL)
 LENGTHS = (5, 1, 9, 2, 7)
 
 
@@ -34,7 +34,7 @@ def _loss(logits_btv: Tensor, input_ids: Tensor) -> Tensor:
     return F.cross_entropy(logits_btv.flatten(0, 1), (input_ids.flatten() * 7 + 3) % VOCABULARY, reduction="sum")
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_packed_documents_give_what_each_gives_alone(preset: str, kv_heads: int):
     model = hot_decoder(tiny_config(preset, kv_heads))
@@ -54,7 +54,7 @@ def test_packed_documents_give_what_each_gives_alone(preset: str, kv_heads: int)
         torch.testing.assert_close(packed_gradients[name], parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 def test_distances_are_those_of_the_positions_given(preset: str):
     # Rotary attention knows only distances, so packing alone cannot tell whether positions are heeded.
     model, ids, positions = hot_decoder(tiny_config(preset)), random_ids(1, 9), torch.arange(9)[None]
@@ -67,7 +67,7 @@ def test_distances_are_those_of_the_positions_given(preset: str):
         assert moved == 0, "a state knows the order of its tokens, and no positions"
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 def test_no_bit_of_a_document_reaches_its_neighbours(preset: str):
     model = hot_decoder(tiny_config(preset))
     documents = _documents()
@@ -78,7 +78,7 @@ def test_no_bit_of_a_document_reaches_its_neighbours(preset: str):
     assert [bool(part.any()) for part in changed] == [False, False, True, False, False]
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 def test_no_token_sees_a_later_one(preset: str):
     model = hot_decoder(tiny_config(preset))
     before, after = random_ids(2, 12), random_ids(2, 12)
@@ -88,7 +88,7 @@ def test_no_token_sees_a_later_one(preset: str):
     assert changed[:, 7:].all()
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 def test_the_order_of_earlier_tokens_matters(preset: str):
     model = hot_decoder(tiny_config(preset))
     ids, swapped = random_ids(1, 9), random_ids(1, 9)
@@ -97,7 +97,7 @@ def test_the_order_of_earlier_tokens_matters(preset: str):
     assert (model(ids) - model(swapped))[0, -1].abs().max() > 1e-3
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 @pytest.mark.parametrize("padding", [1, 6])
 def test_left_padding_changes_nothing(preset: str, padding: int):
     model = hot_decoder(tiny_config(preset))
@@ -108,7 +108,7 @@ def test_left_padding_changes_nothing(preset: str, padding: int):
     torch.testing.assert_close(model(padded, attention_mask=mask)[:, padding:], model(ids), rtol=1e-11, atol=1e-11)
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 def test_bfloat16_compute_keeps_float32_weights_and_gradients(preset: str):
     model = hot_decoder(tiny_config(preset), dtype=torch.float32)
     ids = random_ids(2, 16)
@@ -122,7 +122,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_gradients(preset: str):
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"qwen3_next"}))  # of the delta rule it counts a part
+@pytest.mark.parametrize("preset", sorted(set(TYPICAL) - {"qwen3_next"}))  # of the delta rule it counts a part
 def test_flops_are_those_that_pytorch_counts(preset: str):
     context = 48
     config = build_config(preset, depth=3, vocab_size=VOCABULARY, context=context, width=64, head_dim=16)
@@ -132,7 +132,7 @@ def test_flops_are_those_that_pytorch_counts(preset: str):
     assert config.training_flops_per_token(context) == counter.get_total_flops() / (2 * context)
 
 
-@ALL_PRESETS
+@TYPICAL_PRESETS
 def test_a_fresh_model_knows_nothing_and_is_the_same_for_one_seed(preset: str):
     def fresh(seed: int) -> LanguageModel:
         model = LanguageModel(tiny_config(preset))

@@ -12,8 +12,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from groundup.errors import UserError
+from groundup.storage import hash_file
 from groundup.tokens import shards as storing
-from groundup.tokens.config import CONTROL_TOKENS, TokensConfig
+from groundup.tokens.config import CONTROL_TOKENS, MASK_TOKEN, SENTINEL_TOKENS, TokensConfig
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
 
@@ -237,8 +238,24 @@ def test_another_tokenizer_is_refused(stored: Path, tokenizer_folder: Path, tmp_
     (tmp_path / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes() + b" ")
     with pytest.raises(UserError, match=r"tokenizer\.json: not the tokenizer of the shards"):
         shards.check_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a whole tokenizer"):
+        shards.check_tokenizer(tmp_path)
 
 
 def test_a_missing_corpus_file_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.parquet: no such file"):
         storing.run(TokensConfig(), tmp_path / "out", corpus=tmp_path, tokenizer=tokenizer_folder)
+
+
+def test_a_tokenizer_with_appended_control_tokens_is_the_same(
+    stored: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    words = Tokenizer.load(tokenizer_folder).with_control([MASK_TOKEN, SENTINEL_TOKENS[0]])
+    words.save(tmp_path)
+    assert hash_file(tmp_path / "tokenizer.json") != hash_file(tokenizer_folder / "tokenizer.json")
+    Shards.open(stored / "train").check_tokenizer(tmp_path)
+    other = tokenizer_of_size(tmp_path / "other", 500)
+    Tokenizer.load(other).with_control([MASK_TOKEN]).save(other)
+    with pytest.raises(UserError, match=r"tokenizer\.json: not the tokenizer of the shards"):
+        Shards.open(stored / "train").check_tokenizer(other)

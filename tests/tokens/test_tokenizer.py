@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from groundup.errors import UserError
 from groundup.settings import read_table
 from groundup.tokens import tokenizer as training
-from groundup.tokens.config import CONTROL_TOKENS, PATTERNS, TokenizerConfig
+from groundup.tokens.config import CONTROL_TOKENS, MASK_TOKEN, PATTERNS, SENTINEL_TOKENS, TokenizerConfig
 from groundup.tokens.tokenizer import TextStream, Tokenizer, sample, train
 
 # Pieces from which hypothesis puts together what an attacker might write.
@@ -95,6 +95,81 @@ def test_decoding_can_show_control_tokens(tokenizer: Tokenizer) -> None:
 def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer, index: int) -> None:
     with pytest.raises(ValueError, match=f"{index} is outside the vocabulary of 600"):
         tokenizer.decode([index])
+
+
+# Control tokens that pre-training appends
+
+
+@pytest.fixture(scope="module")
+def extended(tokenizer: Tokenizer) -> Tokenizer:
+    return tokenizer.with_control([MASK_TOKEN, *SENTINEL_TOKENS])
+
+
+def test_appended_control_tokens_take_the_next_ids_and_move_no_other(tokenizer: Tokenizer, extended: Tokenizer) -> None:
+    assert (tokenizer.mask_id, tokenizer.sentinel_ids) == (None, ())
+    assert extended.vocab_size == tokenizer.vocab_size + 101
+    assert extended.mask_id == tokenizer.vocab_size
+    assert extended.sentinel_ids == tuple(range(tokenizer.vocab_size + 1, extended.vocab_size))
+    assert [extended.piece(index) for index in range(tokenizer.vocab_size)] == [
+        tokenizer.piece(index) for index in range(tokenizer.vocab_size)
+    ]
+    assert {token: extended.control[token] for token in CONTROL_TOKENS} == tokenizer.control
+    assert extended.with_control([MASK_TOKEN]) is extended
+    assert tokenizer.with_control([]) is tokenizer
+
+
+@given(st.lists(st.sampled_from([*FRAGMENTS, MASK_TOKEN, *SENTINEL_TOKENS[:12], "extra", "_id_", "0"])).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_no_text_becomes_an_appended_control_token(tokenizer: Tokenizer, extended: Tokenizer, text: str) -> None:
+    assert extended.encode(text) == tokenizer.encode(text)
+    assert extended.encode_batch([text]) == [tokenizer.encode(text)]
+    assert extended.decode(extended.encode(text)) == text
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_merges_never_spell_an_appended_control_token(pattern: str) -> None:
+    hostile = " ".join((MASK_TOKEN, *SENTINEL_TOKENS)) + "".join((MASK_TOKEN, *SENTINEL_TOKENS)) + "x<extra_id_0>y"
+    trained = Tokenizer(train(iter([[hostile] * 200]), 1000, pattern))
+    words = trained.with_control([MASK_TOKEN, *SENTINEL_TOKENS])
+    assert not set(words.encode(hostile)) & set(words.control.values())
+
+
+def test_appended_control_tokens_are_no_text(extended: Tokenizer) -> None:
+    ids = [extended.mask_id, *extended.encode("a"), extended.sentinel_ids[1]]
+    assert extended.decode(ids) == "a"
+    assert extended.decode(ids, keep_control=True) == "<|mask|>a<extra_id_1>"
+    assert extended.token_bytes()[[extended.mask_id, *extended.sentinel_ids]].tolist() == [0] * 101
+
+
+def test_an_extended_tokenizer_comes_back_from_its_folder(extended: Tokenizer, tmp_path: Path) -> None:
+    extended.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.control, loaded.vocab_size) == (extended.control, extended.vocab_size)
+    assert loaded.encode("def f(): <|mask|>") == extended.encode("def f(): <|mask|>")
+    again = tmp_path / "again"
+    again.mkdir()
+    loaded.save(again)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_transformers_knows_the_appended_control_tokens(extended: Tokenizer, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    extended.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == extended.vocab_size
+    assert (theirs.mask_token, theirs.mask_token_id) == ("<|mask|>", extended.mask_id)
+    assert theirs.convert_tokens_to_ids(list(SENTINEL_TOKENS)) == list(extended.sentinel_ids)
+    assert set(theirs.all_special_ids) == set(extended.control.values())
+    text = "say <|mask|> or <extra_id_3>"
+    assert theirs.encode(text, add_special_tokens=False, split_special_tokens=True) == extended.encode(text)
+
+
+def test_a_token_that_text_can_produce_is_no_control_token() -> None:
+    words = Tokenizer(train(iter([["abc abc abc"]]), 300, PATTERNS["code"]))
+    with pytest.raises(UserError, match="has `abc` as an ordinary token"):
+        words.with_control(["abc"])
 
 
 # transformers

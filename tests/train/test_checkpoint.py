@@ -3,44 +3,49 @@
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import heat, hot_decoder, random_ids, tiny_config
-from tiny_training import STEPS, UnevenRows, losses, train_tiny
+from tiny import heat, hot_model, tiny_config
+from tiny_training import STEPS, UnevenRows, corruption_for, losses, train_tiny
 from torch.optim import Optimizer
 
-from groundup.model.language_model import LanguageModel
 from groundup.model.presets import PRESETS
 from groundup.tokens.batches import Int64s, Rows
+from groundup.train.balance import published_balance
 from groundup.train.checkpoint import FILE, Counters, load_checkpoint, remove_checkpoint, save_checkpoint
+from groundup.train.learner import Learner, TextModel
 from groundup.train.optim import LearningRates, build_optimizers
 
 ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
 
 
-def _started(preset: str, seed: int) -> tuple[LanguageModel, tuple[Optimizer, ...]]:
-    model = hot_decoder(tiny_config(preset), seed, torch.float32)
+def _started(preset: str, seed: int) -> tuple[TextModel, tuple[Optimizer, ...]]:
+    model = hot_model(tiny_config(preset), seed, torch.float32)
     return model, build_optimizers(model, LearningRates(0.02, 0.2, 0.004), weight_decay=0.1)
 
 
-def _step(model: LanguageModel, optimizers: tuple[Optimizer, ...], seed: int) -> None:
-    model(random_ids(4, 16, seed=seed)).square().mean().backward()
+def _step(preset: str, model: TextModel, optimizers: tuple[Optimizer, ...], seed: int) -> None:
+    learner = Learner(model, published_balance(model))
+    loss = learner.loss(UnevenRows(corruption=corruption_for(preset)).rows(np.arange(4 * seed, 4 * seed + 4)))
+    (loss.total + (0 if loss.auxiliary is None else loss.auxiliary)).backward()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
+    learner.end_step(loss.tally, rows=4)
 
 
 @ALL_PRESETS
 def test_training_goes_on_from_a_checkpoint_to_the_same_bits(preset: str, tmp_path: Path):
     model, optimizers = _started(preset, seed=0)
     for seed in range(3):
-        _step(model, optimizers, seed)
+        _step(preset, model, optimizers, seed)
     save_checkpoint(tmp_path, model, optimizers, Counters(step=3, tokens=192, seconds=1.25))
     taken_up, other_optimizers = _started(preset, seed=7)
     assert load_checkpoint(tmp_path, taken_up, other_optimizers) == Counters(step=3, tokens=192, seconds=1.25)
     for seed in range(3, 6):
-        _step(model, optimizers, seed)
-        _step(taken_up, other_optimizers, seed)
+        _step(preset, model, optimizers, seed)
+        _step(preset, taken_up, other_optimizers, seed)
     for name, parameter in model.named_parameters():
         assert torch.equal(taken_up.get_parameter(name), parameter), name
 

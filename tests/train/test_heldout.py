@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, ListStream, hot_decoder, tiny_config
+from tiny import TYPICAL, VOCABULARY, ListStream, hot_decoder, tiny_config
 from tiny_training import UnevenRows
 
 from groundup.model.language_model import LanguageModel
-from groundup.model.presets import PRESETS
 from groundup.tokens.batches import IGNORE
 from groundup.train.heldout import heldout_loss, mean_target_loss
 
@@ -36,7 +35,7 @@ def _token_by_token(model: LanguageModel, stream: ListStream) -> list[float]:
     return nats
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", TYPICAL)
 @pytest.mark.parametrize("rows", [1, 2, 16])
 def test_every_token_is_predicted_once_from_its_window(preset: str, rows: int):
     model, stream = hot_decoder(tiny_config(preset)), _stream()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VOCABULARY, ListStream, hot_decoder, tiny_config
+from tiny import SPARSE, VOCABULARY, ListStream, hot_model, tiny_config
 from tiny_training import (
     BOS,
     CONTEXT,
@@ -15,6 +15,7 @@ from tiny_training import (
     STEPS,
     UnevenRows,
     WatchedRanks,
+    corruption_for,
     loop_config,
     losses,
     orthogonalise_exactly,
@@ -23,11 +24,14 @@ from tiny_training import (
 from torch import Tensor
 
 from groundup.errors import UserError
-from groundup.model.language_model import LanguageModel
+from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.experts import Routing
 from groundup.model.presets import PRESETS
 from groundup.record.metrics import read_lines
-from groundup.tokens.batches import IGNORE, Int64s, Rows, RowSource, rows_at
+from groundup.tokens.batches import IGNORE, Int64s, Rows, RowSource, Source, rows_at
+from groundup.tokens.corruption import Corruption
 from groundup.train import optim
+from groundup.train.learner import TextModel, stacks
 from groundup.train.optim import LearningRates
 from groundup.train.plan import check_split, resolve_compile, resolve_dtype
 
@@ -43,18 +47,46 @@ def _first_step(out: Path, preset: str, source: RowSource, micro_rows: int) -> t
 
 
 def _by_definition(preset: str) -> tuple[float, list[Tensor]]:
-    """The mean over all targets of the first step, with its gradients, in float64 and from full logits."""
-    model = hot_decoder(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32).double()
-    rows = UnevenRows().rows(np.arange(loop_config().rows_per_step))
+    """The mean over all targets of the first step, in float64 and from full logits, and the gradients of a step.
+
+    These are those of the loss and, with experts, of the mean over rows of each layer's auxiliary losses.
+    """
+    model = hot_model(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32).double()
+    rows = UnevenRows(corruption=corruption_for(preset)).rows(np.arange(loop_config().rows_per_step))
     input_ids, targets, positions, segments = map(torch.from_numpy, rows.arrays())
-    logits = model.logits(model.hidden(input_ids, positions, segments))
+    if isinstance(model, EncoderDecoder):
+        memory = model.encode(*map(torch.from_numpy, rows.source.arrays()))
+        logits = model.decoder.logits(model.decoder.hidden(input_ids, positions, segments, memory=memory))
+    else:
+        logits = model.logits(model.hidden(input_ids, positions, segments))
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-    loss.backward()
-    return loss.item(), [parameter.grad for parameter in model.parameters()]
+    minimised = loss
+    if preset in SPARSE:
+        corrected = preset == "deepseek_v3"
+        for row in rows.split(1):
+            routings: list[Routing] = []
+            ids, _, places, documents = map(torch.from_numpy, row.arrays())
+            model.hidden(ids, places, documents, routings=routings)
+            for routing in routings:
+                balance, z = _auxiliary_by_definition(routing)
+                share = 1e-4 * balance if corrected else 1e-2 * balance + 1e-3 * z
+                minimised = minimised + share / loop_config().rows_per_step
+    minimised.backward()
+    return loss.item(), [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _auxiliary_by_definition(routing: Routing) -> tuple[Tensor, Tensor]:
+    """E · Σ f P expert by expert, and the mean of (log Σ exp logit)², of the tokens of one row."""
+    choices, experts = routing.experts_nc.tolist(), routing.scores_ne.shape[1]
+    chosen = [sum(expert in one for one in choices) / sum(map(len, choices)) for expert in range(experts)]
+    scores = [(routing.scores_ne[:, expert] / routing.scores_ne.sum(1)).mean() for expert in range(experts)]
+    balance = experts * sum(share * score for share, score in zip(chosen, scores, strict=True))
+    return balance, (routing.logits_ne.exp().sum(1).log() ** 2).mean()
 
 
 def _assert_close(preset: str, actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
-    names = [name for name, _ in LanguageModel(tiny_config(preset)).named_parameters()]
+    named = hot_model(tiny_config(preset)).named_parameters()
+    names = [name for name, parameter in named if parameter.requires_grad]
     for name, one, other in zip(names, actual, expected, strict=True):
         # A bias on keys moves all scores of a query alike: what moves it, in turn, is rounding alone.
         if not name.endswith("mixer.key.bias"):
@@ -64,38 +96,62 @@ def _assert_close(preset: str, actual: list[Tensor], expected: list[Tensor], tol
 @ALL_PRESETS
 @pytest.mark.parametrize("micro_rows", [12, 6, 3, 1])
 def test_loss_and_gradients_are_the_mean_over_all_targets_however_split(preset: str, micro_rows: int, tmp_path: Path):
-    loss, gradients = _first_step(tmp_path / "run", preset, UnevenRows(), micro_rows)
+    loss, gradients = _first_step(tmp_path / "run", preset, UnevenRows(corruption=corruption_for(preset)), micro_rows)
     expected_loss, expected_gradients = _by_definition(preset)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     _assert_close(preset, gradients, expected_gradients)
 
 
 class WholeDocuments:
-    """Rows that each hold the same whole documents, in an order of their own for each `order`."""
+    """Rows that each hold the same whole documents, in an order of their own for each `order`.
+
+    With a corruption the same parts of each document are hidden, whatever the order.
+    """
 
     rows_per_epoch = 100
 
-    def __init__(self, order: int) -> None:
-        self._order = order
+    def __init__(self, order: int, corruption: Corruption | None) -> None:
+        self._order, self._corruption = order, corruption
 
     def rows(self, numbers: Int64s) -> Rows:
-        packed = [self._row(number) for number in numbers.tolist()]
-        return Rows(*(np.concatenate(arrays) for arrays in zip(*(row.arrays() for row in packed), strict=True)))
+        orders = [np.random.default_rng(self._order + number).permutation(5) for number in numbers.tolist()]
+        if self._corruption is not None:
+            packed = [self._row(number, np.arange(5)) for number in numbers.tolist()]
+            return _reordered(self._corruption(_together(packed), numbers), orders)
+        return _together([self._row(number, order) for number, order in zip(numbers.tolist(), orders, strict=True)])
 
-    def _row(self, number: int) -> Rows:
+    def _row(self, number: int, order: Int64s) -> Rows:
         content = np.random.default_rng(number)
         lengths = (1, 9, 3, 4, 7)
-        documents = [content.integers(2, VOCABULARY, length).tolist() for length in lengths]
-        documents = [documents[index] for index in np.random.default_rng(self._order + number).permutation(5)]
+        documents = [content.integers(3, VOCABULARY, length).tolist() for length in lengths]
+        documents = [documents[index] for index in order]
         stream = ListStream(documents)
         assert stream.total_tokens == CONTEXT
         return rows_at(np.array([0]), stream.tokens(0, CONTEXT)[None], stream.offsets, BOS)
 
 
+def _together(rows: list[Rows]) -> Rows:
+    return Rows(*(np.concatenate(arrays) for arrays in zip(*(row.arrays() for row in rows), strict=True)))
+
+
+def _reordered(rows: Rows, orders: list[Int64s]) -> Rows:
+    """The rows with their segments in other places, padding last; of the source likewise."""
+    ranks = np.stack([np.append(np.argsort(order), len(order)) for order in orders])  # of segment -1 the last
+
+    def reorder(segments: np.ndarray, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        places = np.argsort(np.take_along_axis(ranks, segments.astype(np.int64), 1), axis=1, kind="stable")
+        return [np.take_along_axis(array, places, 1) for array in arrays]
+
+    source = rows.source and Source(*reorder(rows.source.segments, rows.source.arrays()))
+    return Rows(*reorder(rows.segments, rows.arrays()), source)
+
+
 @ALL_PRESETS
 def test_loss_and_gradients_do_not_depend_on_the_order_of_documents_in_a_row(preset: str, tmp_path: Path):
-    loss, gradients = _first_step(tmp_path / "one", preset, WholeDocuments(order=0), micro_rows=4)
-    other_loss, other_gradients = _first_step(tmp_path / "other", preset, WholeDocuments(order=1000), micro_rows=4)
+    one, another = (WholeDocuments(order, corruption_for(preset)) for order in (0, 1000))
+    assert not np.array_equal(one.rows(np.arange(12)).input_ids, another.rows(np.arange(12)).input_ids)
+    loss, gradients = _first_step(tmp_path / "one", preset, one, micro_rows=4)
+    other_loss, other_gradients = _first_step(tmp_path / "other", preset, another, micro_rows=4)
     assert loss == pytest.approx(other_loss, rel=1e-5)
     _assert_close(preset, gradients, other_gradients)
 
@@ -105,20 +161,19 @@ def test_weights_after_several_steps_do_not_depend_on_the_split(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(optim, "orthogonalise", orthogonalise_exactly)
-    models: list[LanguageModel] = []
+    models: list[TextModel] = []
     for micro_rows in (12, 2):
         out = tmp_path / str(micro_rows)
         out.mkdir()
         models.append(train_tiny(out, preset, micro_rows=micro_rows, steps=2))
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "12"), rel=1e-5)
-    whole, split = (list(model.parameters()) for model in models)
+    whole, split = ([one for one in model.parameters() if one.requires_grad] for model in models)
     with torch.no_grad():
         # AdamW divides a gradient by its own size: where a sum nearly cancels, rounding moves a weight by a whole rate.
         _assert_close(preset, split, whole, tolerance=1e-4)
-        start = hot_decoder(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32)
-        assert all(
-            (one - other).norm() > 1e-3 * one.norm() for one, other in zip(start.parameters(), whole, strict=True)
-        )
+        start = hot_model(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32)
+        learned = [one for one in start.parameters() if one.requires_grad]
+        assert all((one - other).norm() > 1e-3 * one.norm() for one, other in zip(learned, whole, strict=True))
 
 
 def test_the_stream_of_metrics_tells_every_step(tmp_path: Path):
@@ -172,7 +227,7 @@ def test_compiled_training_gives_the_losses_of_plain_training(preset: str, tmp_p
     for name, compiled in (("plain", False), ("compiled", True)):
         (tmp_path / name).mkdir()
         model = train_tiny(tmp_path / name, preset, compile=compiled, steps=3)
-        assert all(layer._compiled_call_impl is None for layer in model.layers)
+        assert all(layer._compiled_call_impl is None for stack in stacks(model) for layer in stack.layers)
     plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert compiled[0] == pytest.approx(plain[0], rel=1e-5)
     # Muon's bfloat16 magnifies the last digit of the first step's gradients.

@@ -3,13 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from tiny import hot_decoder, random_ids, tiny_config
+from tiny import hot_decoder, hot_model, random_ids, tiny_config
+from tiny_training import UnevenRows, corruption_for
 from torch import Tensor, nn
 
 from groundup.model.presets import PRESETS
 from groundup.model.specs import Experts, Router
+from groundup.train.learner import final_hidden, text_part
 from groundup.train.optim import LearningRates, Muon, build_optimizers, orthogonalise, schedule, set_learning_rates
 
 QUERY = "layers.0.mixer.query.weight"
@@ -95,27 +98,43 @@ def test_weights_without_a_gradient_stay():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_parameter_is_moved_by_exactly_one_optimizer(preset: str):
-    model = hot_decoder(tiny_config(preset), dtype=torch.float32)
+    model = hot_model(tiny_config(preset), dtype=torch.float32)
     optimizers = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
     owned = [parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]]
-    assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    model(random_ids(4, 16)).square().mean().backward()
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert sorted(map(id, owned)) == sorted(map(id, learned.values()))
+    before = {name: parameter.detach().clone() for name, parameter in learned.items()}
+    rows = UnevenRows(corruption=corruption_for(preset)).rows(np.arange(4))
+    text_part(model).logits(final_hidden(model, rows)).square().mean().backward()
     for optimizer in optimizers:
         optimizer.step()
-    for name, parameter in model.named_parameters():
+    for name, parameter in learned.items():
         assert not torch.equal(parameter, before[name]), name
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_muon_moves_the_matrices_inside_the_layers_and_no_table(preset: str):
-    model = hot_decoder(tiny_config(preset), dtype=torch.float32)
+def test_muon_moves_the_matrices_but_the_head_and_no_table(preset: str):
+    model = hot_model(tiny_config(preset), dtype=torch.float32)
     muon, _ = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     moved = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
-    inside = {name for name in names.values() if "mixer." in name or "feed_forward." in name}
-    matrices = {name for name in inside if model.get_parameter(name).ndim == 2 and name.endswith(".weight")}
-    assert moved == matrices
+    parts = ("mixer.", "cross.", "feed_forward.", "transform.linear.")
+    inside = {name for name in names.values() if any(part in name for part in parts) and name.endswith(".weight")}
+    assert moved == {name for name in inside if "norm." not in name and "convolution" not in name}
+
+
+@pytest.mark.parametrize("preset", ["bert", "t5"])
+def test_what_is_added_to_an_embedding_keeps_its_pace_and_what_is_added_to_scores_that_of_scalars(preset: str):
+    model = hot_model(tiny_config(preset))
+    _, adam = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
+    rates = {id(parameter): group["lr"] for group in adam.param_groups for parameter in group["params"]}
+    by_name = {name: rates.get(id(parameter)) for name, parameter in model.named_parameters()}
+    if preset == "bert":
+        assert by_name["token_types.weight"] == by_name["positions.weight"] == by_name["embedding.weight"]
+    else:
+        scalars = by_name["decoder.final_norm.weight"]
+        assert by_name["encoder.relative.table.weight"] == by_name["decoder.relative.table.weight"] == scalars
+        assert by_name["decoder.embedding.weight"] == pytest.approx(0.004 * (32 / 768) ** -0.5)
 
 
 @pytest.mark.parametrize("tied", [True, False])

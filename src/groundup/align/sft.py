@@ -10,14 +10,16 @@ import pyarrow.parquet as pq
 from groundup.align.config import SftConfig
 from groundup.align.conversations import Conversation, build_conversations, write_conversations
 from groundup.errors import UserError
-from groundup.formats.huggingface import load_language_model
+from groundup.formats.huggingface import load_decoder
 from groundup.model.language_model import LanguageModel
 from groundup.storage import write_json
 from groundup.tokens.chat import render
 from groundup.tokens.conversations import PackedConversations, TokenisedConversation
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.balance import published_balance
 from groundup.train.checkpoint import remove_checkpoint
 from groundup.train.heldout import mean_target_loss
+from groundup.train.learner import Learner
 from groundup.train.loop import train
 from groundup.train.optim import LearningRates
 from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
@@ -40,7 +42,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
     """
     ranks = join_ranks()
     words = Tokenizer.load(pretrain)
-    model = load_language_model(pretrain)
+    model = load_decoder(pretrain)
     conversations = gather_conversations(config, corpus, words)
     train_split = [tokenise(one, words) for one in conversations["train"]]
     try:
@@ -58,7 +60,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
             samples.take(step)
         return {"heldout_loss": mean_target_loss(model, heldout, WATCHED_ROWS)}
 
-    result = train(model, source, loop, out, watch, ranks)
+    result = train(Learner(model, published_balance(model)), source, loop, out, watch, ranks)
     if not ranks.leads:
         return
     save_trained(model, words, pretrain, out)
@@ -114,7 +116,7 @@ def loop_config(config: SftConfig, model: LanguageModel, source: PackedConversat
         ) from None
     return plan(
         config,
-        model.config,
+        model.config.training_flops_per_token(config.context),
         title="sft",
         steps=steps,
         default_minutes=DEFAULT_MINUTES,

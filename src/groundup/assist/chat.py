@@ -12,7 +12,7 @@ from groundup.assist.tools import calculate
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
-from groundup.formats.huggingface import load_language_model
+from groundup.formats.huggingface import load_decoder
 from groundup.tokens.chat import Message, render
 from groundup.tokens.tokenizer import TextStream, Tokenizer
 
@@ -43,11 +43,11 @@ Event = Text | ToolCall | ToolResult
 
 
 def load_assistant(folder: Path) -> tuple[Generator, Tokenizer]:
-    """The model of a folder, ready to talk. Raises UserError where the folder holds no model of ours."""
+    """The model of a folder, ready to talk. Raises UserError where the folder holds none that goes on from a text."""
     tokenizer = Tokenizer.load(folder)
     # Whatever control token the model writes ends its turn, but for the one that begins a call.
     stops = [index for token, index in tokenizer.control.items() if token != "<|tool_call|>"]
-    return Generator(load_language_model(folder), stops), tokenizer
+    return Generator(load_decoder(folder), stops), tokenizer
 
 
 def stream_reply(

@@ -58,6 +58,8 @@ Next: groundup pretrain --out runs/mine""",
     "pretrain": """\
 examples:
   groundup pretrain --out runs/mine --minutes 10
+  groundup pretrain --out runs/masked --preset bert --shards runs/mine --tokenizer runs/mine
+                        another kind of model from the same tokens; it cannot be sampled or taught to chat
   groundup pretrain --documents train.jsonl --heldout heldout.jsonl --out runs/mine
                         straight from documents with a split of your own: one JSON object with a "text" per line
 
@@ -99,7 +101,7 @@ def _add_stage(verbs: Verbs, stage: Stage) -> None:
     settings = verb.add_argument_group("settings, as in the recipe's table")
     add_flags(settings, stage.config_kind)
     inputs = verb.add_argument_group("inputs (default: those in the run folder)")
-    for name in stage.inputs:
+    for name in (*stage.inputs, *stage.optional):
         flag = INPUT_FLAGS[name]
         inputs.add_argument(f"--{flag}", dest=f"input {name}", type=Path, metavar="FOLDER", help=f"result of {name}")
     if stage.name == "pretrain":
@@ -158,7 +160,7 @@ def _run_stage(flags: argparse.Namespace) -> None:
 def _inputs(flags: argparse.Namespace, stage: Stage) -> dict[str, Artefact]:
     """The artefacts that the user named; a run folder stands for the stage in it."""
     folders = {each.makes: each.folder for each in STAGES}
-    given = {name: getattr(flags, f"input {name}") for name in stage.inputs}
+    given = {name: getattr(flags, f"input {name}") for name in (*stage.inputs, *stage.optional)}
     return {
         name: find_artefact(path / folders[name] if (path / folders[name]).is_dir() else path)
         for name, path in given.items()

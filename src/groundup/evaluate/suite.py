@@ -27,16 +27,14 @@ def run(
 ) -> None:
     """Score the base model on held-out text and the chat model, if there is one, on held-out questions.
 
-    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; `pseudo_bits_per_byte`, of models that read
-    both ways: see `pseudo_likelihood_scores`; and, with a chat model, the keys of `tasks.score_answers`) and
-    `summary.json` with the same scores; with a chat model also `answers.parquet` with every question, reference and
-    answer.
+    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; `hidden_text`, of models that do not
+    continue text: rows of name, value, unigram_entropy, targets, how; `pseudo_bits_per_byte`, of models that read both
+    ways: see `pseudo_likelihood_scores`; and, with a chat model, the keys of `tasks.score_answers`) and `summary.json`
+    with the same scores; with a chat model also `answers.parquet` with every question, reference and answer.
     """
     models = {"model": pretrain} if sft is None else {"model": pretrain, "chat model": sft}
-    pseudo = pseudo_likelihood_scores(config, tokens, models)
-    continuing = {name: folder for name, folder in models.items() if name not in pseudo}
-    scores: dict[str, Any] = {"bits_per_byte": likelihood_scores(config, corpus, tokens, continuing)}
-    if pseudo:
+    scores: dict[str, Any] = likelihood_scores(config, corpus, tokens, models)
+    if pseudo := pseudo_likelihood_scores(config, tokens, models):
         scores["pseudo_bits_per_byte"] = list(pseudo.values())
     if sft is not None:
         answered = answer_questions(config, sft)
@@ -47,16 +45,19 @@ def run(
     write_json(out / "summary.json", scores)
 
 
-def likelihood_scores(
-    config: EvaluateConfig, corpus: Path, tokens: Path, models: dict[str, Path]
-) -> list[dict[str, Any]]:
-    """Held-out bits per byte of models and baselines, on the same bytes, best first."""
-    rows = []
+def likelihood_scores(config: EvaluateConfig, corpus: Path, tokens: Path, models: dict[str, Path]) -> dict[str, Any]:
+    """Held-out bits per byte of models and baselines, on the same bytes, best first; the loss of models that guess."""
+    rows, hidden = [], []
     with Progress("evaluate: held-out text", len(models) + 1, "models") as progress:
         for name, folder in models.items():
-            loss = score_heldout(folder, tokens / "heldout", config.context)
-            how = f"windows of {config.context} tokens, each predicted once from its window alone"
-            rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
+            objective, loss = score_heldout(folder, tokens / "heldout", config.context)
+            if objective.continues_text:
+                how = f"windows of {config.context} tokens, each predicted once from its window alone"
+                rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
+            else:
+                how = f"{objective.name}, the same ones in each window of {config.context} tokens"
+                figures = {"value": loss.per_target, "unigram_entropy": loss.unigram_entropy, "targets": loss.tokens}
+                hidden.append({"name": name, **figures, "how": how})
             progress.advance()
         train, heldout = read_texts(corpus / "train.parquet"), read_texts(corpus / "heldout.parquet")
         size = sum(len(text.encode()) for text in heldout)
@@ -65,7 +66,8 @@ def likelihood_scores(
             for score in baseline_bits_per_byte(train, heldout, config.ngram_order)
         ]
         progress.advance()
-    return sorted(rows, key=lambda row: float(row["value"]))
+    scores: dict[str, Any] = {"bits_per_byte": sorted(rows, key=lambda row: float(row["value"]))}
+    return scores | ({"hidden_text": hidden} if hidden else {})
 
 
 def pseudo_likelihood_scores(

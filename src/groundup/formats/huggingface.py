@@ -61,6 +61,17 @@ def load_language_model(folder: Path, dtype: torch.dtype | None = None) -> Langu
     return model
 
 
+def load_decoder(folder: Path, dtype: torch.dtype | None = None) -> LanguageModel:
+    """The same for uses that go on from a text. Raises UserError for an encoder or an encoder-decoder too."""
+    model = load_model(folder, dtype)
+    if isinstance(model, LanguageModel) and model.config.causal:
+        return model
+    raise UserError(
+        f"{folder} holds a {model.config.family} model, which cannot go on from a text; sampling, chat and fine-tuning "
+        "need a decoder, such as llama"
+    )
+
+
 def save_model(
     model: AnyModel,
     folder: Path,

@@ -1,25 +1,39 @@
 """Named families at any depth: one dial from which the other sizes follow."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from groundup.model.config import LearnedPositions, ModelConfig
-from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
-from groundup.model.recurrent_specs import Mamba, Mamba2
+from groundup.model import presets_encoders, presets_experts, presets_recurrent
+from groundup.model.config import EncoderDecoderConfig, LearnedPositions, ModelConfig
 from groundup.model.rotary import Rope
-from groundup.model.specs import Attention, FeedForward, Induction, LayerSpec, Norm, QueryKeyNorm
+from groundup.model.specs import (
+    Attention,
+    Experts,
+    FeedForward,
+    Induction,
+    LatentAttention,
+    LayerSpec,
+    Norm,
+    QueryKeyNorm,
+)
+
+# Depth, vocabulary, context, width, head size → configuration.
+Preset = Callable[[int, int, int, int, int], ModelConfig | EncoderDecoderConfig]
 
 WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
-HEAD_DIM = {"gpt2": 64, "gpt3": 128, "llama": 128, "nanochat": 128, "palm": 128, "groundup": 64}
-HEAD_DIM |= {"mamba": 64, "mamba2": 64}  # Mamba has no heads; its width is rounded as if it had
-HEAD_DIM |= {"qwen3_next": 128, "lfm2": 64}
+HEAD_DIM = {"gpt2": 64, "gpt_neox": 64, "gpt_oss": 64, "groundup": 64, "bert": 64, "t5": 64, "deepseek_v3": 64}
+# Mamba has no heads; its width is rounded as if it had.
+HEAD_DIM |= {"mamba": 64, "mamba2": 64, "lfm2": 64}
+USUAL_HEAD_DIM = 128
 NGRAM_BUCKETS = 32_768
 INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
 
 
 def build_config(
     preset: str, depth: int, vocab_size: int, context: int, width: int | None = None, head_dim: int | None = None
-) -> ModelConfig:
+) -> ModelConfig | EncoderDecoderConfig:
     """The configuration of `preset` with `depth` layers.
 
     width: defaults to 64 per layer, rounded up to whole heads (nanochat's aspect ratio); head_dim: to the preset's own.
@@ -29,11 +43,30 @@ def build_config(
         raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, not {preset!r}")
     if depth < 1:
         raise ValueError(f"`depth` must be at least 1, not {depth}")
-    head_dim = head_dim or HEAD_DIM[preset]
+    head_dim = head_dim or HEAD_DIM.get(preset, USUAL_HEAD_DIM)
     width = width or -(-depth * WIDTH_PER_LAYER // head_dim) * head_dim
     if width % head_dim:
         raise ValueError(f"`width` ({width}) must be a multiple of `head_dim` ({head_dim})")
     return PRESETS[preset](depth, vocab_size, context, width, head_dim)
+
+
+def presets_by_kind() -> dict[str, list[str]]:
+    """The names of all presets, by the kind of model that they make."""
+    kinds: dict[str, list[str]] = {}
+    for name in PRESETS:
+        kinds.setdefault(_kind(build_config(name, depth=2, vocab_size=1, context=4)), []).append(name)
+    return kinds
+
+
+def _kind(config: ModelConfig | EncoderDecoderConfig) -> str:
+    if isinstance(config, EncoderDecoderConfig):
+        return "encoder-decoders"
+    if not config.causal:
+        return "encoders"
+    if any(isinstance(layer.feed_forward, Experts) for layer in config.layers):
+        return "mixtures of experts"
+    attends = all(isinstance(layer.mixer, Attention | LatentAttention) for layer in config.layers)
+    return "decoders" if attends else "decoders with recurrent layers"
 
 
 def _gpt2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
@@ -147,75 +180,92 @@ def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: i
     )
 
 
-def _mamba(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """Mamba (Gu and Dao 2023): layers that are a mixer alone, of twice the width, with 16 numbers per channel."""
-    norm = Norm("rms", 1e-5)
-    layer = LayerSpec(Mamba(2 * width, 16, rank=-(-width // 16)), None, norm)
-    return ModelConfig(
-        family="mamba",
-        vocab_size=vocab_size,
-        width=width,
-        layers=(layer,) * depth,
-        final_norm=norm,
-        tied_head=True,
-        max_positions=context,
+def _gpt_neox(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """GPT-NeoX (Black et al. 2022): parallel layers with two norms, a quarter of each head rotated, an untied head."""
+    base = _gpt2(depth, vocab_size, context, width, head_dim)
+    rope = Rope(dims=head_dim // 4)
+    return replace(
+        base,
+        family="gpt_neox",
+        layers=tuple(
+            replace(
+                layer,
+                mixer=replace(layer.attention, rope=rope),
+                feed_forward=replace(layer.network, activation="gelu"),
+                placement="parallel_two_norms",
+            )
+            for layer in base.layers
+        ),
+        tied_head=False,
+        learned_positions=None,
     )
 
 
-def _mamba2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """Mamba-2 (Dao and Gu 2024): the same with heads, one group of them, and 64 numbers per channel."""
-    base = _mamba(depth, vocab_size, context, width, head_dim)
-    norm = base.layers[0].norm
-    layer = LayerSpec(Mamba2(2 * width // head_dim, head_dim, 64, groups=1, norm=norm), None, norm)
-    return replace(base, family="mamba2", layers=(layer,) * depth)
+def _qwen3(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """Qwen3 (2025): LLaMA with norms of each head's queries and keys, and half as many of the latter."""
+    base = _llama(depth, vocab_size, context, width, head_dim)
+    heads = width // head_dim
+    kv_heads = heads // 2 if heads % 2 == 0 else heads
+    norm = QueryKeyNorm(base.layers[0].norm)
+    layers = _with_attention(base, kv_heads=kv_heads, query_key_norm=norm, rope=Rope(theta=1_000_000.0))
+    return replace(base, family="qwen3", layers=layers)
 
 
-def _qwen3_next(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """Qwen3-Next (2025) without experts: three layers of the gated delta rule to one of gated attention.
-
-    As there, values are twice as wide as the model, in twice as many heads as keys. Less than four layers end with the
-    one of attention.
-    """
+def _gemma2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """Gemma 2 (2024): norms before and after each part, softcaps, GELU, windows of half the context by turns."""
+    base = _llama(depth, vocab_size, context, width, head_dim)
     norm = Norm("rms_plus_one", 1e-6)
     heads = width // head_dim
-    feed_forward = FeedForward(-(-width * 8 // 3 // 64) * 64, "silu", gated=True)
-    rope = Rope(dims=head_dim // 4)
-    attention = Attention(heads, heads, head_dim, rope=rope, query_key_norm=QueryKeyNorm(norm), output_gate=True)
-    delta = GatedDeltaNet(heads, 2 * heads, head_dim, head_dim)
-    every = min(4, depth)
-    mixers = [delta if (index + 1) % every else attention for index in range(depth)]
-    return ModelConfig(
-        family="qwen3_next",
-        vocab_size=vocab_size,
-        width=width,
-        layers=tuple(LayerSpec(mixer, feed_forward, norm) for mixer in mixers),
+    capped = _with_attention(base, kv_heads=heads // 2 if heads % 2 == 0 else heads, scale=head_dim**-0.5, softcap=50.0)
+
+    def layer(one: LayerSpec, window: int | None) -> LayerSpec:
+        network = replace(one.network, activation="gelu_tanh")
+        mixer = replace(one.attention, window=window)
+        return replace(one, mixer=mixer, feed_forward=network, norm=norm, placement="sandwich")
+
+    return replace(
+        base,
+        family="gemma2",
+        layers=tuple(layer(one, None if index % 2 else max(1, context // 2)) for index, one in enumerate(capped)),
         final_norm=norm,
-        tied_head=True,
-        max_positions=context,
+        embedding_scale=width**0.5,
+        logit_softcap=30.0,
     )
 
 
-def _lfm2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """LFM2 (Liquid AI 2025): two layers of gated short convolutions to one of attention, SwiGLU of 4 widths.
-
-    Less than three layers end with the one of attention.
-    """
-    norm = Norm("rms", 1e-5)
-    heads = width // head_dim
-    attention = Attention(heads, heads, head_dim, rope=Rope(1_000_000.0), query_key_norm=QueryKeyNorm(norm))
-    every = min(3, depth)
-    mixers = [ShortConvolution(3) if (index + 1) % every else attention for index in range(depth)]
-    return ModelConfig(
-        family="lfm2",
-        vocab_size=vocab_size,
-        width=width,
-        layers=tuple(LayerSpec(mixer, FeedForward(4 * width, "silu", gated=True), norm) for mixer in mixers),
-        final_norm=norm,
-        tied_head=True,
-        max_positions=context,
+def _olmo2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+    """OLMo 2 (2024): LLaMA that norms what each part gives, and all heads' queries and keys together."""
+    base = _llama(depth, vocab_size, context, width, head_dim)
+    norm = QueryKeyNorm(base.layers[0].norm, over="width")
+    layers = _with_attention(base, query_key_norm=norm, rope=Rope(theta=500_000.0))
+    return replace(
+        base, family="olmo2", layers=tuple(replace(one, placement="output") for one in layers), tied_head=False
     )
 
 
-PRESETS = {"gpt2": _gpt2, "gpt3": _gpt3, "llama": _llama, "nanochat": _nanochat, "palm": _palm, "groundup": _groundup}
-PRESETS |= {"mamba": _mamba, "mamba2": _mamba2}
-PRESETS |= {"qwen3_next": _qwen3_next, "lfm2": _lfm2}
+def _with_attention(config: ModelConfig, **changes: Any) -> tuple[LayerSpec, ...]:
+    """The layers with these fields of their attention changed."""
+    return tuple(replace(layer, mixer=replace(layer.attention, **changes)) for layer in config.layers)
+
+
+PRESETS: dict[str, Preset] = {
+    "groundup": _groundup,
+    "nanochat": _nanochat,
+    "llama": _llama,
+    "qwen3": _qwen3,
+    "olmo2": _olmo2,
+    "gemma2": _gemma2,
+    "gpt2": _gpt2,
+    "gpt3": _gpt3,
+    "gpt_neox": _gpt_neox,
+    "palm": _palm,
+    "mixtral": presets_experts.mixtral,
+    "deepseek_v3": presets_experts.deepseek_v3,
+    "gpt_oss": presets_experts.gpt_oss,
+    "mamba": presets_recurrent.mamba,
+    "mamba2": presets_recurrent.mamba2,
+    "qwen3_next": presets_recurrent.qwen3_next,
+    "lfm2": presets_recurrent.lfm2,
+    "bert": presets_encoders.bert,
+    "t5": presets_encoders.t5,
+}

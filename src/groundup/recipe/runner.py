@@ -121,7 +121,8 @@ class Run:
 
     def execute(self, stage: Stage, config: Any, title: str) -> None:
         """Bring the stage's folder up to date with its settings, code and inputs, and the ledger with the folder."""
-        inputs = {name: self.artefacts[name] for name in stage.inputs}
+        at_hand = [name for name in stage.optional if name in self.artefacts]
+        inputs = {name: self.artefacts[name] for name in (*stage.inputs, *at_hand)}
         hashes = {name: artefact.content_hash for name, artefact in inputs.items()}
         origins = {name: artefact.record_id for name, artefact in inputs.items()}
         if stage.fingerprint is not None:

@@ -18,6 +18,7 @@ class Stage:
 
     name: the table in a recipe, the verb on the command line and the stage in the ledger.
     makes: the kind of artefact, by which other stages ask for it as an input.
+    optional: inputs that are taken where they are at hand.
     rooms: whose source decides the outcome; a change there runs the stage again. What only reports, measures or stores
         (record, hardware, settings, storage) is not among them.
     parallel: under torchrun `run` is called on every rank, elsewhere and otherwise on the first alone.
@@ -37,6 +38,7 @@ class Stage:
     resumable: bool = False
     makes_model: bool = False
     fingerprint: str | None = None
+    optional: tuple[str, ...] = ()
 
     @property
     def config_kind(self) -> type[Any]:
@@ -108,7 +110,7 @@ STAGES = (
         config="groundup.train.config:PretrainConfig",
         inputs=("tokens", "tokenizer"),
         rooms=("train", "tokens", "model", "formats", "engine"),
-        summary="train a model from random weights to continue text",
+        summary="train a model from random weights on text",
         parallel=True,
         resumable=True,
         makes_model=True,
@@ -132,7 +134,8 @@ STAGES = (
         folder="06-evaluate",
         function="groundup.evaluate.suite:run",
         config="groundup.evaluate.config:EvaluateConfig",
-        inputs=("corpus", "tokens", "pretrain", "sft"),
+        inputs=("corpus", "tokens", "pretrain"),
+        optional=("sft",),
         rooms=("evaluate", "assist", "train", "tokens", "model", "formats", "engine"),
         summary="measure the model on held-out text and questions",
     ),

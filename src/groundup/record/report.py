@@ -148,7 +148,12 @@ def _chat_section(run: RunFolder) -> Section:
     written = [join(tag("pre", command, class_="command"), tag("p", what)) for command, what in _commands(run)]
     has_model = run.is_done("pretrain")
     intro = "The model is a Hugging Face folder: transformers reads it as it is." if has_model else "What to do next."
-    return Section("Chat" if has_model else "Next", intro, *written)
+    return Section("Chat" if has_model and _continues_text(run) else "Next", intro, *written)
+
+
+def _continues_text(run: RunFolder) -> bool:
+    """Whether the base model is one that can be sampled."""
+    return run.stage("pretrain").summary.get("objective", "next token") == "next token"
 
 
 def _commands(run: RunFolder) -> list[tuple[str, str]]:
@@ -158,8 +163,10 @@ def _commands(run: RunFolder) -> list[tuple[str, str]]:
         commands.append(
             (f"groundup chat {run.path}", "Talk with the model in the terminal; /help lists what you can type.")
         )
-    if run.is_done("pretrain"):
+    if run.is_done("pretrain") and _continues_text(run):
         commands.append((f"groundup sample {run.path}", "Let the model go on from a text of yours."))
+    elif run.is_done("pretrain"):
+        commands.append((f"groundup evaluate {run.path}", "See how well the model guesses held-out text."))
     return commands or [
         (f"groundup run {run.name}", "There is no model yet: the command that began the run goes on with it.")
     ]

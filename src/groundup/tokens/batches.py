@@ -24,13 +24,38 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
+class Source:
+    """What an encoder reads beside its decoder's rows, each (rows, places): tokens, place in the segment, its number.
+
+    Padding has segment -1; a segment has the number that it has in the decoder's row.
+    """
+
+    input_ids: Int64s
+    positions: Int64s
+    segments: Int32s
+
+    def arrays(self) -> tuple[Int64s, Int64s, Int32s]:
+        """Tokens, positions, segments."""
+        return self.input_ids, self.positions, self.segments
+
+    def part(self, rows: slice) -> "Source":
+        """Some of the rows."""
+        return Source(self.input_ids[rows], self.positions[rows], self.segments[rows])
+
+
+@dataclass(frozen=True)
 class Rows:
-    """Packed rows, each array (rows, context): inputs, the next token of each, place in its segment, segment number."""
+    """Packed rows, each array (rows, context): inputs, the token to guess at each, place in its segment, its number.
+
+    To be guessed is the next token or, where tokens are masked, the one that stood there.
+    source: what an encoder-decoder's encoder reads, or None.
+    """
 
     input_ids: Int64s
     targets: Int64s
     positions: Int64s
     segments: Int32s
+    source: Source | None = None
 
     def target_count(self) -> int:
         """Targets that carry loss."""
@@ -44,7 +69,8 @@ class Rows:
         """The same rows in order, `most` at a time."""
         for first in range(0, len(self.input_ids), most):
             part = slice(first, first + most)
-            yield Rows(self.input_ids[part], self.targets[part], self.positions[part], self.segments[part])
+            source = None if self.source is None else self.source.part(part)
+            yield Rows(self.input_ids[part], self.targets[part], self.positions[part], self.segments[part], source)
 
 
 class RowSource(Protocol):

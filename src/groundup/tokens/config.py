@@ -18,6 +18,11 @@ CONTROL_TOKENS = (
     "<|tool_result|>",
     "<|end|>",
 )
+# Control tokens of models that guess hidden text: what stands for a masked token (BERT) and for each hidden span (so
+# called by T5). A tokenizer is trained without them, since they would take the place of a hundred merges; pre-training
+# appends those that its preset needs, behind all others, so that the same shards serve every preset.
+MASK_TOKEN = "<|mask|>"
+SENTINEL_TOKENS = tuple(f"<extra_id_{number}>" for number in range(100))
 # Where text is cut before any merge; both give each digit a token of its own. A piece with letters in it holds at most
 # one other character, in front, so that no merge can ever spell out a control token.
 PATTERNS = {

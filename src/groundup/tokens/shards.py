@@ -23,7 +23,7 @@ from groundup.record.metrics import Progress
 from groundup.storage import hash_file, write_json
 from groundup.tokens.config import TokensConfig
 from groundup.tokens.documents import count_text_bytes, read_documents
-from groundup.tokens.tokenizer import TOKENIZER_FILE, Tokenizer
+from groundup.tokens.tokenizer import TOKENIZER_FILE, Tokenizer, fingerprint_without_appended
 
 Int64s = npt.NDArray[np.int64]
 
@@ -206,11 +206,14 @@ class Shards:
         return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
     def check_tokenizer(self, folder: Path) -> None:
-        """Raises UserError unless `folder` holds the very tokenizer that these shards were encoded with."""
+        """Raises UserError unless `folder` holds the tokenizer that these shards were encoded with.
+
+        Control tokens that pre-training appended to it make no difference: text never holds them.
+        """
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise UserError(f"{path}: no such file; the shards in {self.folder} need the tokenizer that made them")
-        if hash_file(path) != self._fingerprint:
+        if hash_file(path) != self._fingerprint and fingerprint_without_appended(folder) != self._fingerprint:
             raise UserError(
                 f"{path}: not the tokenizer of the shards in {self.folder}; "
                 f"they were made with the one of SHA-256 {self._fingerprint[:12]}…"

@@ -9,7 +9,9 @@ Source: Sennrich et al. 2016 (BPE), Radford et al. 2019 (the 256 bytes as alphab
 """
 
 import codecs
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,14 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from groundup.errors import UserError
 from groundup.record.metrics import Progress
-from groundup.storage import write_atomically, write_json
-from groundup.tokens.config import CONTROL_TOKENS, PATTERNS, TokenizerConfig
+from groundup.storage import hash_file, write_atomically, write_json
+from groundup.tokens.config import CONTROL_TOKENS, MASK_TOKEN, PATTERNS, SENTINEL_TOKENS, TokenizerConfig
 from groundup.tokens.documents import count_text_bytes, read_documents
 from groundup.tokens.template import CHAT_TEMPLATE
 
 TOKENIZER_FILE = "tokenizer.json"
+# What a tokenizer may have beyond what it was trained with.
+HIDDEN_TEXT_TOKENS = (MASK_TOKEN, *SENTINEL_TOKENS)
 
 # Characters per passage where only a part of the corpus is learned from.
 _PASSAGE = 16_384
@@ -35,6 +39,7 @@ class Tokenizer:
 
     vocab_size: number of tokens; ids are 0 … vocab_size - 1.
     control: the id of each control token, by its text.
+    mask_id, sentinel_ids: of what stands for hidden text, or None and () where pre-training did not append them.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
@@ -43,12 +48,16 @@ class Tokenizer:
         self._inner.encode_special_tokens = True
         self.vocab_size: int = inner.get_vocab_size()
         vocabulary = inner.get_vocab()
+        added = {token.content for token in inner.get_added_tokens_decoder().values()}
         self.control = {token: vocabulary[token] for token in CONTROL_TOKENS}
+        self.control |= {token: vocabulary[token] for token in HIDDEN_TEXT_TOKENS if token in added}
         self.bos_id = self.control["<|begin_of_text|>"]
         self.eos_id = self.control["<|end_of_text|>"]
         self.pad_id = self.control["<|pad|>"]
         self.end_id = self.control["<|end|>"]
-        self._bytes = _bytes_of_tokens(inner)
+        self.mask_id = self.control.get(MASK_TOKEN)
+        self.sentinel_ids = tuple(self.control[token] for token in SENTINEL_TOKENS if token in self.control)
+        self._bytes = _bytes_of_tokens(inner, self.control)
         self._control_names = {index: token for token, index in self.control.items()}
 
     @classmethod
@@ -69,6 +78,28 @@ class Tokenizer:
             lack = f"has no control token `{missing[0]}`" if missing else "is not byte-level"
             raise UserError(f"{path}: this tokenizer {lack}; use one that groundup has trained")
         return cls(inner)
+
+    def with_control(self, tokens: Sequence[str]) -> "Tokenizer":
+        """The same with further control tokens, which take the next free ids; text is encoded as before.
+
+        Raises UserError where text can already produce one of them.
+        """
+        missing = [token for token in tokens if token not in self.control]
+        if not missing:
+            return self
+        for token in missing:
+            if self._inner.token_to_id(token) is not None:
+                raise UserError(
+                    f"this tokenizer has `{token}` as an ordinary token, not as control token: train it anew"
+                )
+        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        inner.add_special_tokens([_control_token(token) for token in missing])
+        return Tokenizer(inner)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, and `tokenizer_config.json` for transformers."""
+        write_atomically(folder / TOKENIZER_FILE, _serialise(self._inner))
+        write_json(folder / "tokenizer_config.json", _transformers_config(tuple(self.control)))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: nothing is added, and no control token appears whatever the text says."""
@@ -135,10 +166,10 @@ def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
     share = min(1.0, config.sample_bytes / corpus_bytes)
     with Progress("tokenizer", total=share * corpus_bytes, unit="B") as progress:
         inner = train(_watched(sample(source, share), progress), config.vocab_size, PATTERNS[config.pattern])
-    write_atomically(out / TOKENIZER_FILE, inner.to_str(pretty=True) + "\n")
-    write_json(out / "tokenizer_config.json", _transformers_config())
+    tokenizer = Tokenizer(inner)
+    tokenizer.save(out)
     write_atomically(out / "chat_template.jinja", CHAT_TEMPLATE)
-    write_json(out / "summary.json", _summary(Tokenizer(inner), corpus_bytes, share))
+    write_json(out / "summary.json", _summary(tokenizer, corpus_bytes, share))
 
 
 def train(batches: Iterator[list[str]], vocab_size: int, pattern: str) -> tokenizers.Tokenizer:
@@ -157,7 +188,7 @@ def train(batches: Iterator[list[str]], vocab_size: int, pattern: str) -> tokeni
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[tokenizers.AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS],
+        special_tokens=[_control_token(token) for token in CONTROL_TOKENS],
         # All 256 bytes, whether or not the text holds them, so that every text can be encoded.
         initial_alphabet=sorted(_byte_alphabet()),
         show_progress=False,
@@ -195,14 +226,42 @@ def _watched(batches: Iterator[list[str]], progress: Progress) -> Iterator[list[
         progress.advance(sum(len(text.encode()) for text in texts))
 
 
-def _transformers_config() -> dict[str, object]:
+def _control_token(token: str) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(token, special=True, normalized=False)
+
+
+def _serialise(inner: tokenizers.Tokenizer) -> str:
+    text: str = inner.to_str(pretty=True)
+    return text + "\n"
+
+
+def fingerprint_without_appended(folder: Path) -> str:
+    """SHA-256 of what `tokenizer.json` was before pre-training appended control tokens to it.
+
+    It tells whether two tokenizers give the same tokens for text. Raises UserError for a file that is no tokenizer.
+    """
+    path = folder / TOKENIZER_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        trained = [token for token in content["added_tokens"] if token["content"] not in HIDDEN_TEXT_TOKENS]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a whole tokenizer ({error}); copy it again or train it anew") from None
+    if len(trained) == len(content["added_tokens"]):
+        return hash_file(path)
+    inner = tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": trained}))
+    return hashlib.sha256(_serialise(inner).encode()).hexdigest()
+
+
+def _transformers_config(control: Sequence[str]) -> dict[str, object]:
     """`tokenizer_config.json`, in the words that both transformers 4 and 5 understand."""
+    mask = {"mask_token": MASK_TOKEN} if MASK_TOKEN in control else {}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin_of_text|>",
         "eos_token": "<|end_of_text|>",
         "pad_token": "<|pad|>",
-        "additional_special_tokens": [*CONTROL_TOKENS[3:]],
+        **mask,
+        "additional_special_tokens": [token for token in control[3:] if token != MASK_TOKEN],
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
@@ -220,12 +279,12 @@ def _summary(tokenizer: Tokenizer, corpus_bytes: int, share: float) -> dict[str,
     }
 
 
-def _bytes_of_tokens(inner: tokenizers.Tokenizer) -> list[bytes]:
+def _bytes_of_tokens(inner: tokenizers.Tokenizer, control: Container[str]) -> list[bytes]:
     """The bytes behind each id; none for control tokens."""
     byte_of = {character: value for value, character in enumerate(_byte_alphabet())}
     pieces = [b""] * inner.get_vocab_size()
     for token, index in inner.get_vocab().items():
-        if token not in CONTROL_TOKENS:
+        if token not in control:
             pieces[index] = bytes(byte_of[character] for character in token)
     return pieces
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundup.tokens.batches import IGNORE
-from groundup.train.objectives import TokenLoss
+from groundup.train.token_loss import TokenLoss
 
 
 def classification_loss(logits_bc: Tensor, labels_b: Tensor) -> TokenLoss:

@@ -1,30 +1,49 @@
 """Settings of pre-training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.model.presets import PRESETS, presets_by_kind
 from groundup.settings import setting
 
 Precision = Literal["auto", "bfloat16", "float32"]
 Compile = Literal["auto", "always", "never"]
 
+# What the settings of these names are where nothing else is said, and what some presets have instead (docs/log.md).
+USUAL: Mapping[str, float] = {
+    "matrix_learning_rate": 0.04,
+    "embedding_learning_rate": 0.3,
+    "head_learning_rate": 0.004,
+    "warmup": 0.0,
+    "mask_fraction": 0.15,
+}
+OF_PRESET: Mapping[str, Mapping[str, float]] = {}
+
+
+def _by_preset(name: str, help: str) -> str:
+    """The help of a setting whose default depends on the preset."""
+    others = "".join(f"; {preset}: {own[name]:g}" for preset, own in OF_PRESET.items() if name in own)
+    return f"{help} (default: {USUAL[name]:g}{others})"
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-training of a decoder from random weights.
+    """Pre-training of a model from random weights.
 
     One dial, `depth`, sets the other sizes; one budget (`minutes`, `epochs`, `tokens` or `flops`) sets how
     long it takes.
     """
 
-    preset: Literal[
-        "gpt2", "gpt3", "llama", "nanochat", "palm", "groundup", "mamba", "mamba2", "qwen3_next", "lfm2"
-    ] = setting(
+    preset: str = setting(
         "nanochat",
-        "family of the model: gpt3, palm and groundup, which learns fastest (0.98 bits per byte against nanochat's "
-        "1.09, in separate runs: docs/log.md), load in groundup alone, the others also in transformers",
+        "family of the model; "
+        + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in presets_by_kind().items())
+        + ". transformers loads all but gpt3, palm and groundup, which learns fastest (in equal time 0.98 bits "
+        "per byte against nanochat's 1.13 and llama's 1.39: docs/log.md)",
+        choices=tuple(PRESETS),
     )
-    depth: int = setting(4, "number of layers; the width follows, 64 per layer")
+    depth: int = setting(4, "number of layers, of an encoder-decoder in either; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")
     head_dim: int | None = setting(None, "width of an attention head (default: the preset's own, 64 or 128)")
     context: int = setting(512, "tokens a row holds and the model can look back")
@@ -36,14 +55,33 @@ class PretrainConfig:
     flops: float | None = setting(None, "budget: floating-point operations of training", one_of="budget")
     batch_tokens: int = setting(4096, "tokens per optimizer step, over all ranks")
     micro_batch_tokens: int = setting(8192, "tokens per forward pass; lower it when memory is short")
-    matrix_learning_rate: float = setting(0.04, "Muon's, for the matrices inside the layers")
-    embedding_learning_rate: float = setting(
-        0.3, "AdamW's, for the embedding (at width 768; scales with 1/sqrt(width))"
+    matrix_learning_rate: float | None = setting(
+        None, _by_preset("matrix_learning_rate", "Muon's, for the matrices inside the layers")
     )
-    head_learning_rate: float = setting(0.004, "AdamW's, for the output head and a tied embedding (scales likewise)")
+    embedding_learning_rate: float | None = setting(
+        None,
+        _by_preset("embedding_learning_rate", "AdamW's, for the embedding, at width 768; scales with 1/sqrt(width)"),
+    )
+    head_learning_rate: float | None = setting(
+        None, _by_preset("head_learning_rate", "AdamW's, for the output head and a tied embedding; scales likewise")
+    )
     weight_decay: float = setting(0.0, "Muon's, applied only where it agrees with the update")
-    warmup: float = setting(0.0, "part of the budget in which the learning rate rises from 0")
+    warmup: float | None = setting(
+        None, _by_preset("warmup", "part of the budget in which the learning rate rises from 0")
+    )
     cooldown: float = setting(0.65, "last part of the budget, in which the learning rate falls linearly to 0")
+    mask_fraction: float | None = setting(
+        None, _by_preset("mask_fraction", "encoders: share of the tokens that are to be guessed")
+    )
+    load_balance_loss: float | None = setting(
+        None, "experts: factor on the load-balance loss of each layer (default: 0.01; 0.0001 with router corrections)"
+    )
+    router_z_loss: float | None = setting(
+        None, "experts: factor on the z-loss of each layer's router (default: 0.001; 0 with router corrections)"
+    )
+    router_correction: float | None = setting(
+        None, "experts: how far a step moves a router's correction of an expert's score (default: 0.001)"
+    )
     precision: Precision = setting("auto", "of activations and matrix products; weights are float32 in any case")
     compile: Compile = setting(
         "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
@@ -62,9 +100,16 @@ class PretrainConfig:
             raise ValueError(f"give one budget, not {' and '.join(given)}")
         if self.batch_tokens % self.context:
             raise ValueError(f"`batch_tokens` ({self.batch_tokens}) must be a multiple of `context` ({self.context})")
-        if self.warmup + self.cooldown > 1:
+        if self.chosen("warmup") + self.cooldown > 1:
             raise ValueError("`warmup` and `cooldown` together must not pass 1")
         for name in ("depth", "context", "batch_tokens", "micro_batch_tokens", "minutes", "epochs", "tokens", "flops"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be positive, not {value}")
+        if not 0 < self.chosen("mask_fraction") < 1:
+            raise ValueError(f"`mask_fraction` must lie between 0 and 1, not {self.mask_fraction}")
+
+    def chosen(self, name: str) -> float:
+        """The value of a setting whose default depends on the preset."""
+        given: float | None = getattr(self, name)
+        return OF_PRESET.get(self.preset, {}).get(name, USUAL[name]) if given is None else given

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundup.model.dual_encoder import DualEncoder
-from groundup.train.objectives import TokenLoss
 from groundup.train.parallel import Ranks
+from groundup.train.token_loss import TokenLoss
 
 # Of some texts against all images, or some images against all texts: logits (r, n) and the number, (r,), of each row's
 # own partner; the loss summed over the rows.

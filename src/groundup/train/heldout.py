@@ -1,4 +1,4 @@
-"""Held-out loss: text cut into consecutive windows, every token predicted once, from its window alone."""
+"""Held-out loss: text cut into consecutive windows, each scored once, from itself alone."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from groundup.model.language_model import LanguageModel
-from groundup.tokens.batches import IGNORE, Rows, RowSource, TokenStream, rows_at
+from groundup.tokens.batches import IGNORE, Int64s, Rows, RowSource, TokenStream, rows_at
+from groundup.tokens.corruption import Corruption
+from groundup.train.learner import TextModel, final_hidden, text_part
 
 
 class HeldoutStream(TokenStream, Protocol):
@@ -21,23 +22,48 @@ class HeldoutStream(TokenStream, Protocol):
 
 @dataclass(frozen=True)
 class HeldoutLoss:
-    """nats: summed loss over `tokens` targets, end-of-text tokens included; bytes: UTF-8 bytes of their text."""
+    """nats: summed loss over `tokens` targets, end-of-text tokens included; bytes: UTF-8 bytes of their text.
+
+    bytes: None where not every token of the text is a target: it then has no loss per byte.
+    unigram_nats: what the same targets would cost a model that knows how often each occurs among them and no more.
+    """
 
     nats: float
     tokens: int
-    bytes: int
+    bytes: int | None
+    unigram_nats: float
 
     @property
     def bits_per_byte(self) -> float:
+        if self.bytes is None:
+            raise ValueError("a loss of hidden tokens has no bits per byte: the others were not guessed")
         return self.nats / math.log(2) / self.bytes
+
+    @property
+    def per_target(self) -> float:
+        """Nats."""
+        return self.nats / self.tokens
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Nats per target."""
+        return self.unigram_nats / self.tokens
 
 
 @torch.no_grad()
 def heldout_loss(
-    model: LanguageModel, stream: HeldoutStream, context: int, bos_id: int, windows: int | None = None, rows: int = 16
+    model: TextModel,
+    stream: HeldoutStream,
+    context: int,
+    bos_id: int,
+    windows: int | None = None,
+    rows: int = 16,
+    corruption: Corruption | None = None,
 ) -> HeldoutLoss:
     """Loss over the whole stream, or over `windows` windows spread evenly over it.
 
+    Without `corruption` every token is guessed once, from those before it in its window. With it, what it hides of each
+    window is guessed; it depends on the window's number alone, so that it is the same each time.
     The bytes of a part of the stream are taken as its share of the tokens, which is exact for the whole.
     rows: windows per forward pass.
     """
@@ -45,6 +71,7 @@ def heldout_loss(
     if windows is not None and windows < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, windows).astype(np.int64)]
     nats, tokens = 0.0, 0
+    counts = np.zeros(text_part(model).config.vocab_size, dtype=np.int64)
     # The last window may be shorter; it goes alone so that the others stay rectangular.
     full = starts[starts + context <= stream.total_tokens]
     batches = [full[first : first + rows] for first in range(0, len(full), rows)]
@@ -53,20 +80,28 @@ def heldout_loss(
         width = min(context, stream.total_tokens - int(batch[0]))
         targets = np.stack([stream.tokens(int(start), int(start) + width) for start in batch])
         packed = rows_at(batch, targets, stream.offsets, bos_id)
+        if corruption is not None:
+            packed = corruption(packed, batch // context)
         nats += _summed_loss(model, packed)
-        tokens += targets.size
-    return HeldoutLoss(nats, tokens, max(1, round(stream.total_bytes * tokens / stream.total_tokens)))
+        tokens += packed.target_count()
+        counts += np.bincount(packed.targets[packed.targets != IGNORE], minlength=len(counts))
+    text_bytes = None if corruption is not None else max(1, round(stream.total_bytes * tokens / stream.total_tokens))
+    return HeldoutLoss(nats, tokens, text_bytes, _unigram_nats(counts))
 
 
 @torch.no_grad()
-def mean_target_loss(model: LanguageModel, source: RowSource, rows: int) -> float:
+def mean_target_loss(model: TextModel, source: RowSource, rows: int) -> float:
     """Mean loss in nats over the targets of the first `rows` rows of a source."""
     packed = source.rows(np.arange(min(rows, source.rows_per_epoch), dtype=np.int64))
     return _summed_loss(model, packed) / packed.target_count()
 
 
-def _summed_loss(model: LanguageModel, rows: Rows) -> float:
-    device = model.device
-    input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
-    logits = model.logits(model.hidden(input_ids, positions, segments))
+def _summed_loss(model: TextModel, rows: Rows) -> float:
+    logits = text_part(model).logits(final_hidden(model, rows))
+    targets = torch.from_numpy(rows.targets).to(model.device)
     return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"))
+
+
+def _unigram_nats(counts: Int64s) -> float:
+    seen = counts[counts > 0]
+    return float(seen @ np.log(seen.sum() / seen))

@@ -1,8 +1,8 @@
 """The training loop, whole in one place: rows in, one optimizer step out, until the budget is spent.
 
-It never asks what it trains or why: a `RowSource` gives the rows, `watch` takes held-out loss and samples. Two runs
-with equal inputs write equal weights and metrics to the bit, however often they were killed and taken up again (on CPU,
-with the same number of threads; a budget in seconds follows the clock and is exempt).
+It never asks what it trains or why: a `RowSource` gives the rows, a `Learner` their loss, `watch` takes held-out loss
+and samples. Two runs with equal inputs write equal weights and metrics to the bit, however often they were killed and
+taken up again (on CPU, with the same number of threads; a budget in seconds follows the clock and is exempt).
 """
 
 import math
@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from groundup.errors import UserError
-from groundup.model.language_model import LanguageModel
 from groundup.record.metrics import MetricsWriter, Progress
-from groundup.tokens.batches import Rows, RowSource, rank_rows
+from groundup.tokens.batches import RowSource, rank_rows
 from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
-from groundup.train.objectives import ChunkLoss, TokenLoss, loss_and_slope, next_token_loss
+from groundup.train.learner import Learner
 from groundup.train.optim import build_optimizers, schedule, set_learning_rates
 from groundup.train.parallel import Ranks
 from groundup.train.plan import LoopConfig
+from groundup.train.token_loss import TokenLoss
 
 # Steps at the start whose speed says nothing: compilation and first touches of memory.
 WARM_STEPS = 3
 
-LossFunction = Callable[[Rows], TokenLoss]
 # Called at each evaluation with the number of finished steps; returns figures for the metrics stream.
 Watch = Callable[[int], Mapping[str, float]]
 
@@ -45,20 +45,21 @@ class TrainingResult:
 
 
 def train(
-    model: LanguageModel, source: RowSource, config: LoopConfig, out: Path, watch: Watch, ranks: Ranks
+    learner: Learner, source: RowSource, config: LoopConfig, out: Path, watch: Watch, ranks: Ranks
 ) -> TrainingResult:
-    """Train `model` in place, keeping checkpoint and metrics in `out`; goes on from a checkpoint that lies there.
+    """Train the learner's model in place, keeping checkpoint and metrics in `out`; goes on from a checkpoint there.
 
     Raises UserError when the loss is no number any more, and KeyboardInterrupt after Ctrl-C or SIGTERM, then with a
     checkpoint of the last step on disk.
     """
-    model.compute_dtype = config.compute_dtype
+    model = learner.model
+    learner.compute_in(config.compute_dtype)
     optimizers = build_optimizers(model, config.learning_rates, config.weight_decay)
     counters = load_checkpoint(out, model, optimizers) or Counters()
     started = time.monotonic() - counters.seconds
     speeds: list[float] = []
     with (
-        _compiled(model, config.compile) as loss_of,
+        learner.compiled(config.compile),
         _metrics(out, counters, config, ranks) as metrics,
         _progress(config, counters) as progress,
         Keeper(out, model, optimizers, config.checkpoint_seconds, ranks) as keeper,
@@ -67,12 +68,13 @@ def train(
             step_started = time.monotonic()
             rate = schedule(spent, config.warmup, config.cooldown)
             set_learning_rates(optimizers, rate, counters.step)
-            loss = _accumulate_gradients(loss_of, source, counters.step, config, ranks)
+            loss, tally = _accumulate_gradients(learner, source, counters.step, config, ranks)
             ranks.add_gradients(model.parameters())
             values = _values(model, loss, rate, counters, config)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+            values |= learner.end_step(tally, config.rows_per_step)
             now = time.monotonic()
             speeds.append(config.positions_per_step / (now - step_started))
             counters = Counters(counters.step + 1, counters.tokens + int(loss.targets), ranks.agree(now - started))
@@ -93,51 +95,29 @@ def train(
 
 
 def _accumulate_gradients(
-    loss_of: LossFunction, source: RowSource, step: int, config: LoopConfig, ranks: Ranks
-) -> TokenLoss:
-    """Gradients of this rank's rows, of (sum of losses) / (targets in the global batch); returns the global loss."""
+    learner: Learner, source: RowSource, step: int, config: LoopConfig, ranks: Ranks
+) -> tuple[TokenLoss, Tensor]:
+    """Gradients of this rank's rows; returns the global loss and tally.
+
+    What is minimised is (sum of losses) / (targets in the global batch) + (sum of auxiliary losses) / (rows in it).
+    """
     rows = source.rows(rank_rows(step, config.rows_per_step, ranks.rank, ranks.count))
     count = ranks.add(torch.tensor(rows.target_count()))
-    total = torch.zeros((), dtype=torch.float64)
+    sums: Tensor | None = None
     for micro in rows.split(config.micro_rows):
-        loss = loss_of(micro)
-        (loss.total / count).backward()
-        total += loss.total.detach().double()
-    return TokenLoss(ranks.add(total), count)
+        loss = learner.loss(micro)
+        minimised = loss.total / count
+        if loss.auxiliary is not None:
+            minimised = minimised + loss.auxiliary / config.rows_per_step
+        minimised.backward()
+        seen = torch.cat((loss.total.detach().double()[None], loss.tally))
+        sums = seen if sums is None else sums + seen
+    assert sums is not None
+    ranks.add(sums)
+    return TokenLoss(sums[0], count), sums[1:]
 
 
-@contextmanager
-def _compiled(model: LanguageModel, compile_steps: bool) -> Iterator[LossFunction]:
-    """The loss of some rows under `model`; compiled layer by layer, since equal layers share one compilation."""
-    chunk_loss: ChunkLoss = loss_and_slope
-    if compile_steps:
-        for layer in model.layers:
-            layer.compile(dynamic=False)
-        chunk_loss = torch.compile(loss_and_slope, dynamic=False)
-
-    def loss_of(rows: Rows) -> TokenLoss:
-        device = model.device
-        input_ids, targets, positions, segments = (torch.from_numpy(array).to(device) for array in rows.arrays())
-        hidden_btd = model.hidden(input_ids, positions, segments)
-        return next_token_loss(
-            hidden_btd.flatten(0, 1),
-            model.head_weight,
-            targets.flatten(),
-            model.config.logit_softcap,
-            chunk_loss,
-            model.head_bias,
-        )
-
-    try:
-        yield loss_of
-    finally:
-        for layer in model.layers:
-            layer._compiled_call_impl = None
-
-
-def _values(
-    model: LanguageModel, loss: TokenLoss, rate: float, before: Counters, config: LoopConfig
-) -> dict[str, float]:
+def _values(model: nn.Module, loss: TokenLoss, rate: float, before: Counters, config: LoopConfig) -> dict[str, float]:
     """The figures of a step that depend on nothing but its inputs."""
     mean = float(loss.total) / int(loss.targets)
     if not math.isfinite(mean):

@@ -1,119 +1,96 @@
-"""What is minimised: next-token cross-entropy, as a sum and the number of targets it was summed over.
+"""What each kind of model learns from text: the next token, masked tokens, or corrupted spans.
 
-Shape suffixes: n tokens (batch and time flattened), d model width, v vocabulary.
+An objective is a way to make rows; the loss is the same for all (`learner.py`). A held-out figure bears the name of its
+objective, since they cannot be compared: only what guesses every token of a text has bits per byte.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
-from groundup.tokens.batches import IGNORE
+from groundup.errors import UserError
+from groundup.model.config import EncoderDecoderConfig, ModelConfig
+from groundup.tokens.batches import RowSource
+from groundup.tokens.config import MASK_TOKEN, SENTINEL_TOKENS
+from groundup.tokens.corruption import CorruptedRows, CorruptedSpans, Corruption, MaskedTokens, target_width
+from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.heldout import HeldoutLoss
 
-# Tokens per pass through the head. Their logits are dropped as soon as their gradient is known: at a vocabulary of
-# 4,096 this keeps 16 MB instead of 134 MB alive, which is also what makes it fast on CPU (docs/log.md).
-HEAD_CHUNK = 1024
+TextConfig = ModelConfig | EncoderDecoderConfig
+
+# Held-out text is hidden in the same places in every run.
+HELDOUT_SEED = 0
 
 
-class TokenLoss(NamedTuple):
-    """Sum of token losses in nats, and how many targets it sums.
+@dataclass(frozen=True)
+class Objective:
+    """name: as summaries say it. heldout: what its loss on held-out text is called, in nats per target.
 
-    A sum, so that micro-batches and ranks can be added before one division by the global count: the result then does
-    not depend on how the batch was split.
+    control_tokens: what its tokenizer needs beyond the usual ones.
+    corrupt: from tokenizer, share of masked tokens and seed to what hides parts of rows; None hides nothing.
     """
 
-    total: Tensor
-    targets: Tensor
+    name: str
+    heldout: str
+    control_tokens: tuple[str, ...]
+    corrupt: Callable[[Tokenizer, float, int], Corruption] | None
+
+    @property
+    def continues_text(self) -> bool:
+        """Whether the model can go on from a text: be sampled, scored in bits per byte, taught to chat."""
+        return self.corrupt is None
+
+    def rows(self, source: RowSource, words: Tokenizer, mask_fraction: float, seed: int) -> RowSource:
+        """The rows to train on, made from rows of the next token."""
+        return source if self.corrupt is None else CorruptedRows(source, self.corrupt(words, mask_fraction, seed))
+
+    def heldout_corruption(self, words: Tokenizer, mask_fraction: float) -> Corruption | None:
+        """What hides parts of held-out text."""
+        return None if self.corrupt is None else self.corrupt(words, mask_fraction, HELDOUT_SEED)
+
+    def figures(self, loss: HeldoutLoss) -> dict[str, float]:
+        """The figures to follow while training."""
+        return {"heldout_bits_per_byte": loss.bits_per_byte} if self.continues_text else {self.heldout: loss.per_target}
+
+    def summary(self, loss: HeldoutLoss) -> dict[str, Any]:
+        """The same and more at the end: the loss per target beside the entropy of the targets."""
+        return {
+            "objective": self.name,
+            **self.figures(loss),
+            self.heldout: loss.per_target,
+            "heldout_unigram_entropy": loss.unigram_entropy,
+            "heldout_targets": loss.tokens,
+        }
+
+    def flops_per_token(self, shape: TextConfig, context: int, mask_fraction: float) -> float:
+        """FLOPs of training for each of the `context` tokens of text in a row."""
+        if isinstance(shape, EncoderDecoderConfig):
+            return shape.training_flops(context, target_width(context, len(SENTINEL_TOKENS))) / context
+        flops = shape.training_flops_per_token(context)
+        if self is MASKED_TOKENS:  # the head is for what is masked alone
+            flops -= round(6 * (1 - mask_fraction) * shape.vocab_size * shape.table_width)
+        return flops
 
 
-# Logits of a chunk, its targets, the softcap: the chunk's summed loss and its slope by the logits.
-ChunkLoss = Callable[[Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
+def objective_of(shape: TextConfig) -> Objective:
+    """What a model of this shape learns."""
+    if isinstance(shape, EncoderDecoderConfig):
+        return CORRUPTED_SPANS
+    return NEXT_TOKEN if shape.causal else MASKED_TOKENS
 
 
-def loss_and_slope(logits_cv: Tensor, targets_c: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Summed loss and its derivative by the raw logits: (softmax - one-hot), through the softcap.
-
-    The loss has at least float32, the derivative the type of the logits. Apart from the matrix products all of the
-    head's arithmetic is here, so that this alone is compiled, once for all chunks.
-    """
-    dtype = logits_cv.dtype
-    logits_cv = logits_cv.to(torch.promote_types(dtype, torch.float32))
-    squash_cv = torch.tanh(logits_cv / softcap) if softcap is not None else None
-    if softcap is not None and squash_cv is not None:
-        logits_cv = squash_cv * softcap
-    valid_c1 = (targets_c != IGNORE)[:, None]
-    targets_c1 = targets_c.clamp(min=0)[:, None]
-    normaliser_c1 = torch.logsumexp(logits_cv, dim=-1, keepdim=True)
-    loss = ((normaliser_c1 - logits_cv.gather(1, targets_c1)) * valid_c1).sum()
-    is_target_cv = torch.arange(logits_cv.shape[1], device=logits_cv.device) == targets_c1
-    slope_cv = (torch.exp(logits_cv - normaliser_c1) - is_target_cv.to(logits_cv.dtype)) * valid_c1
-    if squash_cv is not None:
-        slope_cv = slope_cv * (1 - squash_cv.square())
-    return loss, slope_cv.to(dtype)
+def _mask(words: Tokenizer, fraction: float, seed: int) -> Corruption:
+    if words.mask_id is None:
+        raise UserError(f"this tokenizer has no control token `{MASK_TOKEN}`, which masks text; take one that has")
+    return MaskedTokens(fraction, words.mask_id, words.bos_id, np.flatnonzero(words.token_bytes()), seed)
 
 
-def next_token_loss(
-    hidden_nd: Tensor,
-    head_vd: Tensor,
-    targets_n: Tensor,
-    softcap: float | None = None,
-    chunk_loss: ChunkLoss = loss_and_slope,
-    head_bias_v: Tensor | None = None,
-) -> TokenLoss:
-    """Cross-entropy of the next token through the output head.
-
-    hidden_nd: final activations; head_vd, head_bias_v: output matrix and bias, cast to their type; targets_n: int64,
-    IGNORE carries no loss.
-    The reduction runs in float32 (float64 for float64). Equal to `F.cross_entropy` of the full logits, with the
-    gradients of both inputs computed along the way instead of from stored logits. chunk_loss: `loss_and_slope`, or
-    that compiled.
-    Source: Brown et al. 2020, eq. 1; softcap as in Gemma 2, section 2.
-    """
-    total: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_nd, head_vd, head_bias_v, targets_n, softcap, chunk_loss
-    )
-    return TokenLoss(total, (targets_n != IGNORE).sum())
+def _hide_spans(words: Tokenizer, fraction: float, seed: int) -> Corruption:
+    return CorruptedSpans(words.sentinel_ids, words.bos_id, words.eos_id, words.pad_id, seed)
 
 
-class _HeadLoss(torch.autograd.Function):
-    """Chunk by chunk: logits, loss, and at once the gradients for a loss weight of 1."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_nd: Tensor,
-        head_vd: Tensor,
-        head_bias_v: Tensor | None,
-        targets_n: Tensor,
-        softcap: float | None,
-        chunk_loss: ChunkLoss,
-    ) -> Tensor:
-        narrow_head_vd = head_vd.to(hidden_nd.dtype)
-        narrow_bias_v = None if head_bias_v is None else head_bias_v.to(hidden_nd.dtype)
-        bias_gradient_v = None if head_bias_v is None else torch.zeros_like(head_bias_v)
-        total = torch.zeros((), dtype=torch.promote_types(hidden_nd.dtype, torch.float32), device=hidden_nd.device)
-        hidden_gradients, head_gradient_vd = [], torch.zeros_like(head_vd)
-        for h_cd, targets_c in zip(hidden_nd.split(HEAD_CHUNK), targets_n.split(HEAD_CHUNK), strict=True):
-            loss, slope_cv = chunk_loss(F.linear(h_cd, narrow_head_vd, narrow_bias_v), targets_c, softcap)
-            total = total + loss
-            hidden_gradients.append(slope_cv @ narrow_head_vd)
-            head_gradient_vd += slope_cv.T @ h_cd
-            if bias_gradient_v is not None:
-                bias_gradient_v += slope_cv.sum(0, dtype=bias_gradient_v.dtype)
-        ctx.save_for_backward(torch.cat(hidden_gradients), head_gradient_vd, bias_gradient_v)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_gradient_nd, head_gradient_vd, bias_gradient_v = ctx.saved_tensors
-        weight = grad_outputs[0]
-        return (
-            hidden_gradient_nd * weight.to(hidden_gradient_nd.dtype),
-            head_gradient_vd * weight,
-            None if bias_gradient_v is None else bias_gradient_v * weight,
-            None,
-            None,
-            None,
-        )
+NEXT_TOKEN = Objective("next token", "heldout_loss", (), None)
+MASKED_TOKENS = Objective("masked tokens", "heldout_masked_loss", (MASK_TOKEN,), _mask)
+CORRUPTED_SPANS = Objective("corrupted spans", "heldout_span_loss", SENTINEL_TOKENS, _hide_spans)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from groundup.model.experts import ExpertLinear
-from groundup.model.language_model import LanguageModel
 from groundup.model.parts import Embedding, Linear
+from groundup.model.positions import RelativeBias
+from groundup.train.learner import TextModel, text_part
 
 # (a, b, c) of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, one triple per iteration: Amsel et al. 2025, table for five steps.
 POLAR_EXPRESS = (
@@ -129,21 +130,25 @@ FIRST_MOMENTUM, LAST_MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
 
 
 def build_optimizers(
-    model: LanguageModel, rates: LearningRates, weight_decay: float = 0.0
+    model: TextModel, rates: LearningRates, weight_decay: float = 0.0
 ) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for every linear map inside the layers, AdamW for head, tables and the few other weights.
+    """Muon for every linear map but the head, AdamW for head, tables and the few other weights.
 
     What is not moved by a gradient has no place in either.
     """
-    scale = (model.config.width / REFERENCE_WIDTH) ** -0.5
-    matrices = [module.weight for module in model.layers.modules() if isinstance(module, Linear | ExpertLinear)]
-    heads = [model.head_weight]
-    if model.positions is not None and model.head is None:
+    text = text_part(model)
+    scale = (text.config.width / REFERENCE_WIDTH) ** -0.5
+    heads: list[Tensor] = [text.head_weight]
+    if text.head is None:
         # Added to an embedding that moves as the head, they have to keep its pace: ten times faster nothing is learned.
-        heads.append(model.positions.weight)
+        heads += [table.weight for table in (text.positions, text.token_types) if table is not None]
+    linear = [module.weight for module in model.modules() if isinstance(module, Linear | ExpertLinear)]
+    matrices = [weight for weight in linear if weight is not text.head_weight]
+    # Added to attention scores, they are of the size of scalars.
+    biases = {id(module.table.weight) for module in model.modules() if isinstance(module, RelativeBias)}
     placed = {id(parameter) for parameter in (*matrices, *heads)}
     tables = [module.weight for module in model.modules() if isinstance(module, Embedding)]
-    tables = [table for table in tables if id(table) not in placed]
+    tables = [table for table in tables if id(table) not in placed | biases]
     placed |= {id(table) for table in tables}
     learned = (parameter for parameter in model.parameters() if parameter.requires_grad)
     small = [parameter for parameter in learned if id(parameter) not in placed]

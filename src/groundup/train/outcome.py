@@ -16,6 +16,7 @@ from groundup.model.language_model import LanguageModel
 from groundup.record.metrics import read_lines
 from groundup.storage import write_atomically, write_json
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.learner import TextModel, stacks, text_part
 from groundup.train.loop import TrainingResult
 from groundup.train.plan import LoopConfig
 
@@ -24,23 +25,29 @@ SAMPLES_FILE = "samples.jsonl"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def save_trained(model: LanguageModel, words: Tokenizer, tokenizer: Path, out: Path) -> None:
-    """Write the model folder: weights in their own type, configuration, and the tokenizer's files."""
-    model.compute_dtype = None
+def save_trained(model: TextModel, words: Tokenizer, tokenizer: Path, out: Path) -> None:
+    """Write the model folder: weights in their own type, configuration, and the tokenizer's files.
+
+    words: the tokenizer of the folder `tokenizer`, with further control tokens if the model needs them.
+    """
+    for stack in stacks(model):
+        stack.compute_dtype = None
     save_model(model, out, words.bos_id, [words.eos_id, words.end_id], words.pad_id)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, out / name)
+    if words.vocab_size != Tokenizer.load(tokenizer).vocab_size:
+        words.save(out)
 
 
-def summarise(model: LanguageModel, context: int, loop: LoopConfig, result: TrainingResult) -> dict[str, Any]:
+def summarise(model: TextModel, context: int, loop: LoopConfig, result: TrainingResult) -> dict[str, Any]:
     """What the report shows of a training run; sizes in parameters and tokens."""
-    shape = model.config
+    shape, text = model.config, text_part(model).config
     return {
         "preset": shape.family,
-        "layers": len(shape.layers),
-        "width": shape.width,
-        "vocab_size": shape.vocab_size,
+        "layers": sum(len(stack.layers) for stack in stacks(model)),
+        "width": text.width,
+        "vocab_size": text.vocab_size,
         "context": context,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "matmul_parameters": shape.matmul_parameters(),

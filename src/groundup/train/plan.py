@@ -7,7 +7,6 @@ import torch
 
 from groundup import hardware
 from groundup.errors import UserError
-from groundup.model.config import ModelConfig
 from groundup.train.checkpoint import Counters
 from groundup.train.config import Compile, Precision
 from groundup.train.optim import LearningRates
@@ -75,7 +74,7 @@ class Settings(Protocol):
 
 def plan(
     settings: Settings,
-    shape: ModelConfig,
+    flops_per_token: float,
     *,
     title: str,
     steps: int | None,
@@ -88,12 +87,11 @@ def plan(
     bytes_per_token: float | None,
     track: tuple[str, ...] = (),
 ) -> LoopConfig:
-    """The loop's settings for a model of this shape on this machine; what differs from stage to stage is given.
+    """The loop's settings on this machine; what differs from stage to stage is given.
 
     steps: the budget, or None for one in minutes; default_minutes: for settings that name no budget.
     """
     seconds = None if steps is not None else 60 * (settings.minutes or default_minutes)
-    flops_per_token = shape.training_flops_per_token(settings.context)
     compute_dtype = resolve_dtype(settings.precision, hardware.describe().computes_bfloat16)
     return LoopConfig(
         title=title,

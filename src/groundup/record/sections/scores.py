@@ -15,13 +15,14 @@ _TONES = {"with passage": "a", "closed book": "c", "unanswerable": "d"}
 def evaluation_section(run: RunFolder) -> Section | None:
     """How good the model is, beside things that are not models.
 
-    Reads of scores.json: bits_per_byte: [{name, value, bytes, how}]; pseudo_bits_per_byte: [{name, value, low, high,
-    how}]; questions: [{model, mode, n, exact_match: {value, low, high}, f1: {…}, refused: {…}}]; kinds: the same with
-    kind; comparisons: [{name, difference, low, high, p_value, detectable}]; calculator: {n, accuracy: {…}}.
+    Reads of scores.json: bits_per_byte: [{name, value, bytes, how}]; hidden_text: [{name, value, unigram_entropy,
+    targets, how}]; pseudo_bits_per_byte: [{name, value, low, high, how}]; questions: [{model, mode, n, exact_match:
+    {value, low, high}, f1: {…}, refused: {…}}]; kinds: the same with kind; comparisons: [{name, difference, low, high,
+    p_value, detectable}]; calculator: {n, accuracy: {…}}.
     """
     scores = run.stage("evaluate").scores
-    likelihoods = [_bits_per_byte(scores), _pseudo_bits_per_byte(scores)]
-    parts = [*likelihoods, _questions(scores), _comparisons(scores), _calculator(scores), _kinds(scores)]
+    parts = [_hidden_text(scores), _bits_per_byte(scores), _pseudo_bits_per_byte(scores), _questions(scores)]
+    parts += [_comparisons(scores), _calculator(scores), _kinds(scores)]
     if not any(parts):
         return None
     return Section(
@@ -78,6 +79,25 @@ def _pseudo_bits_per_byte(scores: Row) -> Markup | None:
         tag("span", ", each token guessed from both sides: not to be compared with the others", class_="soft"),
     )
     return join(chart(title, draw), tag("p", " · ".join(told), class_="fine") if told else None)
+
+
+def _hidden_text(scores: Row) -> Markup | None:
+    """What a model that does not continue text makes of what is hidden from it."""
+    entries = rows(scores, "hidden_text")
+    if not entries:
+        return None
+    body = [
+        (
+            str(row.get("name", "")),
+            shown(number(row, "value"), lambda value: f"{value:.3f}"),
+            shown(number(row, "unigram_entropy"), lambda value: f"{value:.3f}"),
+            shown(number(row, "targets"), format_count),
+            str(row.get("how", "")),
+        )
+        for row in entries
+    ]
+    headers = ("model", "nats per guessed token", "from their frequencies alone", "guessed tokens", "which")
+    return join(tag("h3", "Hidden text"), table(headers, body, numbers=(1, 2, 3)))
 
 
 def _questions(scores: Row) -> Markup | None:

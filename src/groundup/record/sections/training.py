@@ -24,15 +24,18 @@ _SAMPLES_PER_PROMPT = 5
 _SMALL_CHART_HEIGHT = 130
 # Of models that read both ways.
 PSEUDO = "heldout_sampled_pseudo_bits_per_byte"
+# The held-out figures of models that guess hidden text, in nats per guessed token.
+HIDDEN = ("heldout_masked_loss", "heldout_span_loss")
 
 
 def pretrain_section(run: RunFolder) -> Section | None:
     """The loss curve, and how fast the machine went compared with what it can do.
 
-    Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, heldout_bits_per_byte; of
+    Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, and heldout_bits_per_byte or
+    objective and its figure of HIDDEN, of a model that reads both ways also PSEUDO and heldout_sampled_tokens; of
     measured.json: train_seconds, tokens_per_second, flops_per_second, peak_flops, utilisation, threads; of
-    metrics.jsonl: tokens, bits_per_byte, heldout_bits_per_byte, loss, learning_rate, grad_norm; of timings.jsonl:
-    tokens_per_second. Of a model that reads both ways also PSEUDO and heldout_sampled_tokens.
+    metrics.jsonl: tokens, bits_per_byte, loss, the held-out figures, learning_rate, grad_norm, expert_load_max; of
+    timings.jsonl: tokens_per_second.
     """
     stage = run.stage("pretrain")
     if not stage.summary and not stage.metrics:
@@ -40,11 +43,11 @@ def pretrain_section(run: RunFolder) -> Section | None:
     summary = stage.summary
     return Section(
         "Pretraining",
-        "From random weights to a model of the text. Bits per byte say how well it guesses the next piece of text: "
-        "lower is better, and tokenizers do not matter to it.",
+        _pretrain_intro(summary),
         tiles(
             tile("held out", maybe(number(summary, "heldout_bits_per_byte"), _three_digits), "bits per byte"),
             tile("held out", maybe(number(summary, PSEUDO), _three_digits), _sampled_note(summary)),
+            *(tile("held out", maybe(number(summary, name), _three_digits), "nats a guessed token") for name in HIDDEN),
             tile("parameters", maybe(number(summary, "parameters"), _scaled), _preset_note(summary)),
             tile("trained on", maybe(number(summary, "tokens"), _scaled), _steps_note(summary)),
             tile("time", maybe(number(summary, "train_seconds"), format_seconds), _compute_note(summary)),
@@ -110,6 +113,18 @@ def sft_section(run: RunFolder) -> Section | None:
     )
 
 
+def _pretrain_intro(summary: Row) -> str:
+    if any(number(summary, name) is not None for name in HIDDEN):
+        return (
+            f"From random weights to a model that guesses hidden text ({summary.get('objective')}). Its loss is that "
+            "of each guessed token, in nats: lower is better, for the same tokenizer and the same way of hiding."
+        )
+    return (
+        "From random weights to a model of the text. Bits per byte say how well it guesses the next piece of text: "
+        "lower is better, and tokenizers do not matter to it."
+    )
+
+
 def _three_digits(value: float) -> str:
     return f"{value:.3f}"
 
@@ -161,10 +176,10 @@ def _quality_curve(metrics: Sequence[Row]) -> Markup | None:
     ]
     curves = _curve_figure("Bits per byte", quality, over, log_y=True)
     if not quality[0].points:
-        loss = _curve_figure(
-            "Training loss, nats per token", [_series(metrics, x, "loss", "train", "b", is_faint=True)], x, log_y=True
-        )
-        return join(curves, loss)
+        hidden = [series for name in HIDDEN if (series := _series(metrics, x, name, "held out", "a")).points]
+        title = "Loss, nats per guessed token" if hidden else "Training loss, nats per token"
+        losses = [_series(metrics, x, "loss", "train", "b", is_faint=True), *hidden]
+        return join(curves, _curve_figure(title, losses, over, log_y=True))
     return curves
 
 
@@ -186,10 +201,15 @@ def _small_curves(metrics: Sequence[Row], timings: Sequence[Row]) -> Markup | No
     choices: list[tuple[str, Series, Callable[[float], str]]] = [
         ("Learning rate", _series(metrics, "step", "learning_rate", "", "c"), lambda value: f"{value:.2g}"),
         ("Gradient norm", _series(metrics, "step", "grad_norm", "", "d"), lambda value: f"{value:g}"),
+        ("Busiest expert, in even shares", _series(metrics, "step", "expert_load_max", "", "e"), _plain),
         ("Tokens per second", _series(timings, "step", "tokens_per_second", "", "a"), lambda value: f"{value:,.0f}"),
     ]
     figures = [_small_figure(title, series, written) for title, series, written in choices if len(series.points) > 1]
     return tag("div", *figures, class_="several") if figures else None
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def _small_figure(title: str, series: Series, format_y: Callable[[float], str]) -> Markup:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundup.tokens.batches import IGNORE
-from groundup.train import objectives
-from groundup.train.objectives import next_token_loss
+from groundup.train import token_loss as under_test
+from groundup.train.token_loss import token_loss
 
 WIDTH, VOCABULARY = 7, 11
 
@@ -36,9 +36,9 @@ def _reference(hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, softcap: f
 def test_loss_and_gradients_are_those_of_cross_entropy(
     tokens: int, ignored: int, softcap: float | None, chunk: int, weight: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(objectives, "HEAD_CHUNK", chunk)
+    monkeypatch.setattr(under_test, "HEAD_CHUNK", chunk)
     hidden_nd, head_vd, targets_n = _inputs(tokens, ignored)
-    loss = next_token_loss(hidden_nd, head_vd, targets_n, softcap)
+    loss = token_loss(hidden_nd, head_vd, targets_n, softcap)
     expected = _reference(hidden_nd, head_vd, targets_n, softcap)
     assert int(loss.targets) == tokens - ignored
     torch.testing.assert_close(loss.total, expected, rtol=1e-12, atol=1e-12)
@@ -48,8 +48,8 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
 
 
 def test_more_tokens_than_one_chunk_of_the_real_size():
-    hidden_nd, head_vd, targets_n = _inputs(objectives.HEAD_CHUNK * 2 + 5, ignored=100)
-    ours = torch.autograd.grad(next_token_loss(hidden_nd, head_vd, targets_n, 15.0).total, (hidden_nd, head_vd))
+    hidden_nd, head_vd, targets_n = _inputs(under_test.HEAD_CHUNK * 2 + 5, ignored=100)
+    ours = torch.autograd.grad(token_loss(hidden_nd, head_vd, targets_n, 15.0).total, (hidden_nd, head_vd))
     theirs = torch.autograd.grad(_reference(hidden_nd, head_vd, targets_n, 15.0), (hidden_nd, head_vd))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
@@ -58,7 +58,7 @@ def test_more_tokens_than_one_chunk_of_the_real_size():
 def test_bfloat16_activations_are_reduced_in_float32_and_the_head_keeps_its_type():
     hidden_nd, head_vd, targets_n = _inputs(500, dtype=torch.float32)
     narrow_nd = hidden_nd.detach().bfloat16().requires_grad_()
-    loss = next_token_loss(narrow_nd, head_vd, targets_n).total
+    loss = token_loss(narrow_nd, head_vd, targets_n).total
     loss.backward()
     assert (loss.dtype, narrow_nd.grad.dtype, head_vd.grad.dtype) == (torch.float32, torch.bfloat16, torch.float32)
     # The logits are rounded to bfloat16 once; summed in bfloat16 the loss would be off by whole units.
@@ -70,7 +70,7 @@ def test_bfloat16_activations_are_reduced_in_float32_and_the_head_keeps_its_type
 def test_large_logits_neither_overflow_nor_lose_the_gradient():
     hidden_nd = torch.tensor([[1e4]], requires_grad=True)
     head_vd = torch.tensor([[1.0], [-1.0]], requires_grad=True)
-    loss = next_token_loss(hidden_nd, head_vd, torch.tensor([1])).total
+    loss = token_loss(hidden_nd, head_vd, torch.tensor([1])).total
     loss.backward()
     assert loss.item() == 2e4
     assert hidden_nd.grad.item() == 2.0
