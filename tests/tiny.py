@@ -24,7 +24,7 @@ DECODERS = [name for name, one in _CONFIGS.items() if name not in ENCODER_DECODE
 ENCODERS = [name for name in _CONFIGS if name not in (*DECODERS, *ENCODER_DECODERS)]
 # Mixtures of experts.
 SPARSE = [name for name in DECODERS if any(isinstance(one.feed_forward, Experts) for one in _CONFIGS[name].layers)]
-# Decoders that differ in what a model does around its layers or remembers in them; the layers of the others are compared
+# Decoders that differ in what a model does around its layers or remembers in them; the layers of others are compared
 # family by family.
 TYPICAL = ["gpt2", "gpt3", "groundup", "llama", "nanochat", "palm", "mamba", "mamba2", "qwen3_next", "lfm2"]
 

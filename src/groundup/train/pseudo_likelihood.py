@@ -145,7 +145,6 @@ def pseudo_figures(model: nn.Module, stream: HeldoutStream, context: int, words:
 
 def mask_token(words: Tokenizer) -> int:
     """The tokenizer's token for what is to be guessed. Raises UserError if it has none."""
-    mask_id: int | None = getattr(words, "mask_id", None)
-    if mask_id is None:
+    if words.mask_id is None:
         raise UserError("a model that fills gaps needs a mask token, which this tokenizer does not have")
-    return mask_id
+    return words.mask_id
