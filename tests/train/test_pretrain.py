@@ -6,30 +6,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import PRETRAINING
+from tiny import DECODERS, ENCODER_DECODERS, ENCODERS, PRETRAINING
 
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model
-from groundup.model.presets import PRESETS
 from groundup.record.metrics import read_lines
 from groundup.storage import hash_file, hash_folder
 from groundup.tokens import shards
-from groundup.tokens.config import TokensConfig
+from groundup.tokens.config import SENTINEL_TOKENS, TokensConfig
+from groundup.tokens.corruption import CorruptedSpans, MaskedTokens
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
-from groundup.train import pretrain
+from groundup.train import outcome, pretrain
 from groundup.train.config import PretrainConfig
+from groundup.train.heldout import heldout_loss
+from groundup.train.learner import TextModel, stacks
+from groundup.train.objectives import HELDOUT_SEED
 
-ALL_PRESETS = pytest.mark.parametrize("preset", sorted(PRESETS))
+ALL_DECODERS = pytest.mark.parametrize("preset", DECODERS)
 STEPS = PRETRAINING["tokens"] // PRETRAINING["batch_tokens"]
 CONTEXT = PRETRAINING["context"]
 Pretrained = Callable[[str], Path]
 
 
-@ALL_PRESETS
+@ALL_DECODERS
 def test_the_folder_holds_a_model_its_tokenizer_and_its_record(
     preset: str, pretrained: Pretrained, tokenizer_folder: Path
 ):
@@ -43,7 +47,7 @@ def test_the_folder_holds_a_model_its_tokenizer_and_its_record(
     assert all(parameter.dtype == torch.float32 for parameter in load_model(folder).parameters())
 
 
-@ALL_PRESETS
+@ALL_DECODERS
 def test_the_summary_says_what_was_trained(preset: str, pretrained: Pretrained, tokens_folder: Path):
     summary = json.loads((pretrained(preset) / "summary.json").read_text())
     model = load_model(pretrained(preset))
@@ -65,7 +69,7 @@ def test_the_summary_says_what_was_trained(preset: str, pretrained: Pretrained, 
     assert summary["epochs"] == pytest.approx(PRETRAINING["tokens"] / total, abs=1e-3)
 
 
-@ALL_PRESETS
+@ALL_DECODERS
 def test_the_bits_per_byte_are_those_of_the_saved_model_on_all_heldout_text(
     preset: str, pretrained: Pretrained, tokens_folder: Path, corpus_folder: Path
 ):
@@ -88,11 +92,13 @@ def test_the_bits_per_byte_are_those_of_the_saved_model_on_all_heldout_text(
     bits_per_byte = nats / math.log(2) / sum(len(text.encode()) for text in texts)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["heldout_bits_per_byte"] == pytest.approx(bits_per_byte, rel=1e-5)
+    assert summary["heldout_loss"] == pytest.approx(nats / len(stream), rel=1e-5)
+    assert (summary["objective"], summary["heldout_targets"]) == ("next token", len(stream))
     # A model that has learned nothing needs log2(512) bits for each of its tokens.
     assert bits_per_byte < 0.9 * len(stream) * 9 / sum(len(text.encode()) for text in texts)
 
 
-@ALL_PRESETS
+@ALL_DECODERS
 def test_metrics_and_samples_tell_the_way(preset: str, pretrained: Pretrained, tokens_folder: Path):
     folder = pretrained(preset)
     lines = read_lines(folder / "metrics.jsonl")
@@ -160,3 +166,77 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, tokens_folder: Path, 
         _run(tmp_path / "width", tokens_folder, tokenizer_folder, width=40)
     with pytest.raises(UserError, match="cannot be split evenly into micro-batches"):
         _run(tmp_path / "batch", tokens_folder, tokenizer_folder, micro_batch_tokens=192)
+
+
+# Models that guess hidden text
+
+HIDDEN = {name: ("masked tokens", "heldout_masked_loss", ["<|mask|>"]) for name in ENCODERS}
+HIDDEN |= {name: ("corrupted spans", "heldout_span_loss", list(SENTINEL_TOKENS)) for name in ENCODER_DECODERS}
+
+
+@pytest.fixture(scope="module")
+def hidden_runs(
+    tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, tokenizer_folder: Path
+) -> dict[str, tuple[Path, TextModel, Tokenizer]]:
+    """For each such preset the folder of a run, and what would be saved there: model and tokenizer."""
+    runs = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for preset in HIDDEN:
+            out = tmp_path_factory.mktemp(preset)
+            saved: list[tuple[TextModel, Tokenizer]] = []
+            patch.setattr(pretrain, "save_trained", lambda model, words, *_, saved=saved: saved.append((model, words)))
+            settings = {**PRETRAINING, "preset": preset, "tokens": 80 * 512}
+            pretrain.run(PretrainConfig(**settings), out, tokens=tokens_folder, tokenizer=tokenizer_folder)
+            runs[preset] = (out, *saved[0])
+    return runs
+
+
+@pytest.mark.parametrize("preset", HIDDEN)
+def test_a_figure_of_hidden_text_bears_its_own_name(preset: str, hidden_runs):
+    out, _, _ = hidden_runs[preset]
+    objective, figure, _ = HIDDEN[preset]
+    summary, lines = json.loads((out / "summary.json").read_text()), read_lines(out / "metrics.jsonl")
+    assert summary["objective"] == objective
+    assert summary["tokens"] == 80 * 512
+    assert not any("bits_per_byte" in name for line in (summary, *lines) for name in line)
+    assert [figure in line for line in lines].count(True) == 3
+    assert lines[-1]["tokens"] < 0.4 * 80 * 512  # those that were guessed
+    assert not (out / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("preset", HIDDEN)
+def test_hidden_text_is_learned_to_be_guessed_better_than_by_frequencies(preset: str, hidden_runs):
+    out, _, _ = hidden_runs[preset]
+    summary, lines = json.loads((out / "summary.json").read_text()), read_lines(out / "metrics.jsonl")
+    assert lines[0]["loss"] == pytest.approx(math.log(summary["vocab_size"]), rel=0.05)
+    assert summary[HIDDEN[preset][1]] < summary["heldout_unigram_entropy"]
+
+
+@pytest.mark.parametrize("preset", HIDDEN)
+def test_the_final_figure_is_that_of_all_heldout_text(preset: str, hidden_runs, tokens_folder: Path):
+    out, model, words = hidden_runs[preset]
+    objective, figure, control_tokens = HIDDEN[preset]
+    assert list(words.control)[-len(control_tokens) :] == control_tokens
+    summary = json.loads((out / "summary.json").read_text())
+    if objective == "masked tokens":
+        hide = MaskedTokens(0.15, words.mask_id, words.bos_id, np.flatnonzero(words.token_bytes()), HELDOUT_SEED)
+        assert summary["mask_fraction"] == 0.15
+    else:
+        hide = CorruptedSpans(words.sentinel_ids, words.bos_id, words.eos_id, words.pad_id, HELDOUT_SEED)
+    for stack in stacks(model):
+        stack.compute_dtype = None
+    loss = heldout_loss(model, Shards.open(tokens_folder / "heldout"), CONTEXT, words.bos_id, rows=1, corruption=hide)
+    assert summary[figure] == pytest.approx(loss.per_target, rel=1e-5)
+    assert summary["heldout_targets"] == loss.tokens
+
+
+def test_a_saved_tokenizer_has_the_control_tokens_that_its_model_needs(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outcome, "save_model", lambda *_: None)
+    words = Tokenizer.load(tokenizer_folder).with_control(["<|mask|>"])
+    config = PretrainConfig(preset="bert", depth=1, width=32, head_dim=16)
+    model = pretrain.build_model(config, words.vocab_size)
+    outcome.save_trained(model, words, tokenizer_folder, tmp_path)
+    assert Tokenizer.load(tmp_path).mask_id == words.mask_id
+    assert (tmp_path / "chat_template.jinja").exists()

@@ -23,16 +23,16 @@ def mixtral(depth: int, vocab_size: int, context: int, width: int, head_dim: int
 
 
 def gpt_oss(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """gpt-oss (OpenAI 2025): sinks, biases, clamped gates, four of sixteen experts, windows in every other layer.
+    """gpt-oss (OpenAI 2025): sinks, biases, clamped gates, two of eight experts, windows in every other layer.
 
     Windows are a quarter of the context.
     """
     norm = Norm("rms", 1e-5)
     heads = width // head_dim
     expert = FeedForward(
-        _part_of_llama(width, 4), "silu", gated=True, bias=True, sharpness=1.702, limit=7.0, up_offset=1.0
+        _part_of_llama(width, 2), "silu", gated=True, bias=True, sharpness=1.702, limit=7.0, up_offset=1.0
     )
-    experts = Experts(expert, Router(experts=16, chosen=4, bias=True))
+    experts = Experts(expert, Router(experts=8, chosen=2, bias=True))
 
     def layer(window: int | None) -> LayerSpec:
         attention = Attention(
