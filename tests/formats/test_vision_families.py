@@ -225,6 +225,18 @@ def test_a_tied_head_of_llava_may_be_on_disk_if_it_is_the_embedding(tmp_path: Pa
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["llava", "text_config"])
+def test_a_head_of_llava_is_tied_by_either_place(place: str, tmp_path: Path):
+    variant = "llava qwen2, tied"
+    vision_reference(variant, hot=True).save_pretrained(tmp_path)
+    keys = json.loads((tmp_path / "config.json").read_text())
+    assert keys["tie_word_embeddings"] and keys["text_config"]["tie_word_embeddings"]
+    del (keys if place == "text_config" else keys["text_config"])["tie_word_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    model = load_model(tmp_path, torch.float64)
+    assert distance(our_outputs(model, variant), their_outputs(variant, tmp_path)) <= 1e-9
+
+
 def test_labels_keep_their_names(tmp_path: Path):
     reference = vision_reference("vit", hot=False)
     reference.config.id2label = {number: f"kind of {number}" for number in range(5)}

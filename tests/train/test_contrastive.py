@@ -25,7 +25,7 @@ KINDS = pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmo
 
 def _by_loops(model: DualEncoder, batch: Pairs, sigmoid: bool) -> Tensor:
     """The mean loss per pair, term by term."""
-    texts, images = model.embed_texts(batch.input_ids), model.embed_images(batch.pixel_values)
+    texts, images = model.embed_texts(batch.input_ids, batch.attention_mask), model.embed_images(batch.pixel_values)
     count = len(texts)
     logits = [[(texts[i] * images[j]).sum() * model.logit_scale.exp() for j in range(count)] for i in range(count)]
     total = torch.zeros((), dtype=torch.float64)
@@ -89,14 +89,16 @@ def test_the_loss_is_that_of_the_reference(variant: str, tmp_path: Path):
     assert float(ours.total) / 3 == pytest.approx(theirs.item(), rel=1e-6)  # the reference takes softmax in float32
 
 
-def test_padding_that_is_masked_changes_nothing():
+def test_masked_tokens_are_not_seen_in_any_micro_batch():
     model, batch = hot_model(sigmoid=False), pairs(COUNT)
-    mask = (batch.input_ids != 0).long()
-    losses = [
-        contrastive_gradients(model, part, softmax_loss, 3).total
-        for part in (batch, batch._replace(attention_mask=mask))
-    ]
-    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-12)
+    padding = batch._replace(attention_mask=(batch.input_ids != 0).long())
+    first = batch._replace(attention_mask=(torch.arange(batch.input_ids.shape[1]) > 0).long().expand(COUNT, -1))
+    plain, padded, shorter = (
+        contrastive_gradients(model, one, softmax_loss, 3).total for one in (batch, padding, first)
+    )
+    assert padded.item() == pytest.approx(plain.item(), rel=1e-12)  # it comes after the token that stands for the text
+    assert shorter.item() / COUNT == pytest.approx(_by_loops(model, first, sigmoid=False).item(), rel=1e-12)
+    assert shorter.item() != pytest.approx(plain.item(), rel=1e-3)
 
 
 def test_the_scale_stays_below_a_hundred():
