@@ -23,7 +23,6 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
-
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that becomes `path` when all went well, and is gone otherwise."""

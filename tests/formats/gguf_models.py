@@ -8,13 +8,14 @@ from typing import Any
 
 from references import reference
 from tiny_keys import rotary
+from variants_gemma_olmo import layers
 
 from groundup.formats.huggingface import load_model
 from groundup.model.transformer import Decoder
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 520, "num_hidden_layers": 3}
 WIDE_GPT2: dict[str, Any] = {"n_embd": 64, "n_inner": 96, "vocab_size": 520, "n_layer": 3}
-EXPERTS: dict[str, Any] = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+EXPERTS: dict[str, Any] = {"moe_intermediate_size": 32}
 GEMMA2: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 16, "layer_types": None}
 GEMMA3: dict[str, Any] = GEMMA2 | {"num_hidden_layers": 7}
 LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -42,14 +43,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         WIDE | rotary("yarn", factor=4.0, original_max_position_embeddings=32) | {"tie_word_embeddings": True},
     ),
-    "qwen2_moe": ("qwen2_moe", WIDE | EXPERTS),
+    "qwen2_moe": ("qwen2_moe", WIDE | EXPERTS | {"shared_expert_intermediate_size": 64}),
     "qwen3_moe": ("qwen3_moe", WIDE | EXPERTS | {"norm_topk_prob": True}),
     "qwen3_moe tied": ("qwen3_moe", WIDE | EXPERTS | {"norm_topk_prob": True, "tie_word_embeddings": True}),
     "gemma": ("gemma", WIDE | {"head_dim": 24}),
     "gemma2": ("gemma2", WIDE | GEMMA2),
+    "gemma2 of 46 layers": ("gemma2", WIDE | GEMMA2 | {"num_hidden_layers": 46, "head_dim": 24}),
+    "gemma2 chosen layers": ("gemma2 chosen layers", WIDE | GEMMA2 | layers("fww")),
+    "gemma2 no windows": ("gemma2 no windows", WIDE | GEMMA2 | layers("ff")),
     "gemma3_text": ("gemma3_text", WIDE | GEMMA3),
     "gemma3_text linear": ("gemma3_text linear", WIDE | GEMMA3),
     "gemma3_text pattern": ("gemma3_text", WIDE | GEMMA3 | {"sliding_window_pattern": 3}),
+    "gemma3_text untied, softcap": (
+        "gemma3_text softcap",
+        WIDE | GEMMA3 | {"tie_word_embeddings": False},
+    ),
+    "gemma3_text no windows": ("gemma3_text no windows", WIDE | GEMMA2 | layers("ff")),
     "gpt2": ("gpt2", WIDE_GPT2),
     "gpt2 untied": ("gpt2", WIDE_GPT2 | {"tie_word_embeddings": False}),
 }

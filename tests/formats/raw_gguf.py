@@ -24,7 +24,7 @@ def typed(value: Any) -> bytes:
             return struct.pack("<II", 4, value)
         case float():
             return struct.pack("<If", 6, value)
-        case (str() as kind, number):
+        case (kind, number) if isinstance(value, tuple):
             return struct.pack(f"<I{CODES[kind][1]}", CODES[kind][0], number)
         case [str(), *_]:
             return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))

@@ -38,7 +38,9 @@ def scalar_q4_0(values: list[float]) -> bytes:
     scale = farthest / SINGLE(-8)
     inverse = SINGLE(1) / scale if scale else SINGLE(0)
     numbers = [min(15, int(SINGLE(float(SINGLE(value)) * float(inverse) + 8.5))) for value in values]
-    return np.float16(scale).tobytes() + bytes(low | high << 4 for low, high in zip(numbers[:16], numbers[16:]))
+    return np.float16(scale).tobytes() + bytes(
+        low | high << 4 for low, high in zip(numbers[:16], numbers[16:], strict=True)
+    )
 
 
 @pytest.mark.parametrize(("form", "scalar"), [(Q8_0, scalar_q8_0), (Q4_0, scalar_q4_0)], ids=["q8_0", "q4_0"])
@@ -66,7 +68,7 @@ def test_what_is_unpacked_is_scale_times_number(form):
 def test_storing_loses_no_more_than_the_format_says(form):
     values = hard_values()
     lost = (form.decode(form.encode(values)).view_as(values).float() - values).norm(dim=1)
-    assert (lost <= form.error * values.norm(dim=1) + 1e-6 * 16).all()
+    assert (lost <= form.error * values.norm(dim=1) + 4e-6 * 16).all()
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
@@ -100,7 +102,9 @@ class TestAgainstThePackageOfGgml:
         if form in READ_ONLY or form.pack is not None:  # scales that are numbers
             for start in (0, 2) if form.name in ("q4_1", "q4_k", "q5_k") else (form.block_bytes - 2,):
                 start = 0 if form in (Q8_0, Q4_0) else start
-                raw[:, start : start + 2] = np.random.default_rng(1).normal(size=(40, 1)).astype(np.float16).view(np.uint8)
+                raw[:, start : start + 2] = (
+                    np.random.default_rng(1).normal(size=(40, 1)).astype(np.float16).view(np.uint8)
+                )
         theirs = gguf.quants.dequantize(raw, kind)
         ours = form.decode(torch.from_numpy(raw.reshape(-1))).float().numpy()
         assert np.array_equal(ours, theirs.reshape(-1).astype(np.float32), equal_nan=True)

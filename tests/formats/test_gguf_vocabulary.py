@@ -78,7 +78,9 @@ def test_a_tokenizer_comes_back_with_and_without_its_own_file(cut: str, words: P
     one, other = (tokenizers.Tokenizer.from_file(str(place / "tokenizer.json")) for place in (folder, rebuilt))
     for text in HARD:
         for special in (True, False):
-            assert other.encode(text, add_special_tokens=special).ids == one.encode(text, add_special_tokens=special).ids
+            assert (
+                other.encode(text, add_special_tokens=special).ids == one.encode(text, add_special_tokens=special).ids
+            )
         assert other.decode(one.encode(text).ids) == one.decode(one.encode(text).ids)
     theirs = transformers.AutoTokenizer.from_pretrained(rebuilt)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
@@ -169,9 +171,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
     ],
     ids=str,
 )
-def test_a_damaged_tokenizer_is_refused_with_its_key(
-    changes: dict[str, Any], said: str, words: Path, tmp_path: Path
-):
+def test_a_damaged_tokenizer_is_refused_with_its_key(changes: dict[str, Any], said: str, words: Path, tmp_path: Path):
     keys = {key: one for key, one in (vocabulary_of_folder(words, 512) | changes).items() if one is not None}
     with pytest.raises(UserError) as refusal:
         write_vocabulary(_file(keys, tmp_path), tmp_path)

@@ -1,8 +1,8 @@
 """The architectures of llama.cpp, as data: their metadata keys ⇄ `ModelConfig`.
 
-`read` builds what llama.cpp computes for a file. By that a model is judged before it is written, too: what its own keys,
-read again, do not give back, llama.cpp would not compute. Source: llama.cpp's src/models/*.cpp for what is computed,
-its convert_hf_to_gguf.py for how it is stored. A new architecture is an entry in `ARCHITECTURES`.
+`read` builds what llama.cpp computes for a file. By that a model is judged before it is written, too: what its keys,
+read again, do not give back, llama.cpp would not compute. Sources: its src/models/*.cpp for what is computed, its
+convert_hf_to_gguf.py for how it is stored. A new architecture is an entry in `ARCHITECTURES`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -153,7 +153,15 @@ def _read_llama(keys: Keys, tensors: Tensors) -> ModelConfig:
 
 
 def _read_qwen2(keys: Keys, tensors: Tensors) -> ModelConfig:
-    return _read_base(keys, tensors, "qwen2", rope=read_rope(keys, None), bias=QUERY_KEY_VALUE)
+    return _all_width(_read_base(keys, tensors, "qwen2", rope=read_rope(keys, None), bias=QUERY_KEY_VALUE))
+
+
+def _all_width(config: ModelConfig) -> ModelConfig:
+    """llama.cpp sizes the output projection so for Qwen 2."""
+    mixer = config.layers[0].attention
+    if mixer.heads * mixer.head_dim != config.width:
+        raise ValueError(f"{mixer.heads} heads of {mixer.head_dim} must make up the width of {config.width}")
+    return config
 
 
 def _read_qwen3(keys: Keys, tensors: Tensors) -> ModelConfig:
@@ -164,7 +172,7 @@ def _read_qwen3(keys: Keys, tensors: Tensors) -> ModelConfig:
 def _read_qwen2_moe(keys: Keys, tensors: Tensors) -> ModelConfig:
     """llama.cpp wants a head of its own here."""
     rope, router = read_rope(keys, None), _read_router(keys, normalised=False)
-    config = _read_base(keys, tensors, "qwen2_moe", rope=rope, bias=QUERY_KEY_VALUE, tied=False)
+    config = _all_width(_read_base(keys, tensors, "qwen2_moe", rope=rope, bias=QUERY_KEY_VALUE, tied=False))
     expert = replace(config.layers[0].network, width=keys.size("expert_feed_forward_length"))
     shared = replace(expert, width=keys.size("expert_shared_feed_forward_length"))
     return llama.with_layers(config, feed_forward=Experts(expert, router, shared, shared_gate=True))
@@ -187,10 +195,8 @@ def _write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
     return _write_router(config) | {"expert_feed_forward_length": experts_of(config).expert.width}
 
 
-def _read_any_gemma(keys: Keys, tensors: Tensors, family: str, rope: Rope) -> ModelConfig:
-    config = _read_base(
-        keys, tensors, family, rope=rope, norm="rms_plus_one", activation="gelu_tanh", tied=True
-    )
+def _read_any_gemma(keys: Keys, tensors: Tensors, family: str, rope: Rope, tied: bool | None = True) -> ModelConfig:
+    config = _read_base(keys, tensors, family, rope=rope, norm="rms_plus_one", activation="gelu_tanh", tied=tied)
     return replace(config, embedding_scale=config.width**0.5)
 
 
@@ -199,36 +205,38 @@ def _read_gemma(keys: Keys, tensors: Tensors) -> ModelConfig:
 
 
 def _read_sandwich(
-    keys: Keys, tensors: Tensors, family: str, rope: Rope, *, window: int | None, period: int, exception: int
+    keys: Keys,
+    tensors: Tensors,
+    family: str,
+    rope: Rope,
+    *,
+    window: int | None,
+    period: int,
+    exception: int,
+    tied: bool | None = True,
 ) -> tuple[ModelConfig, list[str]]:
     """What Gemma 2 and 3 share, and the kind of each layer.
 
     window, period: defaults; exception: the number of layers of the one model that scales its scores by what a head has
     of the width.
     """
-    config = _read_any_gemma(keys, tensors, family, rope)
-    window, period = keys.optional_size(WINDOW, default=window), keys.size(PATTERN, default=period)
-    kinds = [
-        "sliding_attention" if window is not None and (index + 1) % period else "full_attention"
-        for index in range(len(config.layers))
-    ]
+    config = _read_any_gemma(keys, tensors, family, rope, tied)
+    window, count = keys.optional_size(WINDOW, default=window), len(config.layers)
+    seen = keys.flags(PATTERN, default=[bool((index + 1) % period) for index in range(count)])
+    if len(seen) != count:
+        raise ValueError(f"`{PATTERN}` must have one entry for each of the {count} layers, not {len(seen)}")
+    kinds = ["sliding_attention" if window is not None and here else "full_attention" for here in seen]
     config = llama.with_windows(config, window, kinds)
     mixer = config.layers[0].attention
     of_head = config.width // mixer.heads if len(config.layers) == exception else mixer.head_dim
     return llama.with_layers(llama.with_mixers(config, scale=of_head**-0.5), placement="sandwich"), kinds
 
 
-def _write_sandwich(config: ModelConfig, period: int) -> dict[str, Any]:
+def _write_sandwich(config: ModelConfig) -> dict[str, Any]:
     windows = [layer.attention.window for layer in config.layers]
     seen = next((window for window in windows if window is not None), None)
-    if seen is None:
-        return _write_rotary(config)
-
-    def fits(length: int) -> bool:
-        return all(bool((index + 1) % length) == (window is not None) for index, window in enumerate(windows))
-
-    found = next((length for length in (period, *range(2, len(windows) + 2)) if fits(length)), period)
-    return _write_rotary(config) | {WINDOW: seen} | ({} if found == period else {PATTERN: found})
+    keys = _write_rotary(config) | {PATTERN: [window is not None for window in windows]}
+    return keys if seen is None else keys | {WINDOW: seen}
 
 
 def _read_gemma2(keys: Keys, tensors: Tensors) -> ModelConfig:
@@ -246,7 +254,7 @@ def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
         "attn_logit_softcapping": config.layers[0].attention.softcap,
         "final_logit_softcapping": config.logit_softcap,
     }
-    return _write_sandwich(config, period=2) | {name: cap for name, cap in caps.items() if cap is not None}
+    return _write_sandwich(config) | {name: cap for name, cap in caps.items() if cap is not None}
 
 
 def _read_gemma3(keys: Keys, tensors: Tensors) -> ModelConfig:
@@ -256,9 +264,10 @@ def _read_gemma3(keys: Keys, tensors: Tensors) -> ModelConfig:
     local = Rope(keys.positive("rope.freq_base_swa", default=10_000.0))
     ropes = {"full_attention": Rope(theta, scaling=scaling), "sliding_attention": local}
     config, kinds = _read_sandwich(
-        keys, tensors, "gemma3_text", ropes["full_attention"], window=None, period=6, exception=62
+        keys, tensors, "gemma3_text", ropes["full_attention"], window=None, period=6, exception=62, tied=None
     )
     config = llama.with_mixers(config, query_key_norm=QueryKeyNorm(config.layers[0].norm))
+    config = replace(config, logit_softcap=keys.optional_positive("final_logit_softcapping"))
     return llama.with_ropes(config, ropes, kinds)
 
 
@@ -267,7 +276,8 @@ def _write_gemma3(config: ModelConfig) -> dict[str, Any]:
     full = next((mixer for mixer in mixers if mixer.window is None), mixers[0])
     local = next((mixer for mixer in mixers if mixer.window is not None), full)
     own = {} if local.rope is None else {"rope.freq_base_swa": local.rope.theta}
-    return _write_sandwich(config, period=6) | write_rope(full.rope, full.head_dim) | own
+    cap = {} if config.logit_softcap is None else {"final_logit_softcapping": config.logit_softcap}
+    return _write_sandwich(config) | write_rope(full.rope, full.head_dim) | own | cap
 
 
 def _read_gpt2(keys: Keys, tensors: Tensors) -> ModelConfig:

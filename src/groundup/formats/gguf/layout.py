@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from groundup.formats.gguf.blocks import F16, F32, Q4_0, Q8_0, BlockFormat
-from groundup.formats.rules import Joined, Rule, Shape, same, with_biases
+from groundup.formats.rules import Joined, Rule, Same, Shape, same, with_biases
 from groundup.model.config import ModelConfig, Projection
 
 NAMES = {
@@ -89,10 +89,9 @@ def llama_rules(config: ModelConfig) -> list[Rule]:
 
 def gemma_rules(config: ModelConfig) -> list[Rule]:
     """The same with two more norms, all of them with their one."""
-    return [
-        Rule((ours,), (disk,), PlusOne()) if ours.endswith("norm.weight") else Rule((ours,), (disk,))
-        for ours, disk in (NAMES | SANDWICH_NAMES).items()
-    ]
+    named = (NAMES | SANDWICH_NAMES).items()
+    operations = ((ours, disk, PlusOne() if ours.endswith("norm.weight") else Same()) for ours, disk in named)
+    return with_biases([Rule((ours,), (disk,), operation) for ours, disk, operation in operations])
 
 
 def gpt2_rules(config: ModelConfig) -> list[Rule]:

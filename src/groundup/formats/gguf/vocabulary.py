@@ -1,8 +1,8 @@
 """Tokenizer and chat template in GGUF, out of a Hugging Face folder and back.
 
-Byte-level BPE alone: tokens, merges, which tokens are control tokens, and the rule by which text is cut before any merge,
-which llama.cpp knows by name. `tokenizer.json` itself goes along under the key that the specification has for it, so
-that nothing is lost on the way back; files that lack it are read by the rest.
+Byte-level BPE alone: tokens, merges, which tokens are control tokens, and the rule by which text is cut before any
+merge, which llama.cpp knows by name. `tokenizer.json` itself goes along under the key that the specification has for
+it, so that nothing is lost on the way back; files that lack it are read by the rest.
 """
 
 import json
@@ -188,7 +188,9 @@ def _added_around(spec: Mapping[str, Any], path: Path, keys: Mapping[str, Any]) 
     """Whether text is encoded with the token for its begin in front, and with that for its end behind."""
     processor = spec.get("post_processor") or {}
     parts = processor.get("processors", []) if processor.get("type") == "Sequence" else [processor]
-    single = next((part["single"] for part in parts if part.get("type") == "TemplateProcessing"), [])
+    single: list[dict[str, Any]] = next(
+        (part["single"] for part in parts if part.get("type") == "TemplateProcessing"), []
+    )
     around = [piece.get("SpecialToken", {}).get("id") for piece in single]
     names = [_text_of(keys.get(f"{name}_token")) for name in ("bos", "eos")]
     begins, ends = bool(around) and around[0] is not None, bool(around) and around[-1] is not None
