@@ -235,6 +235,11 @@ def test_numbers_too_large_for_half_precision_are_refused(words: Path, models: P
         _written(model, words, tmp_path, "f16")
     assert list(tmp_path.iterdir()) == []
     _written(model, words, tmp_path, "bf16")
+    with torch.no_grad():
+        model.layers[1].mixer.value.weight[3, 5] = float("nan")
+    for weights in WRITTEN:
+        with pytest.raises(UserError, match=r"`blk\.1\.attn_v\.weight` has values that are not finite"):
+            _written(model, words, tmp_path, weights)
 
 
 # The file is whole or absent
@@ -387,3 +392,50 @@ def test_experts_of_a_file_are_mixtral(tmp_path: Path):
     assert model.config.family == "mixtral"
     down = _parameters(model)["layers.0.feed_forward.experts.down.weight"]
     assert np.array_equal(down.numpy(), tensors["blk.0.ffn_down_exps.weight"].astype(np.float32))
+
+
+class TestAgainstThePackageOfGgml:
+    """ggml's own Python package reads what we write, and we what it writes."""
+
+    def test_it_reads_our_files(self, words: Path, models: Path, tmp_path: Path):
+        gguf = pytest.importorskip("gguf", reason="the package `gguf` is not installed: pip install groundup[llamacpp]")
+        path = _written(model_of("mixtral", models), words, tmp_path, "q8_0")
+        ours, theirs = GgufFile(path), gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
+        assert fields.keys() == ours.metadata.keys()
+        for key, value in ours.metadata.items():
+            assert fields[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+        assert [tensor.name for tensor in theirs.tensors] == list(ours.tensors)
+        for tensor in theirs.tensors:
+            assert tuple(tensor.shape[::-1]) == ours.tensors[tensor.name].shape
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            assert np.array_equal(values.reshape(tensor.shape[::-1]), ours.get(tensor.name).float().numpy())
+
+    def test_we_read_its_files(self, tmp_path: Path):
+        gguf = pytest.importorskip("gguf", reason="the package `gguf` is not installed: pip install groundup[llamacpp]")
+        metadata, tensors = tiny_llama()
+        writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+        writer.add_name("another hand's")
+        writer.add_vocab_size(10)
+        writer.add_context_length(32)
+        writer.add_embedding_length(8)
+        writer.add_block_count(1)
+        writer.add_feed_forward_length(12)
+        writer.add_head_count(2)
+        writer.add_head_count_kv(1)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_dimension_count(4)
+        writer.add_rope_freq_base(300.0)
+        writer.add_token_list([f"token {index}" for index in range(10)])
+        writer.add_token_scores([-float(index) for index in range(10)])
+        for name, array in tensors.items():
+            writer.add_tensor(name, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        model = load_gguf(tmp_path / "model.gguf")
+        (tmp_path / "ours.gguf").write_bytes(build(metadata, tensors))
+        expected = load_gguf(tmp_path / "ours.gguf")
+        assert model.config == expected.config
+        assert all(map(torch.equal, _parameters(model).values(), _parameters(expected).values()))

@@ -106,7 +106,9 @@ def _encoded(entry: Entry, tensor: Tensor) -> Iterator[Tensor]:
     for part in rows.split(max(1, 2**22 // rows.shape[1])):
         raw = entry.format.encode(part.cpu())
         if not torch.isfinite(entry.format.decode(raw)).all():
-            raise UserError(f"tensor `{entry.name}` has values that {entry.format.name} cannot hold; try bf16 or f32")
+            too_large = f"that {entry.format.name} cannot hold; try bf16 or f32"
+            what = too_large if torch.isfinite(part).all() else "that are not finite; train it again"
+            raise UserError(f"tensor `{entry.name}` has values {what}")
         yield raw
 
 
