@@ -50,7 +50,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", WIDE | GEMMA2),
     "gemma2 of 46 layers": ("gemma2", WIDE | GEMMA2 | {"num_hidden_layers": 46, "head_dim": 24}),
     "gemma2 chosen layers": ("gemma2 chosen layers", WIDE | GEMMA2 | layers("fww")),
-    "gemma2 no windows": ("gemma2 no windows", WIDE | GEMMA2 | layers("ff")),
     "gemma3_text": ("gemma3_text", WIDE | GEMMA3),
     "gemma3_text linear": ("gemma3_text linear", WIDE | GEMMA3),
     "gemma3_text pattern": ("gemma3_text", WIDE | GEMMA3 | {"sliding_window_pattern": 3}),

@@ -193,6 +193,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"query_pre_attn_scalar": 12},
         "layers[0].mixer.softcap",
     ),
+    "no windows": ("gemma2 no windows", {"query_pre_attn_scalar": 12}, "wants a layer with a window in gemma2"),
     "heads wider than the model": ("qwen2", {"head_dim": 12}, "4 heads of 12 must make up the width of 32"),
     "scaling of both kinds": (
         "gemma3_text both kinds stretched",

@@ -241,7 +241,9 @@ def _write_sandwich(config: ModelConfig) -> dict[str, Any]:
 
 def _read_gemma2(keys: Keys, tensors: Tensors) -> ModelConfig:
     rope = read_rope(keys, None)
-    config, _ = _read_sandwich(keys, tensors, "gemma2", rope, window=4096, period=2, exception=46)
+    config, kinds = _read_sandwich(keys, tensors, "gemma2", rope, window=4096, period=2, exception=46)
+    if "sliding_attention" not in kinds:
+        raise ValueError("llama.cpp wants a layer with a window in gemma2")
     keys.fixed(**{"rope.freq_base_swa": rope.theta})
     return replace(
         llama.with_mixers(config, softcap=keys.positive("attn_logit_softcapping", default=50.0)),
