@@ -119,6 +119,16 @@ class Keys:
         """True or false."""
         return bool(self._checked(names, default, lambda one: isinstance(one, bool), "true or false"))
 
+    def flags(self, name: str, *, default: list[bool]) -> list[bool]:
+        """A list of true and false."""
+        found = self._checked(
+            (name,),
+            default,
+            lambda one: isinstance(one, list) and all(isinstance(item, bool) for item in one),
+            "a list of true and false",
+        )
+        return list(found)
+
     def choice(self, *names: str, among: Mapping[str, Any], default: Any = _MISSING) -> Any:
         """What `among` has for the key's text."""
         text = self._checked(

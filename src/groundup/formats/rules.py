@@ -228,7 +228,7 @@ def our_tensors(
             wanted = [tuple(t.shape) for t in rule.operation.to_disk([torch.empty(s, device="meta") for s in expected])]
             for name, tensor, shape in zip(rule.disk, disk, wanted, strict=True):
                 if tuple(tensor.shape) != shape:
-                    raise ValueError(f"tensor `{name}` has shape {tuple(tensor.shape)}, config.json says {shape}")
+                    raise ValueError(f"tensor `{name}` has shape {tuple(tensor.shape)}, the configuration says {shape}")
         yield from zip(rule.ours, ours, strict=True)
 
 
