@@ -3,7 +3,6 @@
 import json
 import lzma
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import hot_decoder
-from tiny_encoder import encoder_config
 
 from groundup.align.conversations import Conversation, write_conversations
 from groundup.evaluate import suite
 from groundup.evaluate.config import EvaluateConfig
 from groundup.evaluate.likelihood import score_heldout
-from groundup.formats.huggingface import load_model, save_model
+from groundup.formats.huggingface import load_model
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.objectives import objective_of
 from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token
 
 
@@ -92,28 +90,18 @@ def test_bits_per_byte_are_those_of_windows_scored_one_by_one(
         for piece in pieces:
             logits = model(torch.tensor([[words.bos_id, *piece[:-1]]]))
             nats += float(F.cross_entropy(logits[0], torch.tensor(piece), reduction="sum"))
-    found = score_heldout(folder, tokens_folder / "heldout", 64)
+    objective, found = score_heldout(folder, tokens_folder / "heldout", 64)
+    assert objective is objective_of(model.config)
     assert found.tokens == len(stream)
     assert found.bits_per_byte == pytest.approx(
         nats / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5
     )
 
 
-@pytest.fixture
-def encoder_folder(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A masked language model with the tokenizer of the shards; any token will do as its mask."""
-    monkeypatch.setattr(Tokenizer, "mask_id", 9, raising=False)
-    model = hot_decoder(encoder_config(64, Tokenizer.load(tokenizer_folder).vocab_size), dtype=torch.float32)
-    folder = tmp_path / "encoder"
-    shutil.copytree(tokenizer_folder, folder)
-    save_model(model, folder, bos_id=0, eos_ids=[1], pad_id=2)
-    return folder
-
-
 def test_an_encoder_is_scored_by_a_sample_of_tokens_apart_from_the_baselines(
-    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, encoder_folder: Path
+    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, pretrained: Callable[[str], Path]
 ):
-    out = tmp_path / "out"
+    encoder_folder, out = pretrained("bert"), tmp_path / "out"
     out.mkdir()
     config = EvaluateConfig(context=64, ngram_order=3, masked_tokens=20)
     suite.run(config, out, corpus=corpus_folder, tokens=tokens_folder, pretrain=encoder_folder)

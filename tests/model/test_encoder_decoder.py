@@ -234,7 +234,9 @@ def test_bfloat16_compute_reaches_both_stacks(config: EncoderDecoderConfig):
     assert model.read(source).hidden_bsd.dtype == torch.bfloat16
     logits = model(source, target)
     assert logits.dtype == torch.float32
-    assert 0 < (logits - expected).norm() / expected.norm() < 0.1
+    # A rounded score sends a token of Switch to another expert now and then.
+    distance = (logits - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert 0 < distance.median() < 0.1
     logits.square().mean().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {parameter.grad.dtype for parameter in trained if parameter.grad is not None} == {torch.float32}
