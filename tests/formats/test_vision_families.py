@@ -14,7 +14,7 @@ from variants_vision import IMAGE_TOKEN, VARIANTS, texts_with_images, vision_inp
 
 from groundup.engine.cache import KeyValueCache
 from groundup.errors import UserError
-from groundup.formats.huggingface import FAMILIES, load_language_model, load_model, save_model
+from groundup.formats.huggingface import COMMON_KEYS, FAMILIES, load_language_model, load_model, save_model
 from groundup.formats.keys import Keys
 from groundup.model.dual_encoder import DualEncoder
 from groundup.model.vision_language import VisionLanguageModel
@@ -147,6 +147,52 @@ def test_keys_that_the_parts_of_llava_leave_out_have_their_own_defaults(text: st
     parts = {key: value for key, value in sparse.items() if key != "model_type"}
     spelt_out = json.loads(json.dumps(transformers.LlavaConfig(**parts).to_dict(), default=str))
     assert _read(sparse) == _read(spelt_out)
+
+
+def test_the_published_keys_of_llava_1_5_are_understood():
+    """The file of version 4: Vicuna 7B over CLIP ViT-L/14 at 336 pixels; most sizes are left out."""
+    published = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_token_index": 32000,
+        "model_type": "llava",
+        "pad_token_id": 32001,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            "vocab_size": 32064,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.36.2",
+        "vision_config": {
+            "hidden_size": 1024,
+            "image_size": 336,
+            "intermediate_size": 4096,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vocab_size": 32064,
+    }
+    keys = Keys(published)
+    keys.without_effect(*COMMON_KEYS)
+    config = FAMILIES["llava"].read(keys)
+    assert keys.unread() == []
+    assert (config.text.width, len(config.text.layers), config.text.layers[0].network.width) == (4096, 32, 11008)
+    assert (config.image.width, len(config.image.layers), config.image.grid) == (1024, 24, (24, 24))
+    assert config.image.layers[0].network.activation == "quick_gelu"
+    assert (config.feature_layers, config.image_tokens) == ((23,), 576)
 
 
 def test_the_older_place_of_a_towers_keys_comes_first():

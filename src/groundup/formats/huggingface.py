@@ -27,6 +27,7 @@ from groundup.storage import write_json
 FAMILIES: Mapping[str, Family[Any]] = {family.name: family for family in ALL_FAMILIES}
 # Keys that say how a model is trained, used or was saved, not what it computes.
 COMMON_KEYS = (
+    "_attn_implementation_autoset "
     "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label "
     "initializer_range is_decoder is_encoder_decoder label2id model_type output_attentions output_hidden_states "
     "output_router_logits pad_token_id problem_type return_dict tokenizer_class torch_dtype transformers_version "
