@@ -118,3 +118,14 @@ def test_an_encoder_is_scored_by_a_sample_of_tokens_apart_from_the_baselines(
     loss = heldout_pseudo_loss(model, stream, 64, words.bos_id, mask_token(words), sample=20)
     assert row["value"] == pytest.approx(loss.pseudo_bits_per_byte)
     assert row["high"] - row["value"] == pytest.approx(1.96 * loss.standard_error, rel=1e-3)
+
+
+def test_without_a_chat_model_the_base_model_is_scored_alone(
+    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, pretrained: Callable[[str], Path]
+):
+    config = EvaluateConfig(context=64, ngram_order=2)
+    suite.run(config, tmp_path, corpus=corpus_folder, tokens=tokens_folder, pretrain=pretrained("nanochat"))
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores.keys() == {"bits_per_byte"}
+    assert [row["name"] for row in scores["bits_per_byte"] if row["name"].endswith("model")] == ["model"]
+    assert not (tmp_path / "answers.parquet").exists()

@@ -259,6 +259,45 @@ def test_the_pseudo_likelihood_of_an_encoder_is_shown_by_its_name(make_run: RunM
     assert "model, pseudo-likelihood of 900 tokens" in text and "not to be compared with the others" in text
 
 
+def test_a_model_that_guesses_hidden_text_is_told_as_one(make_run: RunMaker) -> None:
+    run = make_run("corpus", "tokenizer", "tokens", "pretrain")
+    (run / "06-evaluate").mkdir()
+    path = run / "04-pretrain/summary.json"
+    summary = json.loads(path.read_text())
+    del summary["heldout_bits_per_byte"]
+    path.write_text(json.dumps(summary | {"objective": "masked tokens", "heldout_masked_loss": 2.345}))
+    metrics = run / "04-pretrain/metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    kept = [{key: value for key, value in row.items() if "bits" not in key} for row in rows]
+    hidden = [row | ({"heldout_masked_loss": 2.5} if row["step"] % 50 == 0 else {}) for row in kept]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in hidden))
+    (run / "04-pretrain/samples.jsonl").unlink()
+    how = "masked tokens, the same ones in each window of 512 tokens"
+    row = {"name": "model", "value": 2.345, "unigram_entropy": 5.678, "targets": 12_345, "how": how}
+    (run / "06-evaluate/scores.json").write_text(json.dumps({"bits_per_byte": [], "hidden_text": [row]}))
+    text = report_of(run).text
+    for told in (
+        "guesses hidden text (masked tokens)",
+        "2.345",
+        "5.678",
+        "12,345",
+        how,
+        "Loss, nats per guessed token",
+    ):
+        assert told in text
+    assert "groundup sample" not in text and "groundup chat" not in text
+    assert "Bits per byte over" not in text
+
+
+def test_the_load_of_experts_is_drawn_where_there_are_any(make_run: RunMaker) -> None:
+    run = make_run()
+    assert "Busiest expert" not in report_of(run).text
+    path = run / "04-pretrain/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"expert_load_max": 1.5 + row["step"] / 1e3}) + "\n" for row in rows))
+    assert "Busiest expert" in report_of(run).text
+
+
 def test_a_tampered_ledger_is_reported_not_drawn(make_run: RunMaker) -> None:
     run = make_run()
     ledger = run / "ledger.jsonl"

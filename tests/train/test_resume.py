@@ -8,19 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from tiny import PRETRAINING
 
 from groundup.storage import hash_file, hash_folder
-from groundup.train import pretrain
 from groundup.train.checkpoint import FILE
-from groundup.train.config import PretrainConfig
 
 STEPS = PRETRAINING["tokens"] // PRETRAINING["batch_tokens"]
 # A checkpoint after every step: the more often one is written, the likelier a kill hits the writing of one.
-SETTINGS = {**PRETRAINING, "preset": "groundup", "checkpoint_minutes": 1e-9}
+SETTINGS = {**PRETRAINING, "checkpoint_minutes": 1e-9}
+# Kinds of models that keep more than a decoder does, or learn from other rows.
+OTHER_KINDS = ("bert", "deepseek_v3", "t5")
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -29,39 +30,44 @@ from groundup.train import pretrain
 from groundup.train.config import PretrainConfig
 torch.set_num_threads(1)
 settings, out, tokens, tokenizer = sys.argv[1:]
+if json.loads(settings)["preset"] in ("bert", "t5"):  # whose folder is the matter of other tests
+    from safetensors.torch import save_file
+    pretrain.save_trained = lambda model, words, tokenizer, out: save_file(
+        {name: parameter.detach() for name, parameter in model.named_parameters()}, out / "model.safetensors"
+    )
 pretrain.run(PretrainConfig(**json.loads(settings)), Path(out), tokens=Path(tokens), tokenizer=Path(tokenizer))
 """
 
-Start = Callable[[Path], subprocess.Popen[str]]
-Finish = Callable[[Path], None]
+Start = Callable[[Path, str], subprocess.Popen[str]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start(tokens_folder: Path, tokenizer_folder: Path) -> Start:
-    """Call it with a folder: a process of its own, to be killed, pre-trains there."""
+    """Call it with a folder and a preset: a process of its own, to be killed, pre-trains there."""
 
-    def process(out: Path) -> subprocess.Popen[str]:
-        arguments = [json.dumps(SETTINGS), str(out), str(tokens_folder), str(tokenizer_folder)]
+    def process(out: Path, preset: str) -> subprocess.Popen[str]:
+        arguments = [json.dumps({**SETTINGS, "preset": preset}), str(out), str(tokens_folder), str(tokenizer_folder)]
         return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, text=True)
 
     return process
 
 
 @pytest.fixture(scope="module")
-def finish(tokens_folder: Path, tokenizer_folder: Path) -> Finish:
-    """Call it with a folder: the same command, to its end."""
+def unbroken(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Callable[[str], Path]:
+    """Call it with a preset: the folder of a run that nothing interrupted."""
 
-    def run(out: Path) -> None:
-        pretrain.run(PretrainConfig(**SETTINGS), out, tokens=tokens_folder, tokenizer=tokenizer_folder)
+    @cache
+    def folder(preset: str) -> Path:
+        out = tmp_path_factory.mktemp(f"unbroken-{preset}")
+        _finish(start(out, preset))
+        return out
 
-    return run
+    return folder
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, finish: Finish) -> Path:
-    out = tmp_path_factory.mktemp("unbroken")
-    finish(out)
-    return out
+def _finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
 
 
 def _wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
@@ -78,26 +84,29 @@ def _assert_same_bits(out: Path, unbroken: Path) -> None:
     assert {path.name for path in out.iterdir()} == {path.name for path in unbroken.iterdir()}
 
 
+@pytest.mark.parametrize(
+    "preset", ["groundup", *(pytest.param(preset, marks=pytest.mark.slow) for preset in OTHER_KINDS)]
+)
 def test_a_run_killed_twice_at_random_ends_with_the_bits_of_an_unbroken_one(
-    start: Start, finish: Finish, unbroken: Path, tmp_path: Path
+    preset: str, start: Start, unbroken: Callable[[str], Path], tmp_path: Path
 ):
     moments = sorted(random.sample(range(1, STEPS), 2))
     print(f"killed after steps {moments}")
     for step in moments:
-        process = start(tmp_path)
+        process = start(tmp_path, preset)
         _wait_for_step(process, tmp_path, step)
         time.sleep(random.uniform(0, 0.02))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / "model.safetensors").exists()
-    finish(tmp_path)
-    _assert_same_bits(tmp_path, unbroken)
+    _finish(start(tmp_path, preset))
+    _assert_same_bits(tmp_path, unbroken(preset))
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_completes_to_the_same_bits(
-    start: Start, finish: Finish, unbroken: Path, tmp_path: Path
+    start: Start, unbroken: Callable[[str], Path], tmp_path: Path
 ):
-    process = start(tmp_path)
+    process = start(tmp_path, "groundup")
     _wait_for_step(process, tmp_path, 5)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == -signal.SIGINT
@@ -108,7 +117,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_completes_to_the_same_b
     assert (tmp_path / FILE).exists()
     assert not (tmp_path / "model.safetensors").exists()
     measured = (tmp_path / "timings.jsonl").read_bytes()
-    finish(tmp_path)
-    _assert_same_bits(tmp_path, unbroken)
+    _finish(start(tmp_path, "groundup"))
+    _assert_same_bits(tmp_path, unbroken("groundup"))
     # What the clock said of the steps before Ctrl-C stands: they were not done again.
     assert (tmp_path / "timings.jsonl").read_bytes().startswith(measured)
