@@ -13,7 +13,7 @@ from groundup.model.config import EncoderDecoderConfig, ModelConfig
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import PRESETS, build_config
-from groundup.model.specs import Experts
+from groundup.model.specs import Attention, Experts, LayerSpec
 
 VOCABULARY = 64
 
@@ -24,8 +24,9 @@ DECODERS = [name for name, one in _CONFIGS.items() if name not in ENCODER_DECODE
 ENCODERS = [name for name in _CONFIGS if name not in (*DECODERS, *ENCODER_DECODERS)]
 # Mixtures of experts.
 SPARSE = [name for name in DECODERS if any(isinstance(one.feed_forward, Experts) for one in _CONFIGS[name].layers)]
-# Decoders that differ in what a model does around its layers; the layers of the others are compared family by family.
-TYPICAL = ["gpt2", "gpt3", "groundup", "llama", "nanochat", "palm"]
+# Decoders that differ in what a model does around its layers or remembers in them; the layers of others are compared
+# family by family.
+TYPICAL = ["gpt2", "gpt3", "groundup", "llama", "nanochat", "palm", "mamba", "mamba2", "qwen3_next", "lfm2"]
 
 # Settings of `PretrainConfig` for a run of a second.
 PRETRAINING: dict[str, Any] = {
@@ -47,8 +48,13 @@ def tiny_config(preset: str, kv_heads: int | None = None, context: int = 64) -> 
     config = build_config(preset, depth=2, vocab_size=VOCABULARY, context=context, width=32, head_dim=16)
     if kv_heads is None:
         return config
-    layers = tuple(replace(layer, mixer=replace(layer.attention, kv_heads=kv_heads)) for layer in config.layers)
-    return replace(config, layers=layers)
+    return replace(config, layers=tuple(_with_kv_heads(layer, kv_heads) for layer in config.layers))
+
+
+def _with_kv_heads(layer: LayerSpec, kv_heads: int) -> LayerSpec:
+    if not isinstance(layer.mixer, Attention):
+        return layer
+    return replace(layer, mixer=replace(layer.mixer, kv_heads=kv_heads))
 
 
 def hot_decoder(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> LanguageModel:
@@ -71,10 +77,18 @@ def heat(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "gate_bias" in name:  # holds followers back, or every greedy text would go round in circles
+        if "log_rate" in name:  # of a recurrent state that keeps most from token to token
+            parameter.copy_(0.5 * noise - 2)
+        elif "gate_bias" in name:  # holds followers back, or every greedy text would go round in circles
             parameter.copy_(noise - 1)
         elif name.endswith("bias"):  # small and without a mean, or a tied head would always choose the same token
             parameter.copy_(0.2 * noise)
+        elif name.endswith("log_rate"):  # a state that lasts
+            parameter.copy_(noise - 2)
+        elif name.endswith("norm_weight"):  # more than the embedding, or a tied head would repeat the last token
+            parameter.copy_(3 + 1.5 * noise)
+        elif ".step." in name or ".selection." in name:  # what a state takes in is the product of three, a sum
+            parameter.copy_(0.5 * noise / parameter.shape[-1] ** 0.5)
         elif parameter.ndim < 2:
             parameter.copy_(1 + 0.5 * noise)
         elif "embed" in name or "positions" in name:

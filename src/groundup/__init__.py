@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(folder: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "AnyModel":
-    """The model of a Hugging Face folder (docs/families.md), on the CPU, in evaluation mode; never downloads.
+def load(path: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "AnyModel":
+    """The model of a Hugging Face folder or of a GGUF file (docs/families.md), on the CPU, in evaluation mode.
 
-    dtype: of the weights; None keeps each tensor's own.
-    Raises `groundup.errors.UserError`, naming the file and the key or tensor, for a folder that is not understood.
+    Never downloads. dtype: of the weights; None keeps each tensor's own, and float32 for those that are quantised.
+    Raises `groundup.errors.UserError`, naming the file and the key or tensor, for what is not understood.
     """
+    if Path(path).is_file() or Path(path).suffix == ".gguf":
+        from groundup.formats.gguf.model_file import load_gguf
+
+        return load_gguf(Path(path), dtype)
     from groundup.formats.huggingface import load_model
 
-    return load_model(Path(folder), dtype)
+    return load_model(Path(path), dtype)

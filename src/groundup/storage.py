@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Files that say how a run went rather than what it made: two equal runs differ in them, so they are no content.
 MEASURED_FILES = frozenset({"cost.json", "measured.json", "timings.jsonl", "groundup.json"})
@@ -18,11 +19,17 @@ MEASURED_FILES = frozenset({"cost.json", "measured.json", "timings.jsonl", "grou
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write `data` so that `path` holds either its old content or all of the new one, also after a power cut."""
+    with open_atomically(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that becomes `path` when all went well, and is gone otherwise."""
     temporary = path.with_name(f".{path.name}.partial")
-    payload = data.encode("utf-8") if isinstance(data, str) else data
     try:
         with open(temporary, "wb") as file:
-            file.write(payload)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

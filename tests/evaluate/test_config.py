@@ -8,7 +8,8 @@ from groundup.settings import read_table
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("questions", 0), ("context", -1), ("answer_tokens", 0), ("ngram_order", 8)]
+    ("key", "value"),
+    [("questions", 0), ("context", -1), ("answer_tokens", 0), ("ngram_order", 8), ("masked_tokens", 0)],
 )
 def test_a_setting_that_cannot_be_meant_is_refused_by_name(key: str, value: int) -> None:
     with pytest.raises(UserError, match=key):

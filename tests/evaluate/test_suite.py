@@ -16,7 +16,10 @@ from groundup.evaluate import suite
 from groundup.evaluate.config import EvaluateConfig
 from groundup.evaluate.likelihood import score_heldout
 from groundup.formats.huggingface import load_model
+from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.objectives import objective_of
+from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token
 
 
 def _conversation(number: int, mode: str, documents: tuple[str, ...]) -> Conversation:
@@ -88,11 +91,33 @@ def test_bits_per_byte_are_those_of_windows_scored_one_by_one(
             logits = model(torch.tensor([[words.bos_id, *piece[:-1]]]))
             nats += float(F.cross_entropy(logits[0], torch.tensor(piece), reduction="sum"))
     objective, found = score_heldout(folder, tokens_folder / "heldout", 64)
-    assert objective.continues_text
+    assert objective is objective_of(model.config)
     assert found.tokens == len(stream)
     assert found.bits_per_byte == pytest.approx(
         nats / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5
     )
+
+
+def test_an_encoder_is_scored_by_a_sample_of_tokens_apart_from_the_baselines(
+    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, pretrained: Callable[[str], Path]
+):
+    encoder_folder, out = pretrained("bert"), tmp_path / "out"
+    out.mkdir()
+    config = EvaluateConfig(context=64, ngram_order=3, masked_tokens=20)
+    suite.run(config, out, corpus=corpus_folder, tokens=tokens_folder, pretrain=encoder_folder)
+
+    scores = json.loads((out / "scores.json").read_text())
+    assert {row["name"] for row in scores["bits_per_byte"]} >= {"unigram", "3-gram"}
+    assert not any("model" in row["name"] for row in scores["bits_per_byte"])
+    (row,) = scores["pseudo_bits_per_byte"]
+    assert row["name"] == "model, pseudo-likelihood of 20 sampled tokens"
+    assert row["low"] < row["value"] < row["high"]
+    assert not (out / "answers.parquet").exists()
+    model, words = load_model(encoder_folder), Tokenizer.load(encoder_folder)
+    stream = Shards.open(tokens_folder / "heldout")
+    loss = heldout_pseudo_loss(model, stream, 64, words.bos_id, mask_token(words), sample=20)
+    assert row["value"] == pytest.approx(loss.pseudo_bits_per_byte)
+    assert row["high"] - row["value"] == pytest.approx(1.96 * loss.standard_error, rel=1e-3)
 
 
 def test_without_a_chat_model_the_base_model_is_scored_alone(

@@ -8,8 +8,10 @@ from tiny_keys import RMS, rotary
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from variants_deepseek import VARIANTS as DEEPSEEK
+from variants_delta import VARIANTS as DELTA
 from variants_gemma_olmo import VARIANTS as GEMMA_OLMO
 from variants_gpt import VARIANTS as GPT
+from variants_mamba import VARIANTS as MAMBA
 from variants_mixtral import VARIANTS as MIXTRAL
 from variants_phi_cohere import VARIANTS as PHI_COHERE
 
@@ -42,13 +44,14 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         | rotary(
             "yarn",
             factor=4.0,
-            original_max_position_embeddings=32,
+            original_max_position_embeddings=4096,
             beta_fast=16.0,
             beta_slow=2.0,
             mscale=0.8,
             mscale_all_dim=0.5,
             truncate=False,
-        ),
+        )
+        | {"head_dim": 24},
     ),
     "mistral": ("Mistral", RMS | rotary() | {"sliding_window": 8}),
     "mistral window longer than the text": ("Mistral", RMS | rotary() | {"sliding_window": 50}),
@@ -81,7 +84,9 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat low softcap": ("NanoChat", RMS | rotary() | {"final_logit_softcapping": 2.0}),
     "nanochat biases": ("NanoChat", RMS | rotary() | {"attention_bias": True}),
 }
+DECODERS |= MAMBA
 DECODERS |= DEEPSEEK
+DECODERS |= DELTA
 DECODERS |= GEMMA_OLMO
 DECODERS |= GPT
 DECODERS |= MIXTRAL
@@ -129,12 +134,18 @@ def heat_reference(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim < 2:
+        if name.endswith(("dt_bias", "dt_proj.bias")):  # published steps are so small that a state would hardly show
+            parameter.copy_(noise)
+        elif name.endswith("linear_attn.A_log"):  # as initialised most heads forget everything from token to token
+            parameter.copy_(0.5 * noise - 2)
+        elif parameter.ndim < 2:
             parameter.add_(0.5 * noise)
+        elif ".conv" in name:
+            parameter.copy_(2 * noise / parameter[0].numel() ** 0.5)
         elif any(word in name for word in ("embed", "wte", "wpe", "shared.weight")):
             parameter.copy_(noise)
         else:
             parameter.copy_(2 * noise / parameter.shape[-1] ** 0.5)
     for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
             buffer.copy_(0.5 * torch.randn(buffer.shape, generator=generator))

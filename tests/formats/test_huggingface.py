@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from groundup.formats.huggingface import FAMILIES, load_model, save_model
+from groundup.formats.keys import Keys
 from groundup.model.config import ModelConfig
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel
@@ -220,3 +221,18 @@ def test_a_loaded_model_is_ready_to_use(family: str, tmp_path: Path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model(random_ids(1, 8)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("said", [{}, {"no_rope_layers": None}], ids=["absent", "null"])
+def test_smollm3_rotates_all_but_every_fourth_layer_where_a_file_does_not_say(said: dict[str, Any], tmp_path: Path):
+    keys = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 9,
+        "vocab_size": 8,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "smollm3", **keys, **said}))
+    expected = transformers.AutoConfig.from_pretrained(tmp_path).no_rope_layers
+    layers = FAMILIES["smollm3"].read(Keys(keys | said)).layers
+    assert [int(layer.attention.rope is not None) for layer in layers] == expected

@@ -17,7 +17,7 @@ PROMPTS = ("import ", "    def __init__(self, ", "Return the ", "x")
 NEW_TOKENS = 30
 
 
-@pytest.mark.parametrize("preset", ["gpt2", "llama", "nanochat"])
+@pytest.mark.parametrize("preset", ["gpt2", "llama", "nanochat", "mamba", "mamba2", "qwen3_next", "lfm2"])
 def test_a_trained_folder_continues_a_text_there_as_here(preset: str, pretrained: Callable[[str], Path]):
     folder = pretrained(preset)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)

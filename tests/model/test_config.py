@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_config
 
-from groundup.model.config import EncoderDecoderConfig
+from groundup.model.config import EncoderDecoderConfig, RelativePositions
 from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config, presets_by_kind
 from groundup.model.rotary import Rope
 from groundup.model.specs import Attention, Induction, LatentAttention, Norm, QueryKeyNorm
@@ -21,9 +21,10 @@ def test_one_dial_sets_the_sizes(preset: str, depth: int):
         assert len(stack.layers) == depth
         assert stack.width == depth * WIDTH_PER_LAYER
         for layer in stack.layers:
-            latent = isinstance(layer.mixer, LatentAttention)
-            assert (layer.mixer.plain_dim if latent else layer.attention.head_dim) == 32
-            assert layer.mixer.heads * 32 == stack.width
+            if isinstance(layer.mixer, Attention | LatentAttention):
+                latent = isinstance(layer.mixer, LatentAttention)
+                assert (layer.mixer.plain_dim if latent else layer.mixer.head_dim) == 32
+                assert layer.mixer.heads * 32 == stack.width
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -124,3 +125,41 @@ def test_offers_that_no_layer_could_take_are_refused(change: dict[str, object], 
 def test_induction_that_looks_for_nothing_is_refused(lengths: tuple[int, ...], places: int, named: str):
     with pytest.raises(ValueError, match=named):
         Induction(lengths, places)
+
+
+CROSS = Attention(heads=2, kv_heads=2, head_dim=16, causal=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"cross": replace(CROSS, causal=True)}, "no order, window or rotation"),
+        ({"cross": replace(CROSS, window=3)}, "no order, window or rotation"),
+        ({"cross": replace(CROSS, rope=Rope())}, "no order, window or rotation"),
+        ({"cross": CROSS, "placement": "parallel"}, "cross-attention stands with placement 'parallel'"),
+        ({"feed_forward": None, "placement": "post"}, "a mixer alone has its norm before it"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(change: dict[str, object], named: str):
+    with pytest.raises(ValueError, match=named):
+        replace(tiny_config("llama").layers[0], **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(0, 8), (6, 8), (32, 16)])
+def test_relative_positions_need_buckets_for_both_sides_and_for_far_distances(buckets: int, distance: int):
+    with pytest.raises(ValueError, match="buckets"):
+        RelativePositions(buckets, distance)
+
+
+def test_relative_positions_have_one_number_of_heads():
+    config, relative = tiny_config("llama"), RelativePositions(8, 16)
+    fewer = replace(config.layers[0], mixer=Attention(heads=1, kv_heads=1, head_dim=32))
+    with pytest.raises(ValueError, match="equally many heads"):
+        replace(config, layers=(config.layers[0], fewer), relative_positions=relative)
+
+
+def test_what_reads_the_tokens_before_needs_layers_that_look_back():
+    config = tiny_config("groundup")
+    layers = tuple(replace(layer, mixer=replace(layer.attention, causal=False)) for layer in config.layers)
+    with pytest.raises(ValueError, match="needs layers that look back alone"):
+        replace(config, layers=layers)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel, softcap
 from groundup.model.presets import build_config
+from groundup.model.specs import Attention
 
 TYPICAL_PRESETS = pytest.mark.parametrize("preset", TYPICAL)
 LENGTHS = (5, 1, 9, 2, 7)
@@ -59,7 +60,11 @@ def test_distances_are_those_of_the_positions_given(preset: str):
     model, ids, positions = hot_decoder(tiny_config(preset)), random_ids(1, 9), torch.arange(9)[None]
     plain = model.logits(model.hidden(ids, positions))
     assert torch.equal(plain, model(ids))
-    assert (model.logits(model.hidden(ids, 2 * positions)) - plain).abs().max() > 1e-3
+    moved = (model.logits(model.hidden(ids, 2 * positions)) - plain).abs().max()
+    if any(isinstance(layer.mixer, Attention) for layer in model.config.layers):
+        assert moved > 1e-3
+    else:
+        assert moved == 0, "a state knows the order of its tokens, and no positions"
 
 
 @TYPICAL_PRESETS
@@ -120,7 +125,8 @@ def test_bfloat16_compute_keeps_float32_weights_and_gradients(preset: str):
 @TYPICAL_PRESETS
 def test_flops_are_those_that_pytorch_counts(preset: str):
     context = 48
-    config = build_config(preset, depth=3, vocab_size=VOCABULARY, context=context, width=64, head_dim=16)
+    depth = 1 if preset == "qwen3_next" else 3  # its attention alone: of the delta rule PyTorch counts a part
+    config = build_config(preset, depth, vocab_size=VOCABULARY, context=context, width=64, head_dim=16)
     model = hot_decoder(config)
     with FlopCounterMode(display=False) as counter:
         model(random_ids(2, context)).sum().backward()

@@ -246,6 +246,19 @@ def test_where_bits_per_byte_of_train_text_were_not_written_the_loss_is_drawn(ma
     assert "Training loss, nats per token" in text and "Bits per byte over tokens" in text
 
 
+def test_the_pseudo_likelihood_of_an_encoder_is_shown_by_its_name(make_run: RunMaker) -> None:
+    run = make_run()
+    assert "seudo bits per byte" not in report_of(run).text
+    summary, scores = run / "04-pretrain/summary.json", run / "06-evaluate/scores.json"
+    figures = {"heldout_sampled_pseudo_bits_per_byte": 0.71239, "heldout_sampled_tokens": 1024}
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | figures))
+    row = {"name": "model, pseudo-likelihood of 900 tokens", "value": 0.7, "low": 0.6, "high": 0.8, "how": "masked"}
+    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"pseudo_bits_per_byte": [row]}))
+    text = report_of(run).text
+    assert "pseudo bits per byte, 1,024 tokens sampled" in text and "0.712" in text
+    assert "model, pseudo-likelihood of 900 tokens" in text and "not to be compared with the others" in text
+
+
 def test_a_model_that_guesses_hidden_text_is_told_as_one(make_run: RunMaker) -> None:
     run = make_run("corpus", "tokenizer", "tokens", "pretrain")
     (run / "06-evaluate").mkdir()

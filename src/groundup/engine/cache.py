@@ -9,13 +9,14 @@ from groundup.model.language_model import LanguageModel
 class LayerKeyValues:
     """Keys and values of one layer, (batch, kv heads, tokens, head_dim), in buffers that double when full.
 
-    state, memory: see `model/context.py`.
+    state, memory, load: see `model/context.py`.
     """
 
     def __init__(self) -> None:
         self.length = 0
         self.state: tuple[Tensor, ...] | None = None
         self.memory: tuple[Tensor, Tensor] | None = None
+        self.load: Tensor | None = None
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 

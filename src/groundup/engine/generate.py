@@ -6,65 +6,76 @@ Cached equals uncached, a batch equals its prompts one by one, padding changes n
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from groundup.engine.cache import KeyValueCache
 from groundup.engine.sampling import Sampling, choose
+from groundup.model.context import Memory
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
+
+# What an encoder reads: token ids of texts or, of sound, log-mel spectrograms (batch, mel bins, frames).
+Sources = Sequence[Sequence[int]] | Tensor
 
 
 class Generator:
-    """Continues token sequences with a model.
+    """Continues token sequences with a model; those of an encoder-decoder are targets, each for a source.
 
     stop_ids: tokens that end a sequence; they are not part of the result.
     """
 
-    def __init__(self, model: LanguageModel, stop_ids: Sequence[int]) -> None:
+    def __init__(self, model: LanguageModel | EncoderDecoder, stop_ids: Sequence[int]) -> None:
         self.model = model
+        self.decoder = model.decoder if isinstance(model, EncoderDecoder) else model
         self.stop_ids = frozenset(stop_ids)
 
     @property
     def max_positions(self) -> int:
         """Tokens of prompt and answer together that the model is meant for; generation ends there."""
-        return self.model.config.max_positions
+        return self.decoder.config.max_positions
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+    def stream(
+        self, prompt: Sequence[int], sampling: Sampling, source: Sequence[int] | Tensor | None = None
+    ) -> Iterator[int]:
         """The tokens that follow `prompt`, one by one as they are chosen.
 
+        source: of an encoder-decoder: token ids, or a spectrogram (mel bins, frames).
         Raises ValueError for an empty prompt or one that leaves no room for an answer.
         """
-        for tokens in self._steps([prompt], sampling):
+        sources = None if source is None else source[None] if isinstance(source, Tensor) else [source]
+        for tokens in self._steps([prompt], sampling, sources):
             if tokens[0] is not None:
                 yield tokens[0]
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """The tokens that follow each prompt, computed together."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, sources: Sources | None = None
+    ) -> list[list[int]]:
+        """The tokens that follow each prompt, computed together; `sources` of an encoder-decoder, one for each."""
         answers: list[list[int]] = [[] for _ in prompts]
-        for tokens in self._steps(prompts, sampling) if prompts else ():
+        for tokens in self._steps(prompts, sampling, sources) if prompts else ():
             for answer, token in zip(answers, tokens, strict=True):
                 if token is not None:
                     answer.append(token)
         return answers
 
     @torch.no_grad()
-    def _steps(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[int | None]]:
+    def _steps(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, sources: Sources | None
+    ) -> Iterator[list[int | None]]:
         """One list per step: the new token of each sequence, or None where it has ended."""
         longest = max(len(prompt) for prompt in prompts)
         if min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("a prompt needs at least one token")
         if longest >= self.max_positions:
             raise ValueError(f"a prompt of {longest} tokens leaves no room: the model holds {self.max_positions}")
-        device = self.model.device
-        # Any token will do as padding: the mask hides it.
-        input_ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        mask = torch.tensor(
-            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device, dtype=torch.int32
-        )
+        memory = self._read(sources, len(prompts))
+        input_ids, mask = _left_padded(prompts, self.model.device)
         generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
-        cache = KeyValueCache(self.model)
+        cache = KeyValueCache(self.decoder)
         limits = [min(sampling.max_tokens, self.max_positions - len(prompt)) for prompt in prompts]
         alive = [True] * len(prompts)
         for step in range(max(limits)):
-            logits_bv = self.model(input_ids, attention_mask=mask, cache=cache)[:, -1].cpu()
+            logits_bv = self.decoder(input_ids, mask, cache, memory=memory)[:, -1].cpu()
             chosen = [choose(row, sampling, generator) for row, generator in zip(logits_bv, generators, strict=True)]
             alive = [
                 on and step < limit and token not in self.stop_ids
@@ -73,6 +84,29 @@ class Generator:
             if not any(alive):
                 return
             yield [token if on else None for on, token in zip(alive, chosen, strict=True)]
-            input_ids = torch.tensor(chosen, device=device)[:, None]
+            input_ids = torch.tensor(chosen, device=mask.device)[:, None]
             # What has ended goes on as padding, which takes no more positions than the model has.
             mask = torch.cat((mask, mask.new_tensor(alive)[:, None]), dim=1)
+
+    def _read(self, sources: Sources | None, prompts: int) -> Memory | None:
+        """What an encoder makes of the sources. Raises ValueError unless there is one for each prompt where needed."""
+        if not isinstance(self.model, EncoderDecoder):
+            if sources is not None:
+                raise ValueError("a source is for encoder-decoders; this model has no encoder to read it")
+            return None
+        if sources is None or len(sources) != prompts:
+            raise ValueError(f"an encoder-decoder needs a source for each of the {prompts} prompts")
+        if isinstance(sources, Tensor):
+            return self.model.read(sources.to(self.model.device))
+        if min(map(len, sources)) == 0:
+            raise ValueError("a source needs at least one token")
+        return self.model.read(*_left_padded(sources, self.model.device))
+
+
+def _left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The texts as rows that end together, and a mask of their tokens."""
+    longest = max(map(len, texts))
+    # Any token will do as padding: the mask hides it.
+    ids = [[0] * (longest - len(text)) + list(text) for text in texts]
+    mask = [[0] * (longest - len(text)) + [1] * len(text) for text in texts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device, dtype=torch.int32)

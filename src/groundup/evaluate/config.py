@@ -14,10 +14,11 @@ class EvaluateConfig:
     questions: int = setting(200, "questions of each kind: with the passage (and without), unanswerable, calculator")
     answer_tokens: int = setting(128, "an answer is cut after this many tokens")
     context: int = setting(512, "tokens of held-out text read at a time")
+    masked_tokens: int = setting(1000, "held-out tokens that a model which reads both ways must guess, one at a time")
     ngram_order: int = setting(MAX_NGRAM_ORDER, "bytes that the n-gram baseline looks at, the predicted one included")
 
     def __post_init__(self) -> None:
-        for name in ("questions", "answer_tokens", "context"):
+        for name in ("questions", "answer_tokens", "context", "masked_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, not {getattr(self, name)}")
         if not 1 <= self.ngram_order <= MAX_NGRAM_ORDER:

@@ -12,6 +12,7 @@ from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.config import USUAL
 from groundup.train.heldout import HeldoutLoss, heldout_loss
 from groundup.train.objectives import Objective, objective_of
+from groundup.train.pseudo_likelihood import PseudoLoss, heldout_pseudo_loss, mask_token
 
 
 def score_heldout(folder: Path, heldout: Path, context: int) -> tuple[Objective, HeldoutLoss]:
@@ -30,6 +31,21 @@ def score_heldout(folder: Path, heldout: Path, context: int) -> tuple[Objective,
     corruption = objective.heldout_corruption(words, _mask_fraction(folder))
     window = min(context, model.config.max_positions)
     return objective, heldout_loss(model, shards, window, words.bos_id, corruption=corruption)
+
+
+def score_pseudo_likelihood(folder: Path, heldout: Path, context: int, sample: int) -> PseudoLoss | None:
+    """Pseudo-likelihood of `sample` held-out tokens by the model in `folder`, in windows of `context` tokens.
+
+    None for a model that does not read both ways: it has a likelihood.
+    Raises UserError as `score_heldout` does, and for a tokenizer without a mask token.
+    """
+    shards = Shards.open(heldout)
+    shards.check_tokenizer(folder)
+    model = load_model(folder)
+    if not isinstance(model, LanguageModel) or model.config.causal:
+        return None
+    words, window = Tokenizer.load(folder), min(context, model.config.max_positions)
+    return heldout_pseudo_loss(model, shards, window, words.bos_id, mask_token(words), sample)
 
 
 def _mask_fraction(folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.evaluate.baselines import baseline_bits_per_byte
 from groundup.evaluate.config import EvaluateConfig
-from groundup.evaluate.likelihood import score_heldout
+from groundup.evaluate.likelihood import score_heldout, score_pseudo_likelihood
 from groundup.evaluate.tasks import Answered, Message, ask, choose_questions, read_questions, score_answers
 from groundup.record.metrics import Progress
 from groundup.storage import write_json
@@ -27,12 +28,14 @@ def run(
     """Score the base model on held-out text and the chat model, if there is one, on held-out questions.
 
     Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; `hidden_text`, of models that do not
-    continue text: rows of name, value, unigram_entropy, targets, how; and, with a chat model, the keys of
-    `tasks.score_answers`) and `summary.json` with the same scores; with a chat model also `answers.parquet` with every
-    question, reference and answer.
+    continue text: rows of name, value, unigram_entropy, targets, how; `pseudo_bits_per_byte`, of models that read both
+    ways: see `pseudo_likelihood_scores`; and, with a chat model, the keys of `tasks.score_answers`) and `summary.json`
+    with the same scores; with a chat model also `answers.parquet` with every question, reference and answer.
     """
     models = {"model": pretrain} if sft is None else {"model": pretrain, "chat model": sft}
     scores: dict[str, Any] = likelihood_scores(config, corpus, tokens, models)
+    if pseudo := pseudo_likelihood_scores(config, tokens, models):
+        scores["pseudo_bits_per_byte"] = list(pseudo.values())
     if sft is not None:
         answered = answer_questions(config, sft)
         scores |= score_answers(answered, CHAT_MODEL)
@@ -65,6 +68,29 @@ def likelihood_scores(config: EvaluateConfig, corpus: Path, tokens: Path, models
         progress.advance()
     scores: dict[str, Any] = {"bits_per_byte": sorted(rows, key=lambda row: float(row["value"]))}
     return scores | ({"hidden_text": hidden} if hidden else {})
+
+
+def pseudo_likelihood_scores(
+    config: EvaluateConfig, tokens: Path, models: dict[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """By name, the models that read both ways: name, value, low and high (a 95 % interval), how.
+
+    Not to be compared with bits per byte: here a token is guessed from what comes after it too.
+    """
+    rows = {}
+    for name, folder in models.items():
+        loss = score_pseudo_likelihood(folder, tokens / "heldout", config.context, config.masked_tokens)
+        if loss is not None:
+            margin = NormalDist().inv_cdf(0.975) * loss.standard_error
+            rows[name] = {
+                "name": f"{name}, pseudo-likelihood of {loss.tokens:,} sampled tokens",
+                "value": loss.pseudo_bits_per_byte,
+                "low": loss.pseudo_bits_per_byte - margin,
+                "high": loss.pseudo_bits_per_byte + margin,
+                "how": f"{loss.tokens:,} of {loss.total_tokens:,} tokens, spread evenly, masked one at a time, guessed "
+                f"from both sides in windows of {config.context} tokens",
+            }
+    return rows
 
 
 def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:

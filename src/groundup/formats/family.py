@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule
+from groundup.formats.tensor_files import TensorFiles
 from groundup.model.build import AnyConfig
 
 Config = TypeVar("Config", bound=AnyConfig)
@@ -24,6 +25,7 @@ class Family(Generic[Config]):
     copies: names of tensors that some files hold though they are tied → the tensor on disk that they must equal; the
         head of a language model, tied to its embedding, needs no mention.
     other_rules: other layouts that files of the family come in; they are read, never written.
+    settle: the configuration that the tensors of a folder call for, where keys leave it open (T5's head).
     """
 
     name: str
@@ -34,3 +36,4 @@ class Family(Generic[Config]):
     ignored: tuple[str, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     other_rules: tuple[Callable[[Config], Sequence[Rule]], ...] = ()
+    settle: Callable[[Config, TensorFiles], Config] = lambda config, files: config

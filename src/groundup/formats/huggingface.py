@@ -5,8 +5,7 @@ every config key understood.
 """
 
 import fnmatch
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from groundup.errors import UserError
 from groundup.formats import rules
 from groundup.formats.families import ALL_FAMILIES
 from groundup.formats.family import Family
-from groundup.formats.keys import Keys
+from groundup.formats.keys import Keys, read_json_object
 from groundup.formats.tensor_files import SINGLE, TensorFiles
 from groundup.model.build import AnyConfig, AnyModel, build
-from groundup.model.config import ModelConfig
+from groundup.model.config import EncoderDecoderConfig, ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
 from groundup.storage import write_json
@@ -28,6 +27,7 @@ from groundup.storage import write_json
 FAMILIES: Mapping[str, Family[Any]] = {family.name: family for family in ALL_FAMILIES}
 # Keys that say how a model is trained, used or was saved, not what it computes.
 COMMON_KEYS = (
+    "_attn_implementation_autoset "
     "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label "
     "initializer_range is_decoder is_encoder_decoder label2id model_type output_attentions output_hidden_states "
     "output_router_logits pad_token_id problem_type return_dict tokenizer_class torch_dtype transformers_version "
@@ -43,10 +43,11 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     """
     keys = _read_config(folder)
     family = _family(keys, folder)
-    config = _model_config(family, keys, folder)
+    config, files = _model_config(family, keys, folder), TensorFiles(folder)
+    config = family.settle(config, files)
     with torch.device("meta"):
         model = build(config)
-    tensors = _read_tensors(folder, model, family)
+    tensors = _read_tensors(files, folder, model, family)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -72,19 +73,29 @@ def load_decoder(folder: Path, dtype: torch.dtype | None = None) -> LanguageMode
     )
 
 
-def save_model(model: AnyModel, folder: Path, bos_id: int, eos_ids: list[int], pad_id: int) -> None:
+def save_model(
+    model: AnyModel,
+    folder: Path,
+    bos_id: int | None = None,
+    eos_ids: list[int] | None = None,
+    pad_id: int | None = None,
+) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors` into an existing folder, then check them.
 
-    eos_ids: tokens at which generation stops.
+    eos_ids: tokens at which generation stops; a model that writes no text has none of the three.
     Raises UserError if the weights give logits that are not finite, and RuntimeError if the folder, read back, does not
     give equal ones: a bad export never passes as a good one.
     """
     family = FAMILIES[model.config.family]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     token_ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
+    token_ids = {name: value for name, value in token_ids.items() if value is not None}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
     write_json(folder / "config.json", dict(sorted((keys | family.write(model.config)).items())))
-    write_json(folder / "generation_config.json", token_ids)
+    if isinstance(model.config, EncoderDecoderConfig):
+        token_ids["decoder_start_token_id"] = model.config.start_id
+    if token_ids:
+        write_json(folder / "generation_config.json", token_ids)
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors = rules.disk_tensors(_layouts(family, model)[0], ours)
     save_file({name: one.contiguous().cpu() for name, one in tensors}, folder / SINGLE, metadata={"format": "pt"})
@@ -107,16 +118,10 @@ def _shapes(model: AnyModel) -> dict[str, rules.Shape]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(folder / "config.json")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a model folder: it has no config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(keys, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return keys
 
 
 def _family(keys: Mapping[str, Any], folder: Path) -> Family[Any]:
@@ -140,9 +145,9 @@ def _model_config(family: Family[Any], values: Mapping[str, Any], folder: Path) 
     return config
 
 
-def _read_tensors(folder: Path, model: AnyModel, family: Family[Any]) -> dict[str, torch.Tensor]:
+def _read_tensors(files: TensorFiles, folder: Path, model: AnyModel, family: Family[Any]) -> dict[str, torch.Tensor]:
     """Our names → tensors of the folder, memory-mapped; exactly those that the model has."""
-    layouts, files = _layouts(family, model), TensorFiles(folder)
+    layouts = _layouts(family, model)
     table = next((one for one in layouts if _disk_names(one) <= files.names()), layouts[0])
     known = _disk_names(table)
     if missing := sorted(known - files.names()):
@@ -176,14 +181,28 @@ def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
     compute_dtypes = [stack.compute_dtype for stack in stacks]
     for stack in stacks:
         stack.compute_dtype = None
-    expected = model(*(tensor.to(model.device) for tensor in inputs)).cpu()
+    expected = _outputs(model, inputs)
     for stack, dtype in zip(stacks, compute_dtypes, strict=True):
         stack.compute_dtype = dtype
-    if not torch.isfinite(expected).all():
+    if not all(torch.isfinite(one).all() for one in expected):
         raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
-    # To the bit but where a matrix lies transposed on disk: its products are then summed in another order.
-    rounding = 100 * torch.finfo(next(model.parameters()).dtype).eps * float(expected.abs().max())
-    alike = torch.allclose(expected, loaded(*inputs), rtol=0, atol=rounding)
-    ours = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
-    if not alike or not all(torch.equal(ours[name], parameter) for name, parameter in loaded.named_parameters()):
+    if not _is_same(model, loaded) or not all(map(_alike, expected, _outputs(loaded, inputs))):
         raise RuntimeError("the saved model folder does not give the outputs of the model it was saved from")
+
+
+def _outputs(model: AnyModel, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What a model gives, on the CPU: its logits, or what there is beside them too."""
+    given = model(*(tensor.to(model.device) for tensor in inputs))
+    return tuple(one.cpu() for one in ((given,) if isinstance(given, torch.Tensor) else given))
+
+
+def _is_same(model: AnyModel, loaded: AnyModel) -> bool:
+    """Whether configuration and tensors are equal, these to the bit."""
+    pairs = zip(model.parameters(), loaded.parameters(), strict=True)
+    return model.config == loaded.config and all(torch.equal(one.cpu(), other) for one, other in pairs)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether outputs are equal but for rounding: by how a matrix lies in memory its products are summed otherwise."""
+    rounding = 100 * torch.finfo(one.dtype).eps * float(one.abs().max())
+    return torch.allclose(one, other, rtol=0, atol=rounding)

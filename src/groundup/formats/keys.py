@@ -3,10 +3,28 @@
 A config.json is a stranger's: nothing of it reaches the model's arithmetic unchecked.
 """
 
+import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from groundup.errors import UserError
+
 _MISSING = object()
+# How transformers 5 writes infinity, for which JSON has no word.
+INFINITE = {"__float__": "Infinity"}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError, naming the file, if it holds none, and FileNotFoundError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return found
 
 
 class Keys:
@@ -20,9 +38,15 @@ class Keys:
         self._values = values
         self._prefix = prefix
         self._read: set[str] = set()
+        self._without_effect: set[str] = set()
+        self._sections: list[Keys] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
+
+    def holds_number(self, name: str) -> bool:
+        """Whether the key is there with a number, where it may also be an object."""
+        return isinstance(self._values.get(name), int | float)
 
     def size(self, *names: str, default: Any = _MISSING) -> int:
         """A positive integer."""
@@ -49,6 +73,18 @@ class Keys:
         )
         return list(found)
 
+    def size_or_auto(self, *names: str, auto: int) -> int:
+        """A positive integer, or the one given where the key is absent or says `auto`."""
+        found = self._checked(
+            names, "auto", lambda one: one == "auto" or _is_size(one), "a positive integer or the word auto"
+        )
+        return auto if found == "auto" else int(found)
+
+    def optional_numbers(self, name: str) -> list[int] | None:
+        """A list of integers from 0 on, such as layer numbers, or None where it is absent or null."""
+        self._read.add(name)
+        return None if self._values.get(name) is None else self.numbers(name)
+
     def optional_size(self, *names: str, default: int | None = None) -> int | None:
         """A positive integer or null."""
         found = self._checked(names, default, lambda one: one is None or _is_size(one), "a positive integer or null")
@@ -73,9 +109,25 @@ class Keys:
         )
         return tuple(map(float, found))
 
+    def limits(self, *names: str) -> tuple[float, float]:
+        """Two numbers from 0 on, the lower first; from 0 to infinity where the key is absent."""
+        found = self._checked(names, [0.0, INFINITE], _is_limits, "a lower and an upper limit from 0 on")
+        low, high = map(_limit, found)
+        return low, high
+
     def flag(self, *names: str, default: Any = _MISSING) -> bool:
         """True or false."""
         return bool(self._checked(names, default, lambda one: isinstance(one, bool), "true or false"))
+
+    def flags(self, name: str, *, default: list[bool]) -> list[bool]:
+        """A list of true and false."""
+        found = self._checked(
+            (name,),
+            default,
+            lambda one: isinstance(one, list) and all(isinstance(item, bool) for item in one),
+            "a list of true and false",
+        )
+        return list(found)
 
     def choice(self, *names: str, among: Mapping[str, Any], default: Any = _MISSING) -> Any:
         """What `among` has for the key's text."""
@@ -84,10 +136,57 @@ class Keys:
         )
         return among[text]
 
+    def optional_choice(self, *names: str, among: Mapping[str, Any]) -> Any:
+        """The same, or None where the key is absent or null."""
+        wanted = f"one of {', '.join(among)} or null"
+        text = self._checked(names, None, lambda one: one is None or (isinstance(one, str) and one in among), wanted)
+        return None if text is None else among[text]
+
     def table(self, *names: str) -> "Keys | None":
         """An object of its own keys, or None where it is absent or null."""
         found = self._checked(names, None, lambda one: one is None or isinstance(one, dict), "an object or null")
         return Keys(found, f"{self._prefix}{names[0]}.") if found else None
+
+    def mapping(self, name: str) -> dict[str, Any] | None:
+        """An object of any keys, such as the names of classes, or None where it is absent or null."""
+        found = self._checked((name,), None, lambda one: one is None or isinstance(one, dict), "an object or null")
+        return None if found is None else dict(found)
+
+    def section(self, name: str, defaults: Mapping[str, Any] | None = None) -> "Keys":
+        """An object that is the configuration of a part; empty where it is absent or null.
+
+        Keys without effect here have none there either, and those that nobody reads there count as unread here.
+        defaults: the values of keys that the object leaves out.
+        """
+        found = self._checked((name,), None, lambda one: one is None or isinstance(one, dict), "an object or null")
+        part = Keys({**(defaults or {}), **(found or {})}, f"{self._prefix}{name}.")
+        part.without_effect(*self._without_effect)
+        self._sections.append(part)
+        return part
+
+    def pair(self, name: str, default: int) -> tuple[int, int]:
+        """A positive integer, which stands for two equal ones, or a list of two."""
+
+        def accepts(one: Any) -> bool:
+            return _is_size(one) or (isinstance(one, list) and len(one) == 2 and all(map(_is_size, one)))
+
+        found = self._checked((name,), default, accepts, "a positive integer or a list of two")
+        first, second = (found, found) if isinstance(found, int) else found
+        return first, second
+
+    def integers(self, name: str, default: int) -> list[int]:
+        """An integer, which stands for a list of one, or a list of them; negative ones too."""
+
+        def accepts(one: Any) -> bool:
+            return isinstance(one, int) and not isinstance(one, bool)
+
+        found = self._checked(
+            (name,),
+            default,
+            lambda one: accepts(one) or (isinstance(one, list) and bool(one) and all(map(accepts, one))),
+            "an integer or a list of them",
+        )
+        return list(found) if isinstance(found, list) else [int(found)]
 
     def texts(self, name: str) -> list[str] | None:
         """A list of strings, or None where it is absent or null."""
@@ -116,10 +215,12 @@ class Keys:
     def without_effect(self, *names: str) -> None:
         """Keys that change nothing in what the model computes."""
         self._read.update(names)
+        self._without_effect.update(names)
 
     def unread(self) -> list[str]:
         """The keys that nobody asked for."""
-        return [self._prefix + name for name in sorted(set(self._values) - self._read)]
+        own = [self._prefix + name for name in sorted(set(self._values) - self._read)]
+        return own + [name for part in self._sections for name in part.unread()]
 
     def _checked(self, names: tuple[str, ...], default: Any, accepts: Any, accepted: str) -> Any:
         self._read.update(names)
@@ -139,3 +240,14 @@ def _is_size(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _limit(value: Any) -> float:
+    """A number as a float; what is none is NaN."""
+    if value == INFINITE:
+        return math.inf
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _is_limits(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and 0 <= _limit(value[0]) <= _limit(value[1])

@@ -56,10 +56,37 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class JoinedByGroup:
-    """Queries, keys and values as one on disk: for each key-value head its queries, its key and its value.
+class Doubled:
+    """One tensor of ours, two on disk that should be equal and of which the first counts."""
 
-    With as many key-value heads as queries these are triples (GPT-NeoX), with one it is [queries, key, value] (Falcon).
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0], ours[0].clone()]
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [disk[0]]
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """One tensor whose numbers lie on disk in another shape, in the same order: a filter for patches, a row of one."""
+
+    disk: Shape
+
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0].reshape(self.disk)]
+
+    def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        if tuple(disk[0].shape) != self.disk:
+            raise ValueError(f"a tensor of shape {tuple(disk[0].shape)} where {self.disk} was expected")
+        return [disk[0].reshape(shapes[0])]
+
+
+@dataclass(frozen=True)
+class JoinedByGroup:
+    """Our tensors as one on disk that lies there by groups: for each its part of every one of them.
+
+    With key-value heads as groups these are its queries, its key and its value: triples with as many of them as queries
+    (GPT-NeoX), [queries, key, value] with one (Falcon).
     """
 
     groups: int
@@ -142,6 +169,18 @@ def with_biases(rules: Sequence[Rule]) -> list[Rule]:
     ]
 
 
+def placed(rules: Sequence[Rule], ours: str, disk: str) -> list[Rule]:
+    """The rules of a part of a model, with what stands before its names here and on disk."""
+    return [
+        Rule(
+            tuple(ours + name for name in rule.ours),
+            tuple(disk + name for name in rule.disk),
+            rule.operation,
+        )
+        for rule in rules
+    ]
+
+
 def without_prefix(rules: Sequence[Rule], prefix: str) -> list[Rule]:
     """The rules with names on disk that leave out a prefix."""
     return [Rule(rule.ours, tuple(name.removeprefix(prefix) for name in rule.disk), rule.operation) for rule in rules]
@@ -189,10 +228,12 @@ def our_tensors(
             wanted = [tuple(t.shape) for t in rule.operation.to_disk([torch.empty(s, device="meta") for s in expected])]
             for name, tensor, shape in zip(rule.disk, disk, wanted, strict=True):
                 if tuple(tensor.shape) != shape:
-                    raise ValueError(f"tensor `{name}` has shape {tuple(tensor.shape)}, config.json says {shape}")
+                    raise ValueError(f"tensor `{name}` has shape {tuple(tensor.shape)}, the configuration says {shape}")
         yield from zip(rule.ours, ours, strict=True)
 
 
 def _of_vectors(operation: Operation) -> Operation:
     """The operation on biases that goes with one on matrices."""
+    if isinstance(operation, Reshaped):
+        return Same()
     return Joined() if isinstance(operation, Joined) else operation

@@ -22,8 +22,8 @@ BLOCKED_KEYS = 2048
 class SelfAttention(nn.Module):
     """Grouped-query self-attention, with every variation that `Attention` names.
 
-    A head gate lets a head add nothing where it has nothing to say, which softmax alone cannot. Source: modded-nanogpt
-    (2025); Qiu et al. 2025, "Gated Attention for Large Language Models".
+    A gate lets a head add nothing where it has nothing to say, which softmax alone cannot. Sources: modded-nanogpt
+    (2025), one for each head; Qiu et al. 2025, "Gated Attention for Large Language Models", one for each number.
     """
 
     def __init__(self, spec: Attention, width: int) -> None:
@@ -33,6 +33,8 @@ class SelfAttention(nn.Module):
         self.key = Linear(width, spec.kv_heads * spec.head_dim, "key" in spec.bias)
         self.value = Linear(width, spec.kv_heads * spec.head_dim, "value" in spec.bias)
         self.output = Linear(spec.heads * spec.head_dim, width, "output" in spec.bias)
+        gated = spec.output_gate
+        self.output_gate = Linear(width, spec.heads * spec.head_dim, "query" in spec.bias) if gated else None
         norm = spec.query_key_norm
         self.query_norm = None if norm is None else _head_norm(norm, spec.heads, spec.head_dim)
         self.key_norm = None if norm is None else _head_norm(norm, spec.kv_heads, spec.head_dim)
@@ -57,6 +59,8 @@ class SelfAttention(nn.Module):
         if self.head_gate is not None:
             gate_bth = 2 * torch.sigmoid(F.linear(x_btd[..., :HEAD_GATE_WIDTH], self.head_gate.to(x_btd.dtype)))
             out_bthk = out_bthk * gate_bth[..., None]
+        if self.output_gate is not None:
+            out_bthk = out_bthk * torch.sigmoid(self.output_gate(x_btd)).view(out_bthk.shape)
         return self.output(out_bthk.reshape(batch, time, -1))
 
     def _heads(self, x_btd: Tensor, norm: Normalise | None, tables: RopeTables | None) -> Tensor:

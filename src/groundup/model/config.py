@@ -5,6 +5,7 @@ A family (LLaMA, BERT, T5, …) is one of these configurations, never a subclass
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from groundup.model.specs import Activation, Attention, Induction, LayerSpec, Norm
 
@@ -45,8 +46,8 @@ class StackConfig:
         if self.width < 1:
             raise ValueError(f"`width` must be positive, not {self.width}")
         if self.relative_positions is not None:
-            mixers = [layer.mixer for layer in self.layers]
-            if not all(isinstance(mixer, Attention) and mixer.heads == mixers[0].heads for mixer in mixers):
+            heads = {layer.mixer.heads if isinstance(layer.mixer, Attention) else None for layer in self.layers}
+            if len(heads) > 1 or None in heads:
                 raise ValueError("relative positions need plain attention with equally many heads in every layer")
 
     @property
@@ -81,10 +82,13 @@ class LearnedPositions:
 
 @dataclass(frozen=True)
 class HeadTransform:
-    """What an encoder's output passes through before the head: norm(act(W x)) (BERT)."""
+    """What an encoder's output passes through before the head: norm(act(W x)) (BERT).
+
+    norm: None where there is none (the pooler of BERT's classifiers).
+    """
 
     activation: Activation
-    norm: Norm
+    norm: Norm | None
     bias: bool = True
 
 
@@ -163,10 +167,31 @@ class ModelConfig(StackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AudioConfig(StackConfig):
+    """An encoder of sound: two convolutions over a log-mel spectrogram, then layers (Whisper, Radford et al. 2022).
+
+    mel_bins: of the spectrogram; positions: the most that come out of the convolutions, one for two frames.
+    """
+
+    mel_bins: int
+    positions: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mel_bins", "positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}")
+
+    def matmul_parameters(self) -> int:
+        """Of the layers and, for the two frames of each position, of the convolutions."""
+        return super().matmul_parameters() + 3 * self.width * (2 * self.mel_bins + self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig:
     """A decoder whose layers also attend to the output of an encoder (Vaswani et al. 2017).
 
-    encoder: of text, with the decoder's embedding.
+    encoder: of sound, or of text, which then has the decoder's embedding.
     start_id: the token that every target begins with; changes nothing in the forward pass.
     """
 
@@ -180,13 +205,19 @@ class EncoderDecoderConfig:
             raise ValueError("an encoder's layers must see all of its text, not only what came before")
         if not self.decoder.causal or any(layer.cross is None for layer in self.decoder.layers):
             raise ValueError("a decoder's layers must look back alone and attend to the encoder's output")
+        if any(layer.cross is not None for layer in self.encoder.layers):
+            raise ValueError("an encoder's layers have no other sequence to attend to")
+        if isinstance(self.encoder, ModelConfig):
+            raise ValueError("an encoder has no vocabulary of its own: it reads with the decoder's embedding")
         if self.encoder.width != self.decoder.width:
             raise ValueError(
                 f"encoder and decoder must be equally wide, not {self.encoder.width} and {self.decoder.width}"
             )
-        windows = [layer.attention.window for layer in (*self.encoder.layers, *self.decoder.layers)]
-        if any(window is not None for window in windows):
+        mixers = [layer.mixer for layer in (*self.encoder.layers, *self.decoder.layers)]
+        if any(isinstance(mixer, Attention) and mixer.window is not None for mixer in mixers):
             raise ValueError("an attention window is for decoders and encoders alone, not for the two together")
+        if not 0 <= self.start_id < self.vocab_size:
+            raise ValueError(f"`start_id` ({self.start_id}) is not a token of a vocabulary of {self.vocab_size}")
 
     @property
     def vocab_size(self) -> int:
@@ -217,3 +248,38 @@ class EncoderDecoderConfig:
     def training_flops_per_token(self, context: int) -> int:
         """FLOPs of one token of a target of `context` tokens and one of a source that is as long."""
         return self.training_flops(context, context) // context
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A classifier of whole sequences on an encoder (Devlin et al. 2019, section 4.1).
+
+    encoder: a model of token sequences without a head of its own.
+    labels: what the classes are called; a single one stands for a number (regression).
+    transform: what the pooled vector passes through before the last matrix.
+    pooling: what stands for the sequence: its first token, or the mean over all.
+    problem: what the outputs mean, in the words of `transformers`, or None where that follows from the labels; changes
+        nothing in the forward pass.
+    """
+
+    encoder: ModelConfig
+    labels: tuple[str, ...]
+    transform: HeadTransform
+    pooling: Literal["first", "mean"] = "first"
+    problem: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("a classifier needs at least one class")
+        if not self.encoder.tied_head or self.encoder.head_bias or self.encoder.head_transform is not None:
+            raise ValueError("the encoder of a classifier has no head of its own")
+
+    @property
+    def family(self) -> str:
+        """That of the encoder."""
+        return self.encoder.family
+
+    @property
+    def classes(self) -> int:
+        """How many numbers there are for each sequence."""
+        return len(self.labels)

@@ -66,9 +66,11 @@ class Memory(NamedTuple):
         """Who sees what of it: target tokens of segments_bt, or `time` of them in segment 0."""
         if self.segments_bs is None:
             return Visibility(None, None)
-        # Padding sees the first segment: to see nothing at all would be a softmax over nothing.
-        first_bt = self.segments_bs.new_zeros(len(self.segments_bs), time)
-        return Visibility(first_bt if segments_bt is None else segments_bt.clamp(min=0), self.segments_bs)
+        # Padding sees the first segment, and all of a source that is padding alone: what sees nothing at all is not a
+        # number.
+        keys_bs = self.segments_bs.masked_fill((self.segments_bs < 0).all(1, keepdim=True), 0)
+        first_bt = keys_bs.new_zeros(len(keys_bs), time)
+        return Visibility(first_bt if segments_bt is None else segments_bt.clamp(min=0), keys_bs)
 
 
 class Shared(NamedTuple):
@@ -91,10 +93,12 @@ class LayerCache(Protocol):
 
     state: of a recurrent layer after the last token, None before the first.
     memory: keys and values of the encoder's output, once computed.
+    load: tokens that each expert has taken, (batch, experts), where experts have a capacity; None before the first.
     """
 
     state: tuple[Tensor, ...] | None
     memory: tuple[Tensor, Tensor] | None
+    load: Tensor | None
 
     def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values of attention; returns all of them."""

@@ -11,12 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundup.model.context import LayerCache, Visibility
 from groundup.model.feedforward import DenseFeedForward, gated_activation
 from groundup.model.parts import Linear
 from groundup.model.specs import Experts, FeedForward, Router
-
-# Keeps the weights of a token finite whose every score is zero after rounding.
-LEAST_SUM = 1e-20
 
 
 class Routing(NamedTuple):
@@ -47,8 +45,29 @@ def route(spec: Router, logits_ne: Tensor, correction_e: Tensor | None = None) -
     experts_nc = rank_ne.topk(spec.chosen, dim=-1).indices
     weights_nc = scores_ne.gather(1, experts_nc)
     if spec.normalised:
-        weights_nc = weights_nc / (weights_nc.sum(-1, keepdim=True) + LEAST_SUM)
+        weights_nc = weights_nc / (weights_nc.sum(-1, keepdim=True) + spec.least_sum)
     return Routing(logits_ne, scores_ne, experts_nc), weights_nc * spec.scale
+
+
+def has_room(spec: Router, experts_bt: Tensor, visible: Visibility, cache: LayerCache | None) -> Tensor:
+    """Whether the expert that a token chose has room for it: bool (batch, time).
+
+    It takes the first `capacity` tokens of each text that chose it; padding counts as a text of its own, so it takes
+    no room of others. Source: Switch, section 2.2, with a capacity that does not depend on how long a text is.
+    """
+    assert spec.capacity is not None
+    taken_bte = F.one_hot(experts_bt, spec.experts)
+    count_bte = taken_bte.cumsum(1)
+    if cache is not None and cache.load is not None:
+        count_bte = count_bte + cache.load[:, None]
+    starts_bt = visible.starts()
+    if starts_bt is not None:  # texts begin within these tokens: what came before the first of each does not count
+        first_bt = (starts_bt * torch.arange(starts_bt.shape[1], device=starts_bt.device)).cummax(1).values
+        before_bte = (count_bte - taken_bte).gather(1, first_bt[..., None].expand_as(count_bte))
+        count_bte = count_bte - before_bte * (starts_bt.cumsum(1) > 0)[..., None]
+    if cache is not None:
+        cache.load = count_bte[:, -1]
+    return count_bte.gather(2, experts_bt[..., None])[..., 0] <= spec.capacity
 
 
 class ExpertLinear(nn.Module):
@@ -118,12 +137,21 @@ class MixtureOfExperts(nn.Module):
         self.shared = None if spec.shared is None else DenseFeedForward(spec.shared, width)
         self.shared_gate = Linear(width, 1) if spec.shared_gate else None
 
-    def forward(self, x_btd: Tensor) -> tuple[Tensor, Routing]:
-        """The output, of the shape of x, and where the tokens went."""
+    def forward(
+        self, x_btd: Tensor, visible: Visibility | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Routing]:
+        """The output, of the shape of x, and where the tokens went.
+
+        visible, cache: of the layer, for experts with a capacity, which count the tokens of each text.
+        """
         x_nd = x_btd.flatten(0, 1)
         # Scores are computed in at least float32: rounded, they would change which experts are chosen (Switch, 2.4).
         logits_ne = self.router(x_nd if x_nd.dtype == torch.float64 else x_nd.float())
         routing, weights_nc = route(self.spec.router, logits_ne, self.correction)
+        if self.spec.router.capacity is not None:
+            assert visible is not None
+            room_bt = has_room(self.spec.router, routing.experts_nc.view(x_btd.shape[:2]), visible, cache)
+            weights_nc = weights_nc * room_bt.view(-1, 1)
         out_nd: Tensor = self.experts(x_nd, routing.experts_nc, weights_nc.to(x_nd.dtype))
         if self.shared is not None:
             shared_nd = self.shared(x_nd)

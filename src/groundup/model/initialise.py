@@ -7,35 +7,65 @@ first loss is ln(vocab); a tied one is normal with the usual 0.02, divided by th
 (PaLM).
 """
 
+import math
 from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 
 from groundup.model.attention import SelfAttention
+from groundup.model.audio import AudioTower, Convolution, sinusoids
+from groundup.model.classifier import SequenceClassifier
+from groundup.model.convolution import CausalConvolution
+from groundup.model.delta import GatedDelta
+from groundup.model.dual_encoder import DualEncoder
 from groundup.model.experts import ExpertLinear, ExpertNetworks, MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.induction import NgramHeads
 from groundup.model.language_model import LanguageModel, Transform
 from groundup.model.latent import LatentSelfAttention
+from groundup.model.mamba import MambaMixer
+from groundup.model.mamba2 import Mamba2Mixer
 from groundup.model.parts import Linear, Normalise
 from groundup.model.positions import RelativeBias
+from groundup.model.short_convolution import GatedConvolution
 from groundup.model.shortcuts import NgramEmbedding, ResidualMix, TokenValues
 from groundup.model.stack import Stack
+from groundup.model.vision import AttentionPooling, ImageClassifier, ImageTower
+from groundup.model.vision_language import VisionLanguageModel
 
 
 class Start:
-    """The ways in which tensors are filled, all from one generator. width: of the layers around them."""
+    """The ways in which tensors are filled, all from one generator.
+
+    width: of the layers around them; output_gain: of what a layer adds to the residual, against the usual 1/width.
+    """
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self.width = 1
+        self.output_gain = 0.0
 
     def uniform(self, *tensors: Tensor) -> None:
         """With variance 1/width."""
         bound = (3 / self.width) ** 0.5
         for tensor in tensors:
             nn.init.uniform_(tensor, -bound, bound, generator=self._generator)
+
+    def between(self, tensor: Tensor, low: float, high: float) -> None:
+        nn.init.uniform_(tensor, low, high, generator=self._generator)
+
+    def step_bias(self, tensor: Tensor) -> None:
+        """What softplus makes steps of 0.001 to 0.1 of, spread evenly in their logarithm (Gu and Dao 2023, 3.6)."""
+        self.between(tensor, math.log(0.001), math.log(0.1))
+        tensor.exp_().expm1_().log_()
+
+    def outputs(self, *tensors: Tensor) -> None:
+        """What a layer adds to the residual: zeros, unless `output_gain` says otherwise."""
+        if not self.output_gain:
+            return self.zeros(*tensors)
+        for tensor in tensors:
+            self.normal(tensor, std=self.output_gain * self.width**-0.5)
 
     def normal(self, tensor: Tensor, std: float) -> None:
         nn.init.normal_(tensor, std=std, generator=self._generator)
@@ -101,15 +131,63 @@ def _(module: ResidualMix, start: Start) -> None:
 @fill.register
 def _(module: SelfAttention, start: Start) -> None:
     start.uniform(module.query.weight, module.key.weight, module.value.weight)
-    if module.spec.scale is not None:  # scores begin equally large, whatever factor they get (as in T5's own code)
+    if module.spec.scale is not None:  # whatever the scale, the first scores are as large as with the usual one (T5)
         module.query.weight.mul_(module.spec.head_dim**-0.5 / module.spec.scale)
-    start.zeros(module.output.weight, module.head_gate, module.sinks)
+    start.outputs(module.output.weight)
+    start.zeros(module.head_gate, module.sinks)
+    start.zeros(None if module.output_gate is None else module.output_gate.weight)
 
 
 @fill.register
 def _(module: LatentSelfAttention, start: Start) -> None:
     parts = filter(None, (module.query_down, module.query, module.latent, module.key_value))
     start.uniform(*(part.weight for part in parts))
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: GatedDelta, start: Start) -> None:
+    start.uniform(module.query.weight, module.key.weight, module.value.weight, module.gate.weight)
+    start.zeros(module.strength.weight, module.step.weight, module.output.weight)
+    # Mamba-2's: rates of 1 to 16.
+    start.between(module.log_rate, 1.0, 16.0)
+    module.log_rate.log_()
+    start.step_bias(module.step_bias)
+
+
+@fill.register
+def _(module: GatedConvolution, start: Start) -> None:
+    start.uniform(module.before.weight, module.after.weight, module.value.weight)
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: CausalConvolution, start: Start) -> None:
+    bound = (3 / module.weight.shape[-1]) ** 0.5
+    start.between(module.weight, -bound, bound)
+    start.zeros(module.bias)
+
+
+@fill.register
+def _(module: MambaMixer, start: Start) -> None:
+    start.uniform(module.input.weight, module.gate.weight, module.selection.weight)
+    start.between(module.step.weight, -(module.spec.rank**-0.5), module.spec.rank**-0.5)
+    start.step_bias(module.step_bias)
+    # S4D-real: rates of 1, 2, 3, … in each channel (Gu et al. 2022).
+    numbers = torch.arange(1, module.spec.state + 1, device=module.log_rate.device)
+    module.log_rate.copy_(numbers.log().expand_as(module.log_rate))
+    nn.init.ones_(module.skip)
+    start.zeros(module.output.weight)
+
+
+@fill.register
+def _(module: Mamba2Mixer, start: Start) -> None:
+    start.uniform(module.input.weight, module.gate.weight, module.step.weight)
+    start.step_bias(module.step_bias)
+    start.between(module.log_rate, 1.0, 16.0)
+    module.log_rate.log_()
+    nn.init.ones_(module.skip)
+    nn.init.ones_(module.norm_weight)
     start.zeros(module.output.weight)
 
 
@@ -125,7 +203,12 @@ def _(module: DenseFeedForward | ExpertNetworks, start: Start) -> None:
     start.uniform(module.up.weight)
     if module.gate is not None:
         start.uniform(module.gate.weight)
-    start.zeros(module.down.weight)
+    start.outputs(module.down.weight)
+
+
+@fill.register
+def _(module: SequenceClassifier, start: Start) -> None:
+    start.normal(module.head.weight, std=0.02)
 
 
 @fill.register
@@ -139,6 +222,17 @@ def _(module: RelativeBias, start: Start) -> None:
 
 
 @fill.register
+def _(module: AudioTower, start: Start) -> None:
+    module.positions.weight.copy_(sinusoids(module.config.positions, module.config.width))
+
+
+@fill.register
+def _(module: Convolution, start: Start) -> None:
+    start.normal(module.weight, std=module.weight[0].numel() ** -0.5)
+    start.zeros(module.bias)
+
+
+@fill.register
 def _(module: Normalise, start: Start) -> None:
     module.reset()
 
@@ -147,3 +241,40 @@ def _(module: Normalise, start: Start) -> None:
 @fill.register(ExpertLinear)
 def _(module: Linear | ExpertLinear, start: Start) -> None:
     start.zeros(module.bias)
+
+
+@fill.register
+def _(module: ImageTower, start: Start) -> None:
+    start.normal(module.patches.weight, std=module.config.patch_values**-0.5)
+    start.normal(module.positions.weight, std=0.02)
+    if module.class_token is not None:
+        start.normal(module.class_token, std=0.02)
+
+
+@fill.register
+def _(module: AttentionPooling, start: Start) -> None:
+    start.normal(module.probe, std=1.0)
+
+
+@fill.register
+def _(module: ImageClassifier, start: Start) -> None:
+    start.normal(module.head.weight, std=0.001)
+
+
+@fill.register
+def _(module: DualEncoder, start: Start) -> None:
+    # With layers that add nothing all texts of one length are one vector, all images another, and no gradient moves.
+    layers = max(len(module.config.text.layers), len(module.config.image.layers))
+    start.output_gain = (2 * layers) ** -0.5
+    for linear in filter(None, (module.text_projection, module.image_projection)):
+        start.normal(linear.weight, std=linear.weight.shape[1] ** -0.5)
+    # Radford et al. 2021, section 2.5; Zhai et al. 2023, section 3.2.
+    module.logit_scale.fill_(math.log(1 / 0.07 if module.logit_bias is None else 10))
+    if module.logit_bias is not None:
+        module.logit_bias.fill_(-10)
+
+
+@fill.register
+def _(module: VisionLanguageModel, start: Start) -> None:
+    for linear in (module.projector_in, module.projector_out):
+        start.normal(linear.weight, std=linear.weight.shape[1] ** -0.5)

@@ -12,7 +12,7 @@ from groundup.model.config import HeadTransform, ModelConfig
 from groundup.model.context import Cache, Memory
 from groundup.model.experts import Routing
 from groundup.model.induction import Found, NgramHeads
-from groundup.model.parts import Embedding, Linear, Normalise, activate
+from groundup.model.parts import Embedding, Linear, activate
 from groundup.model.shortcuts import NgramEmbedding
 from groundup.model.stack import Block, Offered, Stack, normalise
 
@@ -51,15 +51,26 @@ class LanguageModel(Stack):
         length = min(16, self.config.max_positions)
         return ((torch.arange(length)[None] * 7919) % self.config.vocab_size,)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        token_type_ids: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """Logits (batch, time, vocab): of the token after each position, or for encoders of the one at it.
 
         input_ids: (batch, time) int64.
         attention_mask: (batch, keys) with 1 for tokens and 0 for padding; `keys` counts cached tokens too.
         cache: holds the tokens that precede `input_ids`, and takes these up.
+        token_type_ids: (batch, time), the kind of each token, where the model tells kinds apart; None: all 0.
+        memory: an encoder's output, for layers with cross-attention.
         """
         positions = token_positions(input_ids, attention_mask, 0 if cache is None else cache.length)
-        return self.logits(self.hidden(input_ids, positions, mask_segments(attention_mask), cache))
+        segments = mask_segments(attention_mask)
+        embedded = None if token_type_ids is None else self.embed(input_ids, positions, token_type_ids)
+        return self.logits(self.hidden(input_ids, positions, segments, cache, embedded=embedded, memory=memory))
 
     def hidden(
         self,
@@ -93,7 +104,12 @@ class LanguageModel(Stack):
         return self._through(input_ids, positions, mask_segments(attention_mask), None, embedded, None, None)[0]
 
     def embed(self, input_ids: Tensor, positions: Tensor, types: Tensor | None = None) -> Tensor:
-        """What enters the layers, (batch, time, width). types: kind of each token, (batch, time); None: all 0."""
+        """What enters the layers, (batch, time, width). types: kind of each token, (batch, time); None: all 0.
+
+        Raises ValueError for types in a model that has no table of them.
+        """
+        if types is not None and self.token_types is None:
+            raise ValueError(f"a {self.config.family} model of this configuration has no token types")
         dtype = self.compute_dtype or self.embedding.weight.dtype
         x_btd: Tensor = self.embedding(input_ids, dtype)
         if self.embedding_in is not None:
@@ -152,10 +168,11 @@ class Transform(nn.Module):
         super().__init__()
         self.spec = spec
         self.linear = Linear(width, width, spec.bias)
-        self.norm = Normalise(spec.norm, width)
+        self.norm = normalise(spec.norm, width)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        return self.norm(activate(self.linear(x_btd), self.spec.activation))
+        activated_btd = activate(self.linear(x_btd), self.spec.activation)
+        return activated_btd if self.norm is None else self.norm(activated_btd)
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:

@@ -87,6 +87,7 @@ _ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "quick_gelu": _quick_gelu,
     "relu": F.relu,
     "relu_squared": _relu_squared,
+    "tanh": torch.tanh,
 }
 
 

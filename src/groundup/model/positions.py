@@ -4,6 +4,8 @@ Shape suffixes: b batch, t time, s key time, h heads, k head dimension, r rotate
 """
 
 import math
+from bisect import bisect_left
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -80,14 +82,30 @@ class RelativeBias(nn.Module):
 
     def buckets(self, distances: Tensor) -> Tensor:
         """The bucket of each distance (index of the key minus that of the query)."""
-        own = self.spec.buckets if self.causal else self.spec.buckets // 2
-        near = own // 2
         far = -distances.clamp(max=0) if self.causal else distances.abs()
-        # In float32, as published models have it: at the borders the type decides.
-        steps = torch.log(far.clamp(min=near).to(torch.float32) / near) / math.log(self.spec.max_distance / near)
-        shared = (near + (steps * (own - near)).long()).clamp(max=own - 1)
-        bucket = torch.where(far < near, far, shared)
+        own = self.spec.buckets if self.causal else self.spec.buckets // 2
+        borders = torch.tensor(bucket_borders(own, self.spec.max_distance), device=far.device)
+        bucket = torch.bucketize(far, borders, right=True)
         return bucket if self.causal else bucket + own * (distances > 0)
+
+
+@cache
+def bucket_borders(buckets: int, max_distance: int) -> tuple[int, ...]:
+    """The distances at which the second, third, … of T5's buckets for one direction begin.
+
+    The first half of the buckets hold one distance each, the others as much as their share of
+    log(distance / near) / log(max_distance / near). In whole numbers, where published code rounds logarithms in
+    float32: at 16, 32 and 64 of T5's own 128 the type, or the machine, would decide.
+    """
+    near, shared = buckets // 2, buckets - buckets // 2
+
+    def begins(step: int, distance: int) -> bool:
+        return bool(distance**shared * near**step >= max_distance**step * near**shared)
+
+    def first(step: int) -> int:
+        return near + bisect_left(range(near, max_distance), True, key=partial(begins, step))
+
+    return (*range(1, near + 1), *map(first, range(1, shared)))
 
 
 def _scaled(rope: Rope, exponents_f: Tensor, dims: int, positions_bt: Tensor) -> tuple[Tensor, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from groundup.model import presets_encoders, presets_experts
+from groundup.model import presets_encoders, presets_experts, presets_recurrent
 from groundup.model.config import EncoderDecoderConfig, LearnedPositions, ModelConfig
 from groundup.model.rotary import Rope
 from groundup.model.specs import (
@@ -24,6 +24,8 @@ Preset = Callable[[int, int, int, int, int], ModelConfig | EncoderDecoderConfig]
 WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
 HEAD_DIM = {"gpt2": 64, "gpt_neox": 64, "gpt_oss": 64, "groundup": 64, "bert": 64, "t5": 64, "deepseek_v3": 64}
+# Mamba has no heads; its width is rounded as if it had.
+HEAD_DIM |= {"mamba": 64, "mamba2": 64, "lfm2": 64}
 USUAL_HEAD_DIM = 128
 NGRAM_BUCKETS = 32_768
 INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
@@ -260,6 +262,10 @@ PRESETS: dict[str, Preset] = {
     "mixtral": presets_experts.mixtral,
     "deepseek_v3": presets_experts.deepseek_v3,
     "gpt_oss": presets_experts.gpt_oss,
+    "mamba": presets_recurrent.mamba,
+    "mamba2": presets_recurrent.mamba2,
+    "qwen3_next": presets_recurrent.qwen3_next,
+    "lfm2": presets_recurrent.lfm2,
     "bert": presets_encoders.bert,
     "t5": presets_encoders.t5,
 }

@@ -7,10 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
+from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope, YarnScaling
 
 NormKind = Literal["rms", "rms_plus_one", "rms_without_weight", "layer", "layer_without_weight"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh"]
 # Where a layer norms, for a sublayer f: x + f(n(x)); n(x + f(x)); x + n'(f(n(x))); x + n(f(x)); and, with attention and
 # feed-forward side by side, x + a(n(x)) + f(n(x)); x + a(n(x)) + f(n'(x)).
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "parallel_two_norms"]
@@ -77,6 +79,7 @@ class Attention:
     alibi: factor on the linear distance bias of Press et al. 2022, or None.
     clip: queries and keys, once normed over the width, and values are clamped to ± this (OLMoE).
     head_gate: each head's output is scaled by a gate that the layer's input opens or closes.
+    output_gate: so is each number of it (Qwen3-Next).
     """
 
     heads: int
@@ -93,6 +96,7 @@ class Attention:
     alibi: float | None = None
     clip: float | None = None
     head_gate: bool = False
+    output_gate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("heads", "kv_heads", "head_dim"):
@@ -111,6 +115,7 @@ class Attention:
 
     def matmul_parameters(self, width: int) -> int:
         gate = self.heads * HEAD_GATE_WIDTH if self.head_gate else 0
+        gate += width * self.heads * self.head_dim if self.output_gate else 0
         return 2 * width * self.head_dim * (self.heads + self.kv_heads) + gate
 
     def score_flops(self, context: int) -> int:
@@ -212,6 +217,10 @@ class Router:
     groups, chosen_groups, group_best: the experts form equal groups, of which a token takes those with the highest sum
         of their `group_best` best experts (DeepSeek: the best one in V2, two in V3).
     scale: factor on the weights.
+    capacity: tokens of one text that an expert takes, first come, first served; the others pass the experts by
+        (Switch). None: all.
+    least_sum: added to the sum that the weights are divided by; keeps those of a token finite whose every score is zero
+        after rounding.
     """
 
     experts: int
@@ -224,6 +233,8 @@ class Router:
     chosen_groups: int = 1
     group_best: int = 2
     scale: float = 1.0
+    capacity: int | None = None
+    least_sum: float = 1e-20
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.experts % self.groups:
@@ -235,6 +246,8 @@ class Router:
             raise ValueError(f"{self.chosen} experts cannot be chosen from {eligible}")
         if self.chosen_groups < self.groups and not 1 <= self.group_best <= self.experts // self.groups:
             raise ValueError(f"a group of {self.experts // self.groups} experts has no {self.group_best} best ones")
+        if self.capacity is not None and (self.capacity < 1 or self.chosen > 1):
+            raise ValueError("the capacity of an expert must be at least 1, and is for one expert per token")
 
 
 @dataclass(frozen=True)
@@ -283,7 +296,7 @@ class Induction:
         return len(self.lengths) * self.places
 
 
-Mixer = Attention | LatentAttention
+Mixer = Attention | LatentAttention | Mamba | Mamba2 | GatedDeltaNet | ShortConvolution
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from groundup.model.attention import CrossAttention, SelfAttention
 from groundup.model.config import ModelConfig, StackConfig
 from groundup.model.context import Cache, LayerCache, Memory, Shared, Visibility
+from groundup.model.delta import GatedDelta
+from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
 from groundup.model.experts import MixtureOfExperts, Routing
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.latent import LatentSelfAttention
+from groundup.model.mamba import MambaMixer
+from groundup.model.mamba2 import Mamba2Mixer
 from groundup.model.parts import Normalise
 from groundup.model.positions import RelativeBias, RopeTables, rope_tables
+from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope
+from groundup.model.short_convolution import GatedConvolution
 from groundup.model.shortcuts import ResidualMix, TokenValues
 from groundup.model.specs import Attention, Experts, FeedForward, LatentAttention, LayerSpec, Mixer, Norm
 
@@ -73,19 +79,19 @@ class Block(nn.Module):
         mixed_btd = self.mixer_output_norm(self.mixer(h_btd, shared, cache, *extra))
         if self.spec.placement.startswith("parallel"):
             fed_btd = h_btd if self.spec.placement == "parallel" else self.feed_forward_norm(x_btd)
-            fed_btd, routing = self._feed(fed_btd)
+            fed_btd, routing = self._feed(fed_btd, shared, cache)
             return x_btd + mixed_btd + fed_btd, routing
         x_btd = self.mixer_sum_norm(x_btd + mixed_btd)
         if self.cross is not None:
             x_btd = self.cross_sum_norm(x_btd + self.cross(self.cross_norm(x_btd), shared, cache))
         if self.feed_forward is None:
             return x_btd, None
-        fed_btd, routing = self._feed(self.feed_forward_norm(x_btd))
+        fed_btd, routing = self._feed(self.feed_forward_norm(x_btd), shared, cache)
         return self.feed_forward_sum_norm(x_btd + self.feed_forward_output_norm(fed_btd)), routing
 
-    def _feed(self, x_btd: Tensor) -> tuple[Tensor, Routing | None]:
+    def _feed(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> tuple[Tensor, Routing | None]:
         if isinstance(self.feed_forward, MixtureOfExperts):
-            fed: tuple[Tensor, Routing] = self.feed_forward(x_btd)
+            fed: tuple[Tensor, Routing] = self.feed_forward(x_btd, shared.visible, cache)
             return fed
         assert self.feed_forward is not None
         return self.feed_forward(x_btd), None
@@ -117,6 +123,7 @@ class Stack(nn.Module):
         offer: Callable[[int], Offered] | None = None,
         routings: list[Routing] | None = None,
         depth: int | None = None,
+        entering: list[Tensor] | None = None,
     ) -> Tensor:
         """What leaves the stack, (batch, time, width).
 
@@ -125,7 +132,8 @@ class Stack(nn.Module):
         cache: has taken up the tokens of x already.
         offer: what a layer, by its number, is offered beside its input.
         routings: takes up where the tokens went in each layer that has experts, first layer first.
-        depth: how many layers to pass through; with fewer than all, what leaves the last of them is not normed.
+        depth: how many layers to pass through, without the norm after the last; None for all, and the norm.
+        entering: takes up what enters each layer, first layer first.
         """
         time = x_btd.shape[1]
         visible = Visibility(None if segments is None else segments[:, -time:], segments)
@@ -140,11 +148,12 @@ class Stack(nn.Module):
             rope = _rotation(layer.spec.mixer)
             shared = Shared(None if rope is None else tables[rope], visible, bias_hts, memory_bsd, memory_visible)
             offered = Offered() if offer is None else offer(index)
+            if entering is not None:
+                entering.append(x_btd)
             x_btd, routing = layer(x_btd, shared, offered, None if cache is None else cache.layers[index])
             if routings is not None and routing is not None:
                 routings.append(routing)
-        whole = depth is None or depth >= len(self.layers)
-        return self.final_norm(x_btd) if whole and self.final_norm is not None else x_btd
+        return self.final_norm(x_btd) if depth is None and self.final_norm is not None else x_btd
 
     def _rope_tables(self, positions: Tensor, dtype: torch.dtype) -> dict[Rotation, RopeTables]:
         """One pair of tables for each kind of rotation among the layers."""
@@ -169,4 +178,16 @@ def _feed_forward(spec: FeedForward | Experts, width: int) -> DenseFeedForward |
 
 
 def _mixer(spec: Mixer, width: int) -> nn.Module:
-    return SelfAttention(spec, width) if isinstance(spec, Attention) else LatentSelfAttention(spec, width)
+    match spec:
+        case Attention():
+            return SelfAttention(spec, width)
+        case LatentAttention():
+            return LatentSelfAttention(spec, width)
+        case Mamba():
+            return MambaMixer(spec, width)
+        case Mamba2():
+            return Mamba2Mixer(spec, width)
+        case GatedDeltaNet():
+            return GatedDelta(spec, width)
+        case ShortConvolution():
+            return GatedConvolution(spec, width)

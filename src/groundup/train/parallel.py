@@ -36,6 +36,14 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, equal in shape, one after the other in their first dimension."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum every gradient over the ranks, in one message."""
         if self.count == 1:

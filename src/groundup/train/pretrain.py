@@ -25,6 +25,7 @@ from groundup.train.optim import LearningRates
 from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
 from groundup.train.parallel import join_ranks
 from groundup.train.plan import LoopConfig, check_split, plan
+from groundup.train.pseudo_likelihood import pseudo_figures
 
 DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; the whole of it is scored once, at the end.
@@ -84,6 +85,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         **({"mask_fraction": mask_fraction} if objective is MASKED_TOKENS else {}),
         "learning_rates": asdict(loop.learning_rates),
     }
+    figures |= pseudo_figures(model, heldout, config.context, words)
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | figures)
     write_speed(out, loop, result)
     remove_checkpoint(out)

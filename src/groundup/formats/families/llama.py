@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu_squared",
     "quick_gelu": "quick_gelu",
+    "tanh": "tanh",
 }
 
 NAMES = {
@@ -73,11 +74,12 @@ def read_base(
     kv_heads: int | None = None,
     tied: bool = False,
     rope: Rope | None = None,
+    inner: Sequence[str] = ("intermediate_size",),
 ) -> ModelConfig:
     """A model of LLaMA's shape, all layers alike, from the keys that most decoders share.
 
     The arguments are what a family's own defaults are where a file does not say; eps: key and default; rope: already
-    read, by a family whose layers differ in theirs.
+    read, by a family whose layers differ in theirs; inner: names of the key for the inner width.
     """
     keys.without_effect("attention_dropout", "pretraining_tp")
     width, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
@@ -92,7 +94,7 @@ def read_base(
             rope=rope or read_rope(keys, head_dim, max_positions, theta=theta, fraction=fraction, original=original),
         ),
         FeedForward(
-            keys.size("intermediate_size"),
+            keys.size(*inner),
             keys.choice(activation_key, among=ACTIVATIONS, default=activation),
             gated=True,
         ),
@@ -242,7 +244,7 @@ def _read_smollm3(keys: Keys) -> ModelConfig:
     config = _read_biases(keys, read_base(keys, "smollm3", positions=32_768, theta=2_000_000.0, tied=True))
     count = len(config.layers)
     interval = keys.size("no_rope_layer_interval", default=4)
-    rotated = keys.numbers("no_rope_layers", default=None) or [int((i + 1) % interval != 0) for i in range(count)]
+    rotated = keys.optional_numbers("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(count)]
     if len(rotated) != count:
         raise ValueError(f"`no_rope_layers` must have one number for each of the {count} layers")
     window = keys.optional_size("sliding_window")

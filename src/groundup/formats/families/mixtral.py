@@ -23,14 +23,14 @@ MATRICES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 TRAINING_KEYS = ("router_aux_loss_coef", "router_jitter_noise")
 
 
-def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str]) -> list[Rule]:
+def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str], router: str = "gate") -> list[Rule]:
     """Rules for the router and for experts that lie on disk one by one.
 
-    block: the name on disk of what holds `gate` (the router) and `experts`; matrices: ours → their names there.
+    block: the name on disk of what holds the router and `experts`; matrices: ours → their names there.
     """
     experts = range(experts_of(config).router.experts)
     return [
-        Rule((f"{BLOCK}router.weight",), (f"{block}gate.weight",)),
+        Rule((f"{BLOCK}router.weight",), (f"{block}{router}.weight",)),
         *(
             Rule(
                 (f"{BLOCK}experts.{ours}.weight",),
@@ -42,11 +42,11 @@ def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str]) -> l
     ]
 
 
-def fused_expert_rules(block: str) -> list[Rule]:
+def fused_expert_rules(block: str, router: str = "gate") -> list[Rule]:
     """Rules for the router and for experts as transformers 5 holds them in memory, which some files repeat."""
     names = (f"{BLOCK}experts.gate.weight", f"{BLOCK}experts.up.weight")
     return [
-        Rule((f"{BLOCK}router.weight",), (f"{block}gate.weight",)),
+        Rule((f"{BLOCK}router.weight",), (f"{block}{router}.weight",)),
         Rule(names, (f"{block}experts.gate_up_proj",), JoinedExperts()),
         Rule((f"{BLOCK}experts.down.weight",), (f"{block}experts.down_proj",)),
     ]
@@ -127,10 +127,14 @@ def _write_router(router: Router) -> dict[str, Any]:
     }
 
 
-def _read_sparse_layers(keys: Keys, config: ModelConfig) -> list[bool]:
+def read_sparse_layers(keys: Keys, config: ModelConfig) -> list[bool]:
     """Every n-th layer has experts (`decoder_sparse_step`), but for those of `mlp_only_layers`."""
     step, dense = keys.size("decoder_sparse_step", default=1), keys.numbers("mlp_only_layers", default=[])
-    sparse = [index not in dense and (index + 1) % step == 0 for index in range(len(config.layers))]
+    return [index not in dense and (index + 1) % step == 0 for index in range(len(config.layers))]
+
+
+def _read_sparse_layers(keys: Keys, config: ModelConfig) -> list[bool]:
+    sparse = read_sparse_layers(keys, config)
     if not any(sparse):
         raise ValueError("`decoder_sparse_step` and `mlp_only_layers` leave no layer with experts")
     return sparse
@@ -161,7 +165,7 @@ def _read_qwen2_windows(keys: Keys, config: ModelConfig) -> ModelConfig:
     return llama.with_windows(config, keys.optional_size("sliding_window", default=4096) if uses else None, kinds)
 
 
-def _write_sparse(config: ModelConfig) -> dict[str, Any]:
+def write_sparse(config: ModelConfig) -> dict[str, Any]:
     """The keys of a model in which some layers may have no experts."""
     experts = experts_of(config)
     dense = {index: one.network.width for index, one in enumerate(config.layers) if one.feed_forward != experts}
@@ -181,7 +185,7 @@ def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
     shared, windows = experts_of(config).shared, llama.write_windows(config)
     assert shared is not None
     return {
-        **_write_sparse(config),
+        **write_sparse(config),
         **windows,
         "qkv_bias": bool(config.layers[0].attention.bias),
         "shared_expert_intermediate_size": shared.width,
@@ -206,7 +210,7 @@ def _read_qwen3(keys: Keys) -> ModelConfig:
 
 def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
     mixer = config.layers[0].attention
-    return _write_sparse(config) | {
+    return write_sparse(config) | {
         "attention_bias": bool(mixer.bias),
         "sliding_window": mixer.window,
         "use_sliding_window": mixer.window is not None,

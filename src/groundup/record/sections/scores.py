@@ -15,13 +15,14 @@ _TONES = {"with passage": "a", "closed book": "c", "unanswerable": "d"}
 def evaluation_section(run: RunFolder) -> Section | None:
     """How good the model is, beside things that are not models.
 
-    Reads of scores.json: bits_per_byte: [{name, value, bytes, how}]; questions: [{model, mode, n, exact_match: {value,
-    low, high}, f1: {…}, refused: {…}}]; kinds: the same with kind; comparisons: [{name, difference, low, high, p_value,
-    detectable}]; calculator: {n, accuracy: {…}}; hidden_text: [{name, value, unigram_entropy, targets, how}].
+    Reads of scores.json: bits_per_byte: [{name, value, bytes, how}]; hidden_text: [{name, value, unigram_entropy,
+    targets, how}]; pseudo_bits_per_byte: [{name, value, low, high, how}]; questions: [{model, mode, n, exact_match:
+    {value, low, high}, f1: {…}, refused: {…}}]; kinds: the same with kind; comparisons: [{name, difference, low, high,
+    p_value, detectable}]; calculator: {n, accuracy: {…}}.
     """
     scores = run.stage("evaluate").scores
-    parts = [_hidden_text(scores), _bits_per_byte(scores), _questions(scores), _comparisons(scores)]
-    parts += [_calculator(scores), _kinds(scores)]
+    parts = [_hidden_text(scores), _bits_per_byte(scores), _pseudo_bits_per_byte(scores), _questions(scores)]
+    parts += [_comparisons(scores), _calculator(scores), _kinds(scores)]
     if not any(parts):
         return None
     return Section(
@@ -55,6 +56,29 @@ def _bits_per_byte(scores: Row) -> Markup | None:
     )
     told = [join(tag("strong", str(row.get("name", ""))), f": {row['how']}") for row, _ in present if row.get("how")]
     return join(chart(title, draw), tag("p", join(*told, separator=" · "), class_="fine") if told else None)
+
+
+def _pseudo_bits_per_byte(scores: Row) -> Markup | None:
+    """Of models that read both ways; apart from the others, which had not seen what comes after."""
+    entries = [(row, number(row, "value")) for row in rows(scores, "pseudo_bits_per_byte")]
+    bars = [
+        Bar(str(row.get("name", "")), value, number(row, "low"), number(row, "high"))
+        for row, value in entries
+        if value is not None
+    ]
+    if not bars:
+        return None
+
+    def draw(width: int) -> Markup:
+        description = "; ".join(f"{bar.label}: {bar.value:.3f}" for bar in bars)
+        return bar_chart(bars, "Pseudo bits per byte", description, width, lambda value: f"{value:.3f}")
+
+    told = [str(row["how"]) for row, _ in entries if row.get("how")]
+    title = join(
+        tag("strong", "Pseudo bits per byte of held-out text"),
+        tag("span", ", each token guessed from both sides: not to be compared with the others", class_="soft"),
+    )
+    return join(chart(title, draw), tag("p", " · ".join(told), class_="fine") if told else None)
 
 
 def _hidden_text(scores: Row) -> Markup | None:

@@ -22,6 +22,8 @@ from groundup.record.run_folder import Row, RunFolder, number
 
 _SAMPLES_PER_PROMPT = 5
 _SMALL_CHART_HEIGHT = 130
+# Of models that read both ways.
+PSEUDO = "heldout_sampled_pseudo_bits_per_byte"
 # The held-out figures of models that guess hidden text, in nats per guessed token.
 HIDDEN = ("heldout_masked_loss", "heldout_span_loss")
 
@@ -30,9 +32,10 @@ def pretrain_section(run: RunFolder) -> Section | None:
     """The loss curve, and how fast the machine went compared with what it can do.
 
     Reads of the pretrain summary: preset, parameters, steps, tokens, epochs, flops, dtype, and heldout_bits_per_byte or
-    objective and its figure of HIDDEN; of measured.json: train_seconds, tokens_per_second, flops_per_second,
-    peak_flops, utilisation, threads; of metrics.jsonl: tokens, bits_per_byte, loss, the held-out figures,
-    learning_rate, grad_norm, expert_load_max; of timings.jsonl: tokens_per_second.
+    objective and its figure of HIDDEN, of a model that reads both ways also PSEUDO and heldout_sampled_tokens; of
+    measured.json: train_seconds, tokens_per_second, flops_per_second, peak_flops, utilisation, threads; of
+    metrics.jsonl: tokens, bits_per_byte, loss, the held-out figures, learning_rate, grad_norm, expert_load_max; of
+    timings.jsonl: tokens_per_second.
     """
     stage = run.stage("pretrain")
     if not stage.summary and not stage.metrics:
@@ -43,6 +46,7 @@ def pretrain_section(run: RunFolder) -> Section | None:
         _pretrain_intro(summary),
         tiles(
             tile("held out", maybe(number(summary, "heldout_bits_per_byte"), _three_digits), "bits per byte"),
+            tile("held out", maybe(number(summary, PSEUDO), _three_digits), _sampled_note(summary)),
             *(tile("held out", maybe(number(summary, name), _three_digits), "nats a guessed token") for name in HIDDEN),
             tile("parameters", maybe(number(summary, "parameters"), _scaled), _preset_note(summary)),
             tile("trained on", maybe(number(summary, "tokens"), _scaled), _steps_note(summary)),
@@ -123,6 +127,11 @@ def _pretrain_intro(summary: Row) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.3f}"
+
+
+def _sampled_note(summary: Row) -> str:
+    sampled = maybe(number(summary, "heldout_sampled_tokens"), lambda count: f", {format_count(count)} tokens sampled")
+    return f"pseudo bits per byte{sampled or ''}"
 
 
 def _scaled(value: float) -> str:

@@ -1,0 +1,137 @@
+"""Mamba: a state space whose step sizes, inputs and outputs depend on the token (Gu and Dao 2023).
+
+Each channel c carries a state of n numbers. A token with step size s[c], input weights B[n], output weights C[n] and
+channel value x[c] does
+
+    h[n, c] ← exp(-s[c] · rate[n, c]) · h[n, c] + s[c] · x[c] · B[n],    y[c] = Σ_n C[n] · h[n, c]
+
+`recurrent` is this definition, one token after the other; `chunked` gives the same for many at once. The first token of
+a segment finds a state of zeros. Shape suffixes: b batch, t time, d model width, c channels, n numbers of the state, r
+rank of the steps.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groundup.model.context import LayerCache, Shared
+from groundup.model.convolution import CausalConvolution
+from groundup.model.parts import Linear, Normalise, activate
+from groundup.model.recurrent_specs import Mamba
+from groundup.model.scan import linear_scan, widen
+
+# Tokens whose states (batch, tokens, n, c) are held at a time; those of the others are computed again for the gradient.
+CHUNK = 128
+
+
+class MambaMixer(nn.Module):
+    """Projection, convolution, selective scan, gate, projection."""
+
+    def __init__(self, spec: Mamba, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        norm = spec.norm
+        self.input = Linear(width, spec.channels, spec.bias)
+        self.gate = Linear(width, spec.channels, spec.bias)
+        self.convolution = CausalConvolution(spec.channels, spec.kernel, spec.convolution_bias)
+        self.selection = Linear(spec.channels, spec.rank + 2 * spec.state)
+        self.step_norm = None if norm is None else Normalise(norm, spec.rank)
+        self.into_norm = None if norm is None else Normalise(norm, spec.state)
+        self.out_of_norm = None if norm is None else Normalise(norm, spec.state)
+        self.step = Linear(spec.rank, spec.channels)
+        self.step_bias = nn.Parameter(torch.empty(spec.channels))
+        self.log_rate = nn.Parameter(torch.empty(spec.channels, spec.state))
+        self.skip = nn.Parameter(torch.empty(spec.channels))
+        self.output = Linear(spec.channels, width, spec.bias)
+
+    def forward(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
+        starts_bt = shared.visible.starts()
+        inputs, state_bnc = (None, None) if cache is None or cache.state is None else cache.state
+        x_btc, inputs = self.convolution(self.input(x_btd), starts_bt, inputs)
+        x_btc = activate(x_btc, self.spec.activation)
+        step_btc, into_btn, out_of_btn = self._select(x_btc)
+        wide_btc, rate_nc = widen(x_btc), widen(self.log_rate).exp().T
+        if state_bnc is None:
+            state_bnc = wide_btc.new_zeros(len(x_btc), *rate_nc.shape)
+        form = recurrent if x_btc.shape[1] == 1 else chunked
+        y_btc, state_bnc = form(wide_btc, step_btc, rate_nc, into_btn, out_of_btn, starts_bt, state_bnc)
+        if cache is not None:
+            cache.state = (inputs, state_bnc)
+        y_btc = y_btc + widen(self.skip) * wide_btc
+        return self.output((y_btc * F.silu(widen(self.gate(x_btd)))).to(x_btd.dtype))
+
+    def _select(self, x_btc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes, input weights and output weights of each token, in at least float32."""
+        spec = self.spec
+        step_btr, into_btn, out_of_btn = self.selection(x_btc).split((spec.rank, spec.state, spec.state), dim=-1)
+        if self.step_norm is not None and self.into_norm is not None and self.out_of_norm is not None:
+            step_btr, into_btn = self.step_norm(step_btr), self.into_norm(into_btn)
+            out_of_btn = self.out_of_norm(out_of_btn)
+        step_btc = F.softplus(widen(self.step(step_btr)) + self.step_bias)
+        return step_btc, widen(into_btn), widen(out_of_btn)
+
+
+def recurrent(
+    x_btc: Tensor,
+    step_btc: Tensor,
+    rate_nc: Tensor,
+    into_btn: Tensor,
+    out_of_btn: Tensor,
+    starts_bt: Tensor | None,
+    state_bnc: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The scan as it is defined: the outputs y (batch, time, channels), and the state after the last token.
+
+    state_bnc: before the first token. starts_bt: bool, the tokens that find a state of zeros, or None.
+    """
+    outputs = []
+    for t in range(x_btc.shape[1]):
+        decay_bnc = torch.exp(-step_btc[:, t, None] * rate_nc)
+        if starts_bt is not None:
+            decay_bnc = decay_bnc * ~starts_bt[:, t, None, None]
+        entry_bnc = into_btn[:, t, :, None] * (step_btc * x_btc)[:, t, None]
+        state_bnc = decay_bnc * state_bnc + entry_bnc
+        outputs.append((out_of_btn[:, t, :, None] * state_bnc).sum(1))
+    return torch.stack(outputs, dim=1), state_bnc
+
+
+def chunked(
+    x_btc: Tensor,
+    step_btc: Tensor,
+    rate_nc: Tensor,
+    into_btn: Tensor,
+    out_of_btn: Tensor,
+    starts_bt: Tensor | None,
+    state_bnc: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The same as `recurrent`, for all tokens of a chunk together; only one chunk's states are held at a time."""
+    chunks = (part.split(CHUNK, dim=1) for part in (x_btc, step_btc, into_btn, out_of_btn))
+    outputs = []
+    for index, (x, step, into, out_of) in enumerate(zip(*chunks, strict=True)):
+        starts = None if starts_bt is None else starts_bt[:, index * CHUNK : (index + 1) * CHUNK]
+        arguments = (x, step, rate_nc, into, out_of, starts, state_bnc)
+        if torch.is_grad_enabled():
+            y_btc, state_bnc = checkpoint(_scan_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_btc, state_bnc = _scan_chunk(*arguments)
+        outputs.append(y_btc)
+    return torch.cat(outputs, dim=1), state_bnc
+
+
+def _scan_chunk(
+    x_btc: Tensor,
+    step_btc: Tensor,
+    rate_nc: Tensor,
+    into_btn: Tensor,
+    out_of_btn: Tensor,
+    starts_bt: Tensor | None,
+    state_bnc: Tensor,
+) -> tuple[Tensor, Tensor]:
+    decay_btnc = torch.exp(-step_btc[:, :, None] * rate_nc)
+    if starts_bt is not None:
+        decay_btnc = decay_btnc * ~starts_bt[:, :, None, None]
+    entry_btnc = into_btn[..., None] * (step_btc * x_btc)[:, :, None]
+    states_btnc = linear_scan(decay_btnc, entry_btnc, state_bnc)
+    # A copy of the last state, or a cache would hold those of the whole chunk.
+    return (out_of_btn[..., None] * states_btnc).sum(2), states_btnc[:, -1].clone()
