@@ -17,11 +17,30 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "Decoder":
-    """The model of a Hugging Face folder (docs/families.md), on the CPU, in evaluation mode; never downloads.
+    """The model of a Hugging Face folder (docs/families.md), on the CPU, in evaluation mode.
 
+    folder: a path, or `hf:org/name` or `hf:org/name@revision` for a model of the hub, which is downloaded into the
+        cache that `huggingface_hub` shares among programs. A path is never downloaded.
     dtype: of the weights; None keeps each tensor's own.
     Raises `groundup.errors.UserError`, naming the file and the key or tensor, for a folder that is not understood.
     """
     from groundup.formats.huggingface import load_model
+    from groundup.formats.folder import local_folder
 
-    return load_model(Path(folder), dtype)
+    return load_model(local_folder(folder), dtype)
+
+
+def save(
+    model: "Decoder", folder: str | PathLike[str], like: str | PathLike[str] | None = None, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write a model as a Hugging Face folder, which `transformers` loads too: whole, or not at all.
+
+    folder: is made where it is not; files in it that belong to no model stay.
+    like: a model folder whose token ids, generation settings, tokenizer and chat template go along; by default the one
+        that the model was loaded from.
+    shard_bytes: the most that one file of weights may hold; larger models are split, with an index.
+    Raises `groundup.errors.UserError` if the weights give logits that are not finite.
+    """
+    from groundup.formats.huggingface import save_folder
+
+    save_folder(model, Path(folder), None if like is None else Path(like), shard_bytes)

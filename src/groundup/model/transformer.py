@@ -4,6 +4,7 @@ Shape suffixes: b batch, t time, s key time, d model width, k kv width, v vocabu
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -96,12 +97,14 @@ class Decoder(nn.Module):
     """A decoder-only language model, built from a `ModelConfig`.
 
     compute_dtype: type of the activations and, cast on use, of the matrices; None means the weights' own.
+    folder: where it was loaded from, or None; there lie its tokenizer and its generation settings.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.folder: Path | None = None
         width, table_width = config.width, config.table_width
         learned, spec = config.learned_positions, config.induction
         self.embedding = Embedding(config.vocab_size, table_width)
