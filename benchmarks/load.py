@@ -34,7 +34,9 @@ def main() -> None:
     parser = arguments("Loading a folder of one gigabyte.")
     parser.add_argument("--family", nargs="+", default=sorted(LAYERS), choices=sorted(LAYERS))
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured; the median counts")
-    parser.add_argument("--folder", type=Path, help="where to write the models (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write the models (default: the system's temporary folder)"
+    )
     parser.add_argument("--measure", nargs=2, metavar=("WHO", "FOLDER"), help="(used by the benchmark itself)")
     options = parser.parse_args()
     if options.measure is not None:

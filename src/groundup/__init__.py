@@ -24,8 +24,8 @@ def load(folder: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "De
     dtype: of the weights; None keeps each tensor's own.
     Raises `groundup.errors.UserError`, naming the file and the key or tensor, for a folder that is not understood.
     """
-    from groundup.formats.huggingface import load_model
     from groundup.formats.folder import local_folder
+    from groundup.formats.huggingface import load_model
 
     return load_model(local_folder(folder), dtype)
 

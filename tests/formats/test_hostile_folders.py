@@ -346,7 +346,17 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(place: Any, sharded: P
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"\xff", b"{}", b'{"weight_map": {}}', b'{"weight_map": []}', b'{"weight_map": null}', b"[" * 10**6],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"{}",
+        b'{"weight_map": {}}',
+        b'{"weight_map": []}',
+        b'{"weight_map": null}',
+        b"[" * 10**6,
+    ],
     ids=lambda content: str(content[:20]),
 )
 def test_an_index_that_is_none_is_refused(content: bytes, sharded: Path):
@@ -382,7 +392,9 @@ def test_a_config_that_no_parser_should_meet_is_refused(content: bytes, folder: 
     assert "config.json" in _refusal(folder)
 
 
-@pytest.mark.parametrize("size", [10**6, 10**12, 2**53, 2**63, 10**400], ids=lambda size: f"{size:.4}" if size < 2**64 else "10^400")
+@pytest.mark.parametrize(
+    "size", [10**6, 10**12, 2**53, 2**63, 10**400], ids=lambda size: f"{size:.4}" if size < 2**64 else "10^400"
+)
 @pytest.mark.parametrize(
     "key",
     [
@@ -424,8 +436,13 @@ VALUES = st.recursive(
     | st.floats()
     | st.sampled_from(["default", "linear", "yarn", "llama3", "full_attention", "sliding_attention", "gelu", "", "x"])
     | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["rope_type", "type", "factor", "rope_theta", "full_attention", "low_freq_factor", "x"]), inner, max_size=4
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["rope_type", "type", "factor", "rope_theta", "full_attention", "low_freq_factor", "x"]),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=8,
 )

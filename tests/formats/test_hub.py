@@ -200,7 +200,8 @@ def test_a_damaged_beginning_from_an_earlier_run_is_refused_and_thrown_away(hub:
     ("status", "code", "parts"),
     [
         (404, "RepoNotFound", ["has no model org/tiny", "sign in"]),
-        (401, "", ["has no model org/tiny", "sign in"]),
+        (401, "RepoNotFound", ["has no model org/tiny", "sign in"]),
+        (401, "", ["refuses", "401", "sign in"]),
         (404, "RevisionNotFound", ["org/tiny has no branch, tag or commit `main`"]),
         (403, "GatedRepo", ["is gated", "accept its terms at http://127.0.0.1", "/org/tiny"]),
         (403, "", ["refuses", "403"]),
@@ -246,9 +247,7 @@ def test_without_a_connection_a_cached_model_is_loaded_and_another_is_not(
 
 
 @pytest.mark.parametrize("lost", [WEIGHTS, "config.json"])
-def test_offline_half_a_model_counts_as_none(
-    lost: str, hub: SmallHub, cache: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_offline_half_a_model_counts_as_none(lost: str, hub: SmallHub, cache: Path, monkeypatch: pytest.MonkeyPatch):
     groundup.load(NAME)
     (cache / "snapshots" / COMMIT / lost).unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -55,7 +55,9 @@ def test_what_is_saved_is_a_whole_folder_for_transformers(source: Path, tmp_path
     assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (1, [2, 3], 5)
     assert settings.top_k == 7
     words = transformers.AutoTokenizer.from_pretrained(out)
-    assert words("import os")["input_ids"] == transformers.AutoTokenizer.from_pretrained(source)("import os")["input_ids"]
+    assert (
+        words("import os")["input_ids"] == transformers.AutoTokenizer.from_pretrained(source)("import os")["input_ids"]
+    )
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
@@ -70,7 +72,7 @@ def test_a_large_model_is_written_in_shards(variant: str, tmp_path: Path):
     total = 0
     for name in shards:
         with safe_open(out / name, framework="pt") as file:
-            sizes = [file.get_tensor(tensor).nbytes for tensor in file.keys()]
+            sizes = [file.get_tensor(tensor).nbytes for tensor in list(file.keys())]
         assert len(sizes) == 1 or sum(sizes) <= 20_000
         total += sum(sizes)
     assert json.loads((out / INDEX).read_text())["metadata"]["total_size"] == total
@@ -90,7 +92,9 @@ def test_other_files_of_the_folder_stay_and_the_older_models_go(source: Path, tm
         assert kept.items() <= _contents(out).items()
         _assert_same_model(out, source)
         weights = {path.name for path in out.glob("model*")}
-        indexed = {INDEX, *json.loads((out / INDEX).read_text())["weight_map"].values()} if shard_bytes < 10**6 else {WEIGHTS}
+        indexed = (
+            {INDEX, *json.loads((out / INDEX).read_text())["weight_map"].values()} if shard_bytes < 10**6 else {WEIGHTS}
+        )
         assert weights == indexed
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 

@@ -1,4 +1,7 @@
-"""Where a model folder is and what lies in it: the names of its files, and those that are JSON. None of it is trusted."""
+"""Where a model folder is and what lies in it: the names of its files, and those that are JSON.
+
+None of it is trusted.
+"""
 
 import json
 import os

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import huggingface_hub.errors as hub_errors
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, validate_repo_id
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, validate_repo_id  # type: ignore[attr-defined]
 
 from groundup import __version__
 from groundup.errors import UserError
@@ -82,7 +82,9 @@ def fetch(name: str) -> Path:
     try:
         return _take(model, commit, files)
     except _NoAnswerError as error:
-        raise UserError(f"the download of {model} broke off, since {error}; the same again goes on from there") from None
+        raise UserError(
+            f"the download of {model} broke off, since {error}; the same again goes on from there"
+        ) from None
 
 
 def _take(model: Model, commit: str, files: Mapping[str, File]) -> Path:
@@ -103,7 +105,8 @@ def _take(model: Model, commit: str, files: Mapping[str, File]) -> Path:
         if model.revision != commit:
             branch = model.cache / "refs" / model.revision
             branch.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(branch, commit)
+            with _lock(model, "refs"):
+                write_atomically(branch, commit)
     return folder
 
 
@@ -184,9 +187,7 @@ def _download(model: Model, commit: str, files: Iterable[File], title: str) -> N
 def _download_file(model: Model, commit: str, file: File, progress: Progress) -> None:
     """One file into `blobs/`, once it is whole and its hash is right, and a link to it into the snapshot."""
     blob, link = model.cache / "blobs" / file.digest, model.cache / "snapshots" / commit / file.name
-    locks = model.cache.parent / ".locks" / model.cache.name
-    locks.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(locks / f"{file.digest}.lock"):  # the one that the library itself takes
+    with _lock(model, file.digest):
         if not blob.exists():
             _transfer(model, commit, file, progress)
             if _digest(_partial(model, file), file.digest) != file.digest:
@@ -196,8 +197,9 @@ def _download_file(model: Model, commit: str, file: File, progress: Progress) ->
                     "run the same again to fetch it anew"
                 )
             os.replace(_partial(model, file), blob)
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
 
 
 def _transfer(model: Model, commit: str, file: File, progress: Progress) -> None:
@@ -232,6 +234,13 @@ class _Bar:
 
     def update(self, amount: int) -> None:
         self._progress.advance(amount)
+
+
+def _lock(model: Model, name: str) -> AbstractContextManager[object]:
+    """One at a time, whichever program it is: for files this is the lock that the library itself takes."""
+    folder = model.cache.parent / ".locks" / model.cache.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return WeakFileLock(folder / f"{name}.lock")
 
 
 def _partial(model: Model, file: File) -> Path:

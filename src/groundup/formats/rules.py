@@ -206,7 +206,9 @@ def our_tensors(
         disk = [get(name) for name in rule.disk]
         for name, tensor, like in zip(rule.disk, disk, wanted, strict=True):
             if tensor.shape != like.shape:
-                raise ValueError(f"tensor `{name}` has shape {tuple(tensor.shape)}, config.json says {tuple(like.shape)}")
+                raise ValueError(
+                    f"tensor `{name}` has shape {tuple(tensor.shape)}, config.json says {tuple(like.shape)}"
+                )
         is_copied = not rule.operation.views or any(dtype not in (None, tensor.dtype) for tensor in disk)
         if is_copied and read is not None:
             disk = [read(name) for name in rule.disk]

@@ -78,13 +78,17 @@ class TensorFiles:
         for name in sorted(indexed.keys() | self._places.keys()):
             said, held = indexed.get(name), self._places.get(name)
             if held is None:
-                raise UserError(f"{self._folder / str(said)}: tensor `{name}` is missing, {INDEX} says that it lies here")
+                raise UserError(
+                    f"{self._folder / str(said)}: tensor `{name}` is missing, {INDEX} says that it lies here"
+                )
             if said != held:
                 elsewhere = "does not name it" if said is None else f"says that it lies in {said}"
                 raise UserError(f"{self._folder / held}: tensor `{name}` lies here, {INDEX} {elsewhere}")
         strays = sorted(path.name for path in self._folder.glob(SHARDS) if path.name not in self._files)
         if strays:
-            raise UserError(f"{self._folder / strays[0]}: {INDEX} does not name this shard; remove it or mend the index")
+            raise UserError(
+                f"{self._folder / strays[0]}: {INDEX} does not name this shard; remove it or mend the index"
+            )
 
 
 def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
