@@ -25,7 +25,7 @@ from typing import Any
 from figures import arguments, show
 
 # Layers of width 1024 that make a gigabyte of float32.
-LAYERS = {"llama": 14, "gpt2": 15}
+LAYERS = {"llama": 18, "gpt2": 16}
 TARGET_TIME, TARGET_MEMORY = 1.3, 1.1
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("WHO", "FOLDER"), help="(used by the benchmark itself)")
     options = parser.parse_args()
     if options.measure is not None:
-        print(json.dumps(measure(options.measure[0], Path(options.measure[1]))))
+        measure(options.measure[0], Path(options.measure[1]))
         return
     rows = []
     for family in options.family:
@@ -61,7 +61,7 @@ def compare(family: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
         found: dict[str, list[dict[str, float]]] = {who: [] for who in ("read", "groundup", *others)}
         for _ in range(rounds):
             for who, results in found.items():
-                drop(path) if temperature == "cold" else measure("read", folder)
+                drop(path) if temperature == "cold" else _reading()(folder)
                 command = [sys.executable, __file__, "--measure", who, str(folder)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 results.append(json.loads(done.stdout.splitlines()[-1]))
@@ -90,17 +90,18 @@ def drop(path: Path) -> None:
     os.close(descriptor)
 
 
-def measure(who: str, folder: Path) -> dict[str, float]:
-    """Seconds, and bytes at the peak beyond those before."""
+def measure(who: str, folder: Path) -> None:
+    """Print seconds, and bytes at the peak beyond those before; or write the folder."""
     if who.startswith("write "):
-        write(who.removeprefix("write "), folder)
-        return {}
+        return write(who.removeprefix("write "), folder)
     load = {"read": _reading, "groundup": _groundup, "transformers": _transformers}[who]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     load(folder)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": seconds, "bytes": 1024 * (peak - before)}))
+    return None
 
 
 def write(family: str, folder: Path) -> None:

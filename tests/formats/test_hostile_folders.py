@@ -6,7 +6,6 @@ import pickle
 import resource
 import shutil
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,10 +33,10 @@ VARIANTS = (
     "gpt2",
     "opt",
     "gpt_neox",
-    "falcon",
-    "gemma3",
+    "falcon grouped, biases",
+    "gemma3_text",
     "olmo3",
-    "phi3",
+    "phi3 longrope",
     "cohere2",
     "mixtral",
     "qwen2_moe",
@@ -197,8 +196,8 @@ def test_no_bytes_of_a_header_give_anything_but_a_refusal_or_the_same_model(
 ):
     content = bytearray((whole / WEIGHTS).read_bytes())
     end = 8 + struct.unpack("<Q", content[:8])[0]
-    for kind, place, byte in edits:
-        at = int(place * (end - 1))
+    for kind, place, byte in sorted(edits, key=lambda edit: edit[0] == "cut"):
+        at = int(place * (end - 4))
         if kind == "change":
             content[at] = byte
         elif kind == "insert":
@@ -253,6 +252,8 @@ def test_every_tensor_of_another_shape_is_named(variant: str, families: dict[str
     folder = Path(shutil.copytree(families[variant], tmp_path / "model"))
     whole = load_file(folder / WEIGHTS)
     for name, tensor in whole.items():
+        if ".1." in name:  # layers are read alike
+            continue
         others = [tensor.flatten()[:1].reshape(()), tensor[:0], tensor[None], torch.cat((tensor, tensor))]
         others += [tensor.T] if tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1] else []
         others += [tensor.flatten()] if tensor.ndim > 1 else []
@@ -299,7 +300,7 @@ def test_a_shard_cut_short_is_named(sharded: Path):
 
 
 def test_a_tensor_that_the_index_places_in_another_shard_is_named(sharded: Path):
-    other = _place(sharded, "lm_head.weight")
+    other = _place(sharded, "model.norm.weight")
     assert other != _place(sharded)
     _edit_json(sharded / INDEX, lambda index: index["weight_map"].update({QUERY: other}))
     message = _refusal(sharded)
@@ -319,7 +320,7 @@ def test_a_tensor_that_the_index_leaves_out_is_named(sharded: Path):
 
 
 def test_a_tensor_in_two_shards_is_named(sharded: Path):
-    other = sharded / _place(sharded, "lm_head.weight")
+    other = sharded / _place(sharded, "model.norm.weight")
     save_file(load_file(other) | {QUERY: load_file(sharded / _place(sharded))[QUERY]}, other)
     assert f"tensor `{QUERY}` lies in " in _refusal(sharded)
 
@@ -393,7 +394,7 @@ def test_a_config_that_no_parser_should_meet_is_refused(content: bytes, folder: 
 
 
 @pytest.mark.parametrize(
-    "size", [10**6, 10**12, 2**53, 2**63, 10**400], ids=lambda size: f"{size:.4}" if size < 2**64 else "10^400"
+    "size", [10**6, 10**12, 2**53, 2**63, 10**400], ids=["10^6", "10^12", "2^53", "2^63", "10^400"]
 )
 @pytest.mark.parametrize(
     "key",
@@ -408,9 +409,7 @@ def test_a_config_that_no_parser_should_meet_is_refused(content: bytes, folder: 
     ],
 )
 def test_sizes_that_the_files_cannot_hold_are_refused_before_anything_is_built(key: str, size: int, folder: Path):
-    sys.set_int_max_str_digits(0)
     _edit_json(folder / "config.json", lambda keys: keys.update({key: size}))
-    sys.set_int_max_str_digits(4300)
     _refusal(folder)
 
 

@@ -29,7 +29,7 @@ def source(tmp_path: Path, pretrained: Callable[[str], Path]) -> Path:
     folder = tmp_path / "source"
     reference("llama", hot=True).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(pretrained("llama")).save_pretrained(folder)
-    settings = transformers.GenerationConfig(bos_token_id=1, eos_token_id=[2, 3], pad_token_id=5, top_k=7)
+    settings = transformers.GenerationConfig(bos_token_id=1, eos_token_id=[2, 3], pad_token_id=5, do_sample=True, top_k=7)
     settings.save_pretrained(folder)
     return folder
 
@@ -180,13 +180,13 @@ def test_what_cannot_be_saved_is_one_sentence_and_leaves_nothing(source: Path, t
     with pytest.raises(UserError, match=r"nothing/config\.json: there is no such file"):
         groundup.save(model, tmp_path / "out", like=tmp_path / "nothing")
     with torch.no_grad():
-        model.embedding.weight[3] = torch.inf
+        model.final_norm.weight[3] = torch.inf
     with pytest.raises(UserError, match="not finite"):
         groundup.save(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("variant", "copied"), [("llama", 0), ("phi3", 0), ("gpt2", 8), ("mixtral", 18)])
+@pytest.mark.parametrize(("variant", "copied"), [("llama", 0), ("phi3", 0), ("gpt2", 12), ("mixtral", 30)])
 def test_only_tensors_that_lie_otherwise_on_disk_are_read_when_a_model_is_loaded(
     variant: str, copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
