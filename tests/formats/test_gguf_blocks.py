@@ -20,7 +20,17 @@ def hard_values() -> torch.Tensor:
     halves = torch.cat((halves, torch.full((1, 256), 63.5)))
     halves[:, ::32] = 127.0  # so that the step is one, and every half is a tie
     ties = torch.randn(20, 256, generator=generator).sign() * 3  # which of equal sizes is the farthest counts
-    return torch.cat((random, halves, -halves, ties, torch.zeros(2, 256)))
+    return torch.cat((random, halves, -halves, ties, rounded_twice(generator), torch.zeros(2, 256)))
+
+
+def rounded_twice(generator: torch.Generator) -> torch.Tensor:
+    """Blocks that are packed otherwise if the product is rounded before 8.5 is added, as ggml's machines do not."""
+    blocks = (torch.randn(20_000, 32, generator=generator) * 64).round() / 64  # coarse, so that it happens at all
+    inverse = 1 / (blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -8)
+    once = (blocks.double() * inverse.double() + 8.5).float()
+    found = blocks[(once.int() != (blocks * inverse + 8.5).int()).any(1)]
+    assert len(found) >= 8
+    return found[:8].view(1, 256)
 
 
 def scalar_q8_0(values: list[float]) -> bytes:
