@@ -45,8 +45,8 @@ class StackConfig:
         if self.width < 1:
             raise ValueError(f"`width` must be positive, not {self.width}")
         if self.relative_positions is not None:
-            mixers = [layer.mixer for layer in self.layers]
-            if not all(isinstance(mixer, Attention) and mixer.heads == mixers[0].heads for mixer in mixers):
+            heads = {layer.mixer.heads if isinstance(layer.mixer, Attention) else 0 for layer in self.layers}
+            if len(heads) > 1 or 0 in heads:
                 raise ValueError("relative positions need plain attention with equally many heads in every layer")
 
     @property
