@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import transformers
 from figures import arguments, show
+from groundup.model.transformer import Decoder
 
 import groundup
 from groundup.engine.cache import KeyValueCache
 from groundup.model.initialise import initialise
 from groundup.model.presets import build_config
-from groundup.model.transformer import Decoder
 
 VOCABULARIES = {"llama": 32_000, "gpt2": 50_257}
 TOKENS = 512

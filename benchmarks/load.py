@@ -107,11 +107,11 @@ def measure(who: str, folder: Path) -> None:
 def write(family: str, folder: Path) -> None:
     """A folder of random float32 weights."""
     import torch
+    from groundup.model.transformer import Decoder
 
     import groundup
     from groundup.model.initialise import initialise
     from groundup.model.presets import build_config
-    from groundup.model.transformer import Decoder
 
     vocabulary = {"llama": 32_000, "gpt2": 50_257}[family]
     with torch.device("meta"):

@@ -41,10 +41,30 @@ def test_a_trained_folder_continues_a_text_there_as_here(preset: str, pretrained
 
 
 @pytest.mark.parametrize("preset", [name for name in DECODERS if name not in ("gpt3", "groundup", "palm")])
-@torch.no_grad()
 def test_a_trained_folder_gives_equal_logits_in_its_own_type(preset: str, pretrained: Callable[[str], Path]):
     folder = pretrained(preset)
     ids = torch.tensor([Tokenizer.load(folder).encode("def parse(text):\n    return json.loads(text)\n")])
-    ours, theirs = load_model(folder)(ids), transformers.AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    with torch.no_grad():
+        ours, theirs = load_model(folder)(ids), transformers.AutoModelForCausalLM.from_pretrained(folder)(ids).logits
     assert ours.dtype == theirs.dtype == torch.float32
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("preset", ["bert", "t5"])
+def test_a_trained_folder_guesses_hidden_text_there_as_here(preset: str, pretrained: Callable[[str], Path]):
+    folder = pretrained(preset)
+    words, their_words = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    hidden = "<|mask|>" if preset == "bert" else "<extra_id_0>"
+    ids = their_words(f"def parse(text):\n    return {hidden}(text)\n", return_tensors="pt")["input_ids"]
+    assert words.control[hidden] in ids[0].tolist()
+    with torch.no_grad():
+        if preset == "bert":
+            theirs = transformers.AutoModelForMaskedLM.from_pretrained(folder)(ids).logits
+            ours = load_model(folder)(ids)
+        else:
+            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+            assert model.config.decoder_start_token_id == words.bos_id
+            start = torch.tensor([[words.bos_id, words.sentinel_ids[0]]])
+            theirs = model(input_ids=ids, decoder_input_ids=start).logits
+            ours = load_model(folder)(ids, start)
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()

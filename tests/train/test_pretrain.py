@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from groundup.tokens.config import SENTINEL_TOKENS, TokensConfig
 from groundup.tokens.corruption import CorruptedSpans, MaskedTokens
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
-from groundup.train import outcome, pretrain
+from groundup.train import pretrain
 from groundup.train.config import PretrainConfig
 from groundup.train.heldout import heldout_loss
-from groundup.train.learner import TextModel, stacks
 from groundup.train.objectives import HELDOUT_SEED
 
 ALL_DECODERS = pytest.mark.parametrize("preset", DECODERS)
@@ -170,52 +170,51 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, tokens_folder: Path, 
 
 # Models that guess hidden text
 
+LONGER = 80 * 512
 HIDDEN = {name: ("masked tokens", "heldout_masked_loss", ["<|mask|>"]) for name in ENCODERS}
 HIDDEN |= {name: ("corrupted spans", "heldout_span_loss", list(SENTINEL_TOKENS)) for name in ENCODER_DECODERS}
 
 
 @pytest.fixture(scope="module")
-def hidden_runs(
-    tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, tokenizer_folder: Path
-) -> dict[str, tuple[Path, TextModel, Tokenizer]]:
-    """For each such preset the folder of a run, and what would be saved there: model and tokenizer."""
-    runs = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for preset in HIDDEN:
-            out = tmp_path_factory.mktemp(preset)
-            saved: list[tuple[TextModel, Tokenizer]] = []
-            patch.setattr(pretrain, "save_trained", lambda model, words, *_, saved=saved: saved.append((model, words)))
-            settings = {**PRETRAINING, "preset": preset, "tokens": 80 * 512}
-            pretrain.run(PretrainConfig(**settings), out, tokens=tokens_folder, tokenizer=tokenizer_folder)
-            runs[preset] = (out, *saved[0])
-    return runs
+def hidden_runs(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, tokenizer_folder: Path) -> Pretrained:
+    """Call it with such a preset: the folder of a run that is long enough to learn something."""
+
+    @cache
+    def folder(preset: str) -> Path:
+        out = tmp_path_factory.mktemp(preset)
+        settings = {**PRETRAINING, "preset": preset, "tokens": LONGER}
+        pretrain.run(PretrainConfig(**settings), out, tokens=tokens_folder, tokenizer=tokenizer_folder)
+        return out
+
+    return folder
 
 
 @pytest.mark.parametrize("preset", HIDDEN)
-def test_a_figure_of_hidden_text_bears_its_own_name(preset: str, hidden_runs):
-    out, _, _ = hidden_runs[preset]
+def test_a_figure_of_hidden_text_bears_its_own_name(preset: str, hidden_runs: Pretrained):
+    out = hidden_runs(preset)
     objective, figure, _ = HIDDEN[preset]
     summary, lines = json.loads((out / "summary.json").read_text()), read_lines(out / "metrics.jsonl")
     assert summary["objective"] == objective
-    assert summary["tokens"] == 80 * 512
+    assert summary["tokens"] == LONGER
     names = {name for line in (summary, *lines) for name in line}
     assert not any("bits_per_byte" in name and "pseudo" not in name for name in names)
     assert [figure in line for line in lines].count(True) == 3
-    assert lines[-1]["tokens"] < 0.4 * 80 * 512  # those that were guessed
+    assert lines[-1]["tokens"] < 0.4 * LONGER  # those that were guessed
     assert not (out / "samples.jsonl").exists()
 
 
 @pytest.mark.parametrize("preset", HIDDEN)
-def test_hidden_text_is_learned_to_be_guessed_better_than_by_frequencies(preset: str, hidden_runs):
-    out, _, _ = hidden_runs[preset]
+def test_hidden_text_is_learned_to_be_guessed_better_than_by_frequencies(preset: str, hidden_runs: Pretrained):
+    out = hidden_runs(preset)
     summary, lines = json.loads((out / "summary.json").read_text()), read_lines(out / "metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(math.log(summary["vocab_size"]), rel=0.05)
     assert summary[HIDDEN[preset][1]] < summary["heldout_unigram_entropy"]
 
 
 @pytest.mark.parametrize("preset", HIDDEN)
-def test_the_final_figure_is_that_of_all_heldout_text(preset: str, hidden_runs, tokens_folder: Path):
-    out, model, words = hidden_runs[preset]
+def test_the_final_figure_is_that_of_all_heldout_text(preset: str, hidden_runs: Pretrained, tokens_folder: Path):
+    out = hidden_runs(preset)
+    model, words = load_model(out), Tokenizer.load(out)
     objective, figure, control_tokens = HIDDEN[preset]
     assert list(words.control)[-len(control_tokens) :] == control_tokens
     summary = json.loads((out / "summary.json").read_text())
@@ -224,20 +223,6 @@ def test_the_final_figure_is_that_of_all_heldout_text(preset: str, hidden_runs, 
         assert summary["mask_fraction"] == 0.15
     else:
         hide = CorruptedSpans(words.sentinel_ids, words.bos_id, words.eos_id, words.pad_id, HELDOUT_SEED)
-    for stack in stacks(model):
-        stack.compute_dtype = None
     loss = heldout_loss(model, Shards.open(tokens_folder / "heldout"), CONTEXT, words.bos_id, rows=1, corruption=hide)
     assert summary[figure] == pytest.approx(loss.per_target, rel=1e-5)
     assert summary["heldout_targets"] == loss.tokens
-
-
-def test_a_saved_tokenizer_has_the_control_tokens_that_its_model_needs(
-    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(outcome, "save_model", lambda *_: None)
-    words = Tokenizer.load(tokenizer_folder).with_control(["<|mask|>"])
-    config = PretrainConfig(preset="bert", depth=1, width=32, head_dim=16)
-    model = pretrain.build_model(config, words.vocab_size)
-    outcome.save_trained(model, words, tokenizer_folder, tmp_path)
-    assert Tokenizer.load(tmp_path).mask_id == words.mask_id
-    assert (tmp_path / "chat_template.jinja").exists()

@@ -30,11 +30,6 @@ from groundup.train import pretrain
 from groundup.train.config import PretrainConfig
 torch.set_num_threads(1)
 settings, out, tokens, tokenizer = sys.argv[1:]
-if json.loads(settings)["preset"] in ("bert", "t5"):  # whose folder is the matter of other tests
-    from safetensors.torch import save_file
-    pretrain.save_trained = lambda model, words, tokenizer, out: save_file(
-        {name: parameter.detach() for name, parameter in model.named_parameters()}, out / "model.safetensors"
-    )
 pretrain.run(PretrainConfig(**json.loads(settings)), Path(out), tokens=Path(tokens), tokenizer=Path(tokenizer))
 """
 
