@@ -232,7 +232,7 @@ def test_a_fresh_state_forgets_at_every_pace(preset: str):
     assert 0.05 < steps.max() < 0.1001
     assert 0.006 < steps.median() < 0.016
     if preset == "mamba":
-        torch.testing.assert_close(rates, torch.arange(1.0, 17.0).expand_as(rates))
+        torch.testing.assert_close(rates, torch.arange(1.0, 17.0)[:, None].expand_as(rates))
     else:
         assert 1 <= rates.min() < 2
         assert 15 < rates.max() <= 16

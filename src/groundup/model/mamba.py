@@ -43,7 +43,8 @@ class MambaMixer(nn.Module):
         self.out_of_norm = None if norm is None else Normalise(norm, spec.state)
         self.step = Linear(spec.rank, spec.channels)
         self.step_bias = nn.Parameter(torch.empty(spec.channels))
-        self.log_rate = nn.Parameter(torch.empty(spec.channels, spec.state))
+        # Lies as the states do: with channels first the compiler would lay out those likewise, several times slower.
+        self.log_rate = nn.Parameter(torch.empty(spec.state, spec.channels))
         self.skip = nn.Parameter(torch.empty(spec.channels))
         self.output = Linear(spec.channels, width, spec.bias)
 
@@ -53,7 +54,7 @@ class MambaMixer(nn.Module):
         x_btc, inputs = self.convolution(self.input(x_btd), starts_bt, inputs)
         x_btc = activate(x_btc, self.spec.activation)
         step_btc, into_btn, out_of_btn = self._select(x_btc)
-        wide_btc, rate_nc = widen(x_btc), widen(self.log_rate).exp().T
+        wide_btc, rate_nc = widen(x_btc), widen(self.log_rate).exp()
         if state_bnc is None:
             state_bnc = wide_btc.new_zeros(len(x_btc), *rate_nc.shape)
         form = recurrent if x_btc.shape[1] == 1 else chunked
