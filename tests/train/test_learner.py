@@ -9,8 +9,9 @@ from tiny_training import CONTEXT, UnevenRows, corruption_for
 from torch import Tensor
 
 from groundup.model.language_model import LanguageModel
-from groundup.tokens.batches import IGNORE
+from groundup.tokens.batches import IGNORE, Rows
 from groundup.train import learner as under_test
+from groundup.train.balance import Balance
 from groundup.train.learner import Learner, final_hidden, stacks, text_part
 
 
@@ -49,3 +50,18 @@ def test_the_type_to_compute_in_is_that_of_every_stack(preset: str, count: int):
     rows = UnevenRows(corruption=corruption_for(preset)).rows(np.arange(2))
     assert final_hidden(model, rows).dtype == torch.bfloat16
     assert text_part(model).head_weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("preset", ["mixtral", "deepseek_v3"])
+def test_padding_counts_in_no_balance(preset: str):
+    """A row that ends in padding has the auxiliary loss and the load of its text alone."""
+    model = hot_model(tiny_config(preset, context=CONTEXT))
+    rows, used = UnevenRows().rows(np.arange(1)), 15
+    learner = Learner(model, Balance(load=1.0, z=1.0, correction=0.0))
+    short = Rows(*(array[:, :used] for array in rows.arrays()))
+    padded = Rows(*(array.copy() for array in rows.arrays()))
+    padded.segments[:, used:] = -1
+    padded.targets[:, used:] = IGNORE
+    ours, expected = learner.loss(padded), learner.loss(short)
+    torch.testing.assert_close(ours.tally, expected.tally, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.auxiliary, expected.auxiliary, rtol=1e-10, atol=1e-10)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tiny import SPARSE
 from tiny_training import STEPS, losses, orthogonalise_exactly, train_tiny
 from two_ranks import leave_traces, train_on_two_ranks
 
@@ -72,6 +73,13 @@ def test_loss_gradients_and_weights_do_not_depend_on_the_number_of_ranks(preset:
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
     _assert_close(together, alone, "gradient", 1e-5)
     _assert_close(together, alone, "weight", 1e-5)
+
+
+@pytest.mark.parametrize("preset", SPARSE)
+def test_the_load_of_experts_is_that_of_all_ranks(preset: str, runs: Path):
+    alone, together = (read_lines(runs / f"{preset}-{count}" / "metrics.jsonl") for count in (1, 2))
+    for name in ("expert_load_max", "expert_load_min", "load_balance_loss", "router_z_loss"):
+        assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], rel=1e-5)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
