@@ -226,16 +226,17 @@ def test_a_loss_that_is_no_number_is_the_users_to_mend(tmp_path: Path):
     "preset",
     ["nanochat", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(PRESETS) if name != "nanochat")],
 )
-def test_compiled_training_gives_the_losses_of_plain_training(preset: str, tmp_path: Path):
+def test_compiled_training_gives_the_losses_of_plain_training(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(optim, "orthogonalise", orthogonalise_exactly)
     for name, compiled in (("plain", False), ("compiled", True)):
         (tmp_path / name).mkdir()
         model = train_tiny(tmp_path / name, preset, compile=compiled, steps=3)
         assert all(layer._compiled_call_impl is None for stack in stacks(model) for layer in stack.layers)
     plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert compiled[0] == pytest.approx(plain[0], rel=1e-5)
-    # Muon's bfloat16 magnifies the last digit of the first step's gradients.
-    assert compiled[:2] == pytest.approx(plain[:2], rel=1e-3)
-    assert compiled == pytest.approx(plain, rel=3e-3)
+    assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
