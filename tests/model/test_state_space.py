@@ -10,7 +10,7 @@ from tiny import random_ids
 from torch import Tensor
 
 from groundup.model import mamba, mamba2
-from groundup.model.initialise import initialise
+from groundup.model.initialise import Start, initialise
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
 from groundup.model.recurrent_specs import SSD_CHUNK
@@ -239,3 +239,12 @@ def test_a_fresh_state_forgets_at_every_pace(preset: str):
     assert (mixer.skip == 1).all()
     assert (mixer.output.weight == 0).all()
     assert (mixer.convolution.bias == 0).all()
+
+
+def test_steps_begin_evenly_spread_over_two_orders_of_magnitude():
+    bias = torch.empty(100_000)
+    Start(0).step_bias(bias)
+    steps = F.softplus(bias.double())
+    found = [float(steps.quantile(part)) for part in (0.0, 0.5, 1.0)]
+    assert found == pytest.approx([0.001, 0.01, 0.1], rel=0.02)
+    assert found[2] == pytest.approx(0.1, rel=1e-3)
