@@ -150,6 +150,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path):
 
 # The verbs, on a small model
 
+SMALL = "--depth 1 --width 32 --head-dim 16 --context 256 --batch-tokens 512 --micro-batch-tokens 512".split()
+SMALL += "--tokens 4096 --compile never --precision float32 --evaluations 1".split()
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -158,10 +161,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, part in (("train", texts()[:-2]), ("heldout", texts()[-2:])):
         (place / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in part))
     documents = ["--documents", str(place / "train.jsonl"), "--heldout", str(place / "heldout.jsonl")]
-    sizes = "--depth 1 --width 32 --head-dim 16 --context 256 --batch-tokens 512 --micro-batch-tokens 512".split()
-    cheap = "--tokens 4096 --compile never --precision float32 --evaluations 1".split()
     folder = place / "run"
-    assert main(["pretrain", *documents, *sizes, *cheap, "--tokenizer.vocab-size", "300", "--out", str(folder)]) == 0
+    assert main(["pretrain", *documents, *SMALL, "--tokenizer.vocab-size", "300", "--out", str(folder)]) == 0
     chat = "--context 256 --batch-tokens 512 --epochs 0.1 --compile never --precision float32 --evaluations 1".split()
     assert main(["sft", str(folder), *chat]) == 0
     return folder
@@ -181,6 +182,25 @@ def test_a_model_tells_what_it_was_made_of(run: Path):
     assert [step["stage"] for step in story["lineage"]] == ["documents", "tokenizer", "tokens", "pretrain", "sft"]
     assert story["cost"]["pretrain"]["wall_seconds"]["value"] > 0
     assert story["lineage"][0]["config"]["train"][0].endswith("train.jsonl")
+
+
+def test_another_kind_of_model_trains_on_the_same_tokens_and_is_scored_without_a_chat_model(run: Path, tmp_path: Path):
+    other = tmp_path / "masked"
+    same = ["--shards", str(run), "--tokenizer", str(run)]
+    assert main(["pretrain", "--preset", "bert", *same, *SMALL, "--out", str(other)]) == 0
+    figures = ["--context", "256", "--ngram-order", "2", "--masked-tokens", "20"]
+    assert main(["evaluate", str(other), "--corpus", str(run), "--shards", str(run), *figures]) == 0
+    (row,) = json.loads((other / "06-evaluate" / "scores.json").read_text())["hidden_text"]
+    summary = json.loads((other / "04-pretrain" / "summary.json").read_text())
+    assert row["value"] == pytest.approx(summary["heldout_masked_loss"], rel=1e-5)
+    assert main(["report", str(other)]) == 0
+    assert "guesses hidden text (masked tokens)" in (other / "report.html").read_text()
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are(run: Path, tmp_path: Path, capsys):
+    assert main(["pretrain", "--preset", "lama", "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "lama" in told and "mixtral" in told and "t5" in told
 
 
 def test_sample_goes_on_from_the_prompt_and_repeats_itself(run: Path, capsys: pytest.CaptureFixture[str]):
