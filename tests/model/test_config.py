@@ -36,7 +36,7 @@ def test_every_preset_can_be_built_at_its_own_sizes(preset: str):
 def test_presets_are_told_apart_by_what_they_make():
     kinds = presets_by_kind()
     assert sorted(name for names in kinds.values() for name in names) == sorted(PRESETS)
-    assert kinds["encoders"] == ["bert"]
+    assert kinds["encoders"] == ["bert", "modernbert"]
     assert kinds["encoder-decoders"] == ["t5"]
     assert {"mixtral", "deepseek_v3", "gpt_oss"} <= set(kinds["mixtures of experts"])
     assert {"llama", "gpt2", "palm", "groundup"} <= set(kinds["decoders"])

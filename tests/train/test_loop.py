@@ -11,11 +11,11 @@ from tiny import SPARSE, VOCABULARY, ListStream, hot_model, tiny_config
 from tiny_training import (
     BOS,
     CONTEXT,
-    HOT_SEED,
     STEPS,
     UnevenRows,
     WatchedRanks,
     corruption_for,
+    hot_start,
     loop_config,
     losses,
     orthogonalise_exactly,
@@ -51,7 +51,7 @@ def _by_definition(preset: str) -> tuple[float, list[Tensor]]:
 
     These are those of the loss and, with experts, of the mean over rows of each layer's auxiliary losses.
     """
-    model = hot_model(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32).double()
+    model = hot_start(preset).double()
     rows = UnevenRows(corruption=corruption_for(preset)).rows(np.arange(loop_config().rows_per_step))
     input_ids, targets, positions, segments = map(torch.from_numpy, rows.arrays())
     if isinstance(model, EncoderDecoder):
@@ -178,7 +178,7 @@ def test_weights_after_several_steps_do_not_depend_on_the_split(
     with torch.no_grad():
         # AdamW divides a gradient by its own size: where a sum nearly cancels, rounding moves a weight by a whole rate.
         _assert_close(preset, split, whole, tolerance=1e-4)
-        start = hot_model(tiny_config(preset, context=CONTEXT), seed=HOT_SEED, dtype=torch.float32)
+        start = hot_start(preset)
         learned = [one for one in start.parameters() if one.requires_grad]
         assert all((one - other).norm() > 1e-3 * one.norm() for one, other in zip(learned, whole, strict=True))
 

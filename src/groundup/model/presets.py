@@ -25,7 +25,7 @@ WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
 HEAD_DIM = {"gpt2": 64, "gpt_neox": 64, "gpt_oss": 64, "groundup": 64, "bert": 64, "t5": 64, "deepseek_v3": 64}
 # Mamba has no heads; its width is rounded as if it had.
-HEAD_DIM |= {"mamba": 64, "mamba2": 64, "lfm2": 64}
+HEAD_DIM |= {"mamba": 64, "mamba2": 64, "lfm2": 64, "modernbert": 64}
 USUAL_HEAD_DIM = 128
 NGRAM_BUCKETS = 32_768
 INDUCTION = Induction(lengths=(1, 2, 3, 5), places=2)
@@ -267,5 +267,6 @@ PRESETS: dict[str, Preset] = {
     "qwen3_next": presets_recurrent.qwen3_next,
     "lfm2": presets_recurrent.lfm2,
     "bert": presets_encoders.bert,
+    "modernbert": presets_encoders.modernbert,
     "t5": presets_encoders.t5,
 }

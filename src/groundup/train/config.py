@@ -18,7 +18,10 @@ USUAL: Mapping[str, float] = {
     "warmup": 0.0,
     "mask_fraction": 0.15,
 }
-OF_PRESET: Mapping[str, Mapping[str, float]] = {}
+OF_PRESET: Mapping[str, Mapping[str, float]] = {
+    "modernbert": {"mask_fraction": 0.3},
+    "t5": {"matrix_learning_rate": 0.01},
+}
 
 
 def _by_preset(name: str, help: str) -> str:
