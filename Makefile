@@ -41,9 +41,11 @@ test-all: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 # Figures, printed as tables; nothing else should keep the machine busy meanwhile.
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/corpus_throughput.py
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/forward.py
 	@echo "Quality against time needs texts of your choice: $(BIN)/python benchmarks/quality.py --help"
 
 $(BIN)/python:

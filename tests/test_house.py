@@ -14,7 +14,18 @@ from groundup.recipe.stages import STAGES, Stage
 
 # Rooms that report, measure or store what others compute. A change there runs no stage again.
 BOOKKEEPING = {"errors", "settings", "storage", "hardware", "record", "groundup"}
-HEAVY = ("torch", "numpy", "pyarrow", "rich", "transformers", "tokenizers", "safetensors", "jinja2", "shtab")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pyarrow",
+    "rich",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "jinja2",
+    "shtab",
+)
 
 
 @pytest.mark.parametrize("arguments", [None, ["--help"], ["run", "--help"], ["pretrain", "--help"], ["run"]])

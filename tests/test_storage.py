@@ -12,6 +12,7 @@ from groundup.storage import (
     hash_file,
     hash_folder,
     hash_value,
+    staged,
     working_folder,
     write_atomically,
     write_json,
@@ -48,6 +49,28 @@ def test_a_finished_folder_replaces_the_old_one_as_a_whole(tmp_path: Path):
         finish_folder(working, out)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     assert [entry.name for entry in out.iterdir()] == ["second"]
+
+
+def test_staged_files_come_at_once_beside_others_and_replace_their_forerunners(tmp_path: Path):
+    out = tmp_path / "deep" / "out"
+    for name in ("first.bin", "second.bin"):
+        with staged(out, replaces=("*.bin",)) as working:
+            (working / name).write_text(name)
+            assert not (out / name).exists()
+        (out / "notes.txt").write_text("kept")
+    assert sorted(entry.name for entry in out.iterdir()) == ["notes.txt", "second.bin"]
+    assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
+def test_staging_that_fails_changes_nothing(error: BaseException, tmp_path: Path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "first.bin").write_text("first")
+    for out in (tmp_path / "old", tmp_path / "new"):
+        with pytest.raises(type(error)), staged(out, replaces=("*.bin",)) as working:
+            (working / "second.bin").write_text("second")
+            raise error
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["old", "old/first.bin"]
 
 
 def test_hashes_are_those_of_sha256(tmp_path: Path):

@@ -19,13 +19,35 @@ __version__ = "0.1.0"
 def load(path: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "AnyModel":
     """The model of a Hugging Face folder or of a GGUF file (docs/families.md), on the CPU, in evaluation mode.
 
-    Never downloads. dtype: of the weights; None keeps each tensor's own, and float32 for those that are quantised.
+    path: or `hf:org/name` or `hf:org/name@revision` for a model of the hub, which is downloaded into the cache that
+        `huggingface_hub` shares among programs. A path is never downloaded.
+    dtype: of the weights; None keeps each tensor's own, and float32 for those that are quantised.
     Raises `groundup.errors.UserError`, naming the file and the key or tensor, for what is not understood.
     """
     if Path(path).is_file() or Path(path).suffix == ".gguf":
         from groundup.formats.gguf.model_file import load_gguf
 
         return load_gguf(Path(path), dtype)
+    from groundup.formats.folder import local_folder
     from groundup.formats.huggingface import load_model
 
-    return load_model(Path(path), dtype)
+    return load_model(local_folder(path), dtype)
+
+
+def save(
+    model: "AnyModel",
+    folder: str | PathLike[str],
+    like: str | PathLike[str] | None = None,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write a model as a Hugging Face folder, which `transformers` loads too: whole, or not at all.
+
+    folder: is made where it is not; files in it that belong to no model stay.
+    like: a model folder whose token ids, generation settings, tokenizer and chat template go along; by default the one
+        that the model was loaded from.
+    shard_bytes: the most that one file of weights may hold; larger models are split, with an index.
+    Raises `groundup.errors.UserError` if the weights give logits that are not finite.
+    """
+    from groundup.formats.huggingface import save_folder
+
+    save_folder(model, Path(folder), None if like is None else Path(like), shard_bytes)

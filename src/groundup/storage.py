@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +56,33 @@ def finish_folder(working: Path, out: Path) -> None:
         os.replace(out, replaced)
     os.replace(working, out)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def staged(folder: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """An empty folder to write into, on the same disk; at the end its files move to `folder`, beside what lies there.
+
+    A folder that was not there appears as a whole. After an error nothing was moved, and the empty folder is gone.
+    replaces: patterns of older files of `folder`, which go when their successors come.
+    """
+    existed = folder.exists()
+    working = folder / ".groundup.partial" if existed else working_folder(folder)
+    shutil.rmtree(working, ignore_errors=True)
+    try:
+        working.mkdir(parents=True)
+        yield working
+        flush_folder(working)
+        if existed:
+            for path in [path for pattern in replaces for path in folder.glob(pattern)]:
+                path.unlink()
+            for path in sorted(working.iterdir()):
+                os.replace(path, folder / path.name)
+            working.rmdir()
+        else:
+            os.replace(working, folder)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
 
 
 def flush_folder(folder: Path) -> None:

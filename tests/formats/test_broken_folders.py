@@ -61,7 +61,7 @@ def test_a_config_that_is_no_json_object(folder: Path, content: bytes):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "mamba"),
+        ("model_type", "unheard_of"),
         ("model_type", ABSENT),
         ("sliding_window", 8),
         ("hidden_size", ABSENT),

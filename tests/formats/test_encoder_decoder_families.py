@@ -235,8 +235,8 @@ def test_keys_of_published_switch_and_whisper_files_are_understood(tmp_path: Pat
 @pytest.mark.parametrize(
     ("variant", "change", "named"),
     [
-        ("t5", {"feed_forward_proj": "gated-tanh"}, "`feed_forward_proj` must be one of"),
-        ("t5", {"dense_act_fn": "tanh"}, "`dense_act_fn` must be one of"),
+        ("t5", {"feed_forward_proj": "gated-softplus"}, "`feed_forward_proj` must be one of"),
+        ("t5", {"dense_act_fn": "softplus"}, "`dense_act_fn` must be one of"),
         ("t5", {"relative_attention_num_buckets": 6}, "multiple of 4, not 6"),
         ("t5", {"relative_attention_max_distance": 4}, "more than 4"),
         ("t5", {"decoder_start_token_id": 64}, r"`start_id` \(64\)"),

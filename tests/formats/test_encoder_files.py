@@ -328,5 +328,5 @@ def test_as_many_classes_as_the_config_names(tmp_path: Path):
     keys = json.loads((tmp_path / "config.json").read_text())
     keys["id2label"].pop("2")
     (tmp_path / "config.json").write_text(json.dumps(keys | {"label2id": None}))
-    with pytest.raises(UserError, match=r"`classifier.weight` has shape \(3, 32\), config.json says \(2, 32\)"):
+    with pytest.raises(UserError, match=r"`classifier.weight` has shape \(3, 32\), the configuration says \(2, 32\)"):
         load_model(tmp_path)

@@ -20,7 +20,17 @@ def hard_values() -> torch.Tensor:
     halves = torch.cat((halves, torch.full((1, 256), 63.5)))
     halves[:, ::32] = 127.0  # so that the step is one, and every half is a tie
     ties = torch.randn(20, 256, generator=generator).sign() * 3  # which of equal sizes is the farthest counts
-    return torch.cat((random, halves, -halves, ties, torch.zeros(2, 256)))
+    return torch.cat((random, halves, -halves, ties, unfused(generator), torch.zeros(2, 256)))
+
+
+def unfused(generator: torch.Generator) -> torch.Tensor:
+    """Blocks that q4_0 packs otherwise where the product is not rounded before 8.5 is added."""
+    blocks = (torch.randn(20_000, 32, generator=generator) * 64).round() / 64  # coarse, so that it happens at all
+    inverse = 1 / (blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -8)
+    once = (blocks.double() * inverse.double() + 8.5).float()
+    found = blocks[(once.int() != (blocks * inverse + 8.5).int()).any(1)]
+    assert len(found) >= 8
+    return found[:8].view(1, 256)
 
 
 def scalar_q8_0(values: list[float]) -> bytes:
@@ -37,7 +47,7 @@ def scalar_q4_0(values: list[float]) -> bytes:
         farthest = value if abs(value) > abs(farthest) else farthest
     scale = farthest / SINGLE(-8)
     inverse = SINGLE(1) / scale if scale else SINGLE(0)
-    numbers = [min(15, int(SINGLE(float(SINGLE(value)) * float(inverse) + 8.5))) for value in values]
+    numbers = [min(15, int(SINGLE(value) * inverse + SINGLE(8.5))) for value in values]
     return np.float16(scale).tobytes() + bytes(
         low | high << 4 for low, high in zip(numbers[:16], numbers[16:], strict=True)
     )

@@ -86,22 +86,16 @@ def test_a_tokenizer_comes_back_with_and_without_its_own_file(cut: str, words: P
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
 
 
-def test_the_chat_template_says_the_same_without_the_marks_for_training(words: Path, tmp_path: Path):
-    template = vocabulary_of_folder(words, 512)["tokenizer.chat_template"]
-    assert "generation %}" not in template.replace("{%- if add_generation_prompt -%}", "")
+def test_the_chat_template_comes_back(words: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     write_vocabulary(_file(vocabulary_of_folder(words, 512), tmp_path), tmp_path / "out")
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "  What is 1+1? \n"},
-        {"role": "assistant", "content": "", "tool_call": "1+1"},
-        {"role": "tool", "content": "2"},
-        {"role": "assistant", "content": " 2\n"},
-    ]
-    one, other = (transformers.AutoTokenizer.from_pretrained(place) for place in (words, tmp_path / "out"))
-    for prompt in (False, True):
-        shown = one.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        assert other.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt) == shown
+    template = (words / "chat_template.jinja").read_text()
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
+    inside = with_cut(words, tmp_path / "inside", "qwen2")  # as older folders have it
+    (inside / "chat_template.jinja").unlink()
+    config = json.loads((inside / "tokenizer_config.json").read_text())
+    (inside / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    assert vocabulary_of_folder(inside, 512)["tokenizer.chat_template"] == template
 
 
 def test_the_token_that_ends_a_turn_is_kept(words: Path, tmp_path: Path):

@@ -207,7 +207,7 @@ def test_an_export_with_other_logits_never_passes_as_good(tmp_path: Path, monkey
         tensors[query], tensors[key] = tensors[key], tensors[query]
         save_file(tensors, *args, **options)
 
-    monkeypatch.setattr("groundup.formats.huggingface.save_file", swap_two)
+    monkeypatch.setattr("groundup.formats.tensor_files.save_file", swap_two)
     with pytest.raises(RuntimeError, match="does not give the outputs"):
         _save(hot_decoder(tiny_config("llama")), tmp_path)
 

@@ -147,7 +147,7 @@ def test_keys_of_published_files_are_read(variant: str, tmp_path: Path):
         ("mamba", {"ssm_cfg": {"layer": "Mamba2"}}, "ssm_cfg"),
         ("mamba", {"intermediate_size": 65}, "intermediate_size"),
         ("mamba", {"time_step_rank": "half"}, "time_step_rank"),
-        ("mamba", {"hidden_act": "tanh"}, "hidden_act"),
+        ("mamba", {"hidden_act": "softplus"}, "hidden_act"),
         ("mamba", {"state_size": 0}, "state_size"),
         ("mamba", {"mixer_rms_eps": 1e-6}, "mixer_rms_eps"),
         ("mamba2", {"n_groups": 3}, "8 heads do not form 3 equal groups"),

@@ -136,6 +136,7 @@ CROSS = Attention(heads=2, kv_heads=2, head_dim=16, causal=False)
         ({"cross": replace(CROSS, causal=True)}, "no order, window or rotation"),
         ({"cross": replace(CROSS, window=3)}, "no order, window or rotation"),
         ({"cross": replace(CROSS, rope=Rope())}, "no order, window or rotation"),
+        ({"cross": replace(CROSS, sinks=True)}, "neither gates nor sinks"),
         ({"cross": CROSS, "placement": "parallel"}, "cross-attention stands with placement 'parallel'"),
         ({"feed_forward": None, "placement": "post"}, "a mixer alone has its norm before it"),
     ],

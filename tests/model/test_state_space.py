@@ -10,7 +10,7 @@ from tiny import random_ids
 from torch import Tensor
 
 from groundup.model import mamba, mamba2
-from groundup.model.initialise import initialise
+from groundup.model.initialise import Start, initialise
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
 from groundup.model.recurrent_specs import SSD_CHUNK
@@ -83,7 +83,9 @@ def _scan(form: Scan, inputs: dict[str, Tensor], starts_bt: Tensor | None, **cha
 
 def _lengths() -> Iterator[Any]:
     for kind, case in CASES.items():
-        for time in (1, 2, 7, case.chunk - 1, case.chunk, case.chunk + 1, 2 * case.chunk + 3, 4 * case.chunk):
+        chunk, span = case.chunk, mamba.SPAN
+        beyond = (span - 1, span, span + 1, 2 * span + 5) if kind == "mamba" else ()
+        for time in (1, 2, 7, chunk - 1, chunk, chunk + 1, 2 * chunk + 3, 4 * chunk, *beyond):
             yield pytest.param(kind, time, id=f"{kind}-{time}")
 
 
@@ -192,8 +194,9 @@ def test_a_state_that_is_not_wanted_is_not_computed():
             torch.testing.assert_close(y, _scan(form, inputs, None, state=zeros, **cut)[0], rtol=1e-12, atol=1e-12)
 
 
-def test_of_all_states_only_one_chunk_is_held_for_the_gradient():
-    inputs = {name: tensor.requires_grad_() for name, tensor in _inputs("mamba", 6 * mamba.CHUNK).items()}
+def test_no_states_are_held_for_the_gradient():
+    time = 3 * mamba.SPAN
+    inputs = {name: tensor.requires_grad_() for name, tensor in _inputs("mamba", time).items()}
     held: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -201,10 +204,8 @@ def test_of_all_states_only_one_chunk_is_held_for_the_gradient():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y, _ = _scan(mamba.chunked, inputs, _starts(6 * mamba.CHUNK, 2))
-    states = inputs["state"].numel() * mamba.CHUNK
-    assert held
-    assert max(held) < states
+        y, _ = _scan(mamba.chunked, inputs, _starts(time, 2))
+    assert sum(held) <= 2 * sum(tensor.numel() for tensor in inputs.values())
     y.sum().backward()
 
 
@@ -231,10 +232,19 @@ def test_a_fresh_state_forgets_at_every_pace(preset: str):
     assert 0.05 < steps.max() < 0.1001
     assert 0.006 < steps.median() < 0.016
     if preset == "mamba":
-        torch.testing.assert_close(rates, torch.arange(1.0, 17.0).expand_as(rates))
+        torch.testing.assert_close(rates, torch.arange(1.0, 17.0)[:, None].expand_as(rates))
     else:
         assert 1 <= rates.min() < 2
         assert 15 < rates.max() <= 16
     assert (mixer.skip == 1).all()
     assert (mixer.output.weight == 0).all()
     assert (mixer.convolution.bias == 0).all()
+
+
+def test_steps_begin_evenly_spread_over_two_orders_of_magnitude():
+    bias = torch.empty(100_000)
+    Start(0).step_bias(bias)
+    steps = F.softplus(bias.double())
+    found = [float(steps.quantile(part)) for part in (0.0, 0.5, 1.0)]
+    assert found == pytest.approx([0.001, 0.01, 0.1], rel=0.02)
+    assert found[2] == pytest.approx(0.1, rel=1e-3)

@@ -209,9 +209,9 @@ def test_hidden_text_is_learned_to_be_guessed(preset: str, hidden_runs: Pretrain
     summary, lines = json.loads((out / "summary.json").read_text()), read_lines(out / "metrics.jsonl")
     knows_nothing = math.log(summary["vocab_size"])
     assert lines[0]["loss"] == pytest.approx(knows_nothing, rel=0.05)
-    # In so few steps encoders, which have a seventh of a decoder's targets, learn hardly more than frequencies.
-    bound = summary["heldout_unigram_entropy"] if preset in ENCODER_DECODERS else 0.9 * knows_nothing
-    assert summary[HIDDEN[preset][1]] < bound
+    # In so few steps encoders, which have to learn first which places are neighbours, learn little but frequencies.
+    encoder = HIDDEN[preset][0] == "masked tokens"
+    assert summary[HIDDEN[preset][1]] < (0.9 * knows_nothing if encoder else summary["heldout_unigram_entropy"])
 
 
 @pytest.mark.parametrize("preset", HIDDEN)

@@ -125,4 +125,4 @@ def test_a_summary_holds_the_figure_of_models_that_read_both_ways_alone(model: L
 def test_a_tokenizer_without_a_mask_token_is_refused():
     assert mask_token(SimpleNamespace(mask_id=7)) == 7  # type: ignore[arg-type]
     with pytest.raises(UserError, match="mask token"):
-        mask_token(SimpleNamespace())  # type: ignore[arg-type]
+        mask_token(SimpleNamespace(mask_id=None))  # type: ignore[arg-type]

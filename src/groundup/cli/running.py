@@ -6,6 +6,7 @@ from typing import Any
 
 from groundup.cli.parser import Verbs
 from groundup.errors import UserError
+from groundup.formats.folder import local_folder
 from groundup.recipe.reading import Recipe, find_recipe, read_recipe, read_toml, shipped_recipes
 from groundup.recipe.runner import Artefact, find_artefact, remembered, run_stages
 from groundup.recipe.stages import STAGES, Stage, load
@@ -158,13 +159,13 @@ def _run_stage(flags: argparse.Namespace) -> None:
 
 
 def _inputs(flags: argparse.Namespace, stage: Stage) -> dict[str, Artefact]:
-    """The artefacts that the user named; a run folder stands for the stage in it."""
+    """The artefacts that the user named; a run folder stands for the stage in it, `hf:org/name` is downloaded."""
     folders = {each.makes: each.folder for each in STAGES}
     given = {name: getattr(flags, f"input {name}") for name in (*stage.inputs, *stage.optional)}
+    given = {name: local_folder(path) for name, path in given.items() if path is not None}
     return {
         name: find_artefact(path / folders[name] if (path / folders[name]).is_dir() else path)
         for name, path in given.items()
-        if path is not None
     }
 
 

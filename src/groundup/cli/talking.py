@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from groundup.cli.parser import Parser, Verbs
 from groundup.errors import UserError
+from groundup.formats.folder import local_folder
 from groundup.recipe.stages import STAGES
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ CHAT_AFTER = """\
 examples:
   groundup chat runs/pocket
   groundup chat runs/pocket --document notes.txt       answer from a text of yours
-  groundup chat path/to/model/folder --temperature 0.7"""
+  groundup chat path/to/model/folder --temperature 0.7
+  groundup chat hf:org/name                            a model of the Hugging Face hub that groundup has trained"""
 
 SAMPLE_AFTER = """\
 examples:
@@ -33,14 +35,14 @@ examples:
 def add_verbs(verbs: Verbs) -> None:
     """Add `chat` and `sample`."""
     chat = verbs.add("chat", "talk with a model in the terminal", _chat, "RUN|MODEL [flags]", CHAT_ABOUT, CHAT_AFTER)
-    chat.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder or model folder")
+    chat.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder, model folder or hf:org/name")
     chat.add_argument("--system", metavar="TEXT", help="what the assistant should be like")
     chat.add_argument("--document", type=Path, metavar="FILE", help="a text to answer from")
     _add_sampling(chat, max_tokens=256, temperature=0.0)
 
     about = "Go on from a text. Of a run, the model before fine-tuning is used."
     sample = verbs.add("sample", "let a model go on from a text", _sample, "RUN|MODEL [flags]", about, SAMPLE_AFTER)
-    sample.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder or model folder")
+    sample.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder, model folder or hf:org/name")
     sample.add_argument("--prompt", default="", metavar="TEXT", help="the text to go on from (default: none)")
     _add_sampling(sample, max_tokens=200, temperature=0.8)
 
@@ -48,8 +50,9 @@ def add_verbs(verbs: Verbs) -> None:
 def find_model(path: Path, stage: str) -> Path:
     """The model folder that `path` is, or the one that `stage` made in the run folder `path`.
 
-    Raises UserError where there is neither, saying what makes one.
+    `hf:org/name` is downloaded first. Raises UserError where there is no model, saying what makes one.
     """
+    path = local_folder(path)
     if (path / "config.json").is_file():
         return path
     folder = path / next(each.folder for each in STAGES if each.name == stage)

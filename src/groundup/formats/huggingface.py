@@ -5,26 +5,31 @@ every config key understood.
 """
 
 import fnmatch
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import save_file
+from torch import nn
 
 from groundup.errors import UserError
 from groundup.formats import rules
 from groundup.formats.families import ALL_FAMILIES
 from groundup.formats.family import Family
-from groundup.formats.keys import Keys, read_json_object
-from groundup.formats.tensor_files import SINGLE, TensorFiles
+from groundup.formats.folder import CONFIG, GENERATION, INDEX, SHARDS, SINGLE, TOKENIZER_FILES, read_object
+from groundup.formats.keys import Keys
+from groundup.formats.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
 from groundup.model.build import AnyConfig, AnyModel, build
-from groundup.model.config import EncoderDecoderConfig, ModelConfig
+from groundup.model.config import EncoderDecoderConfig, ModelConfig, StackConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
-from groundup.storage import write_json
+from groundup.storage import staged, write_json
 
 FAMILIES: Mapping[str, Family[Any]] = {family.name: family for family in ALL_FAMILIES}
+# Where each loaded model came from: there lie its tokenizer and its generation settings.
+_FOLDERS: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
 # Keys that say how a model is trained, used or was saved, not what it computes.
 COMMON_KEYS = (
     "_attn_implementation_autoset "
@@ -41,16 +46,12 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     dtype: of the weights; None keeps each tensor's own.
     Raises UserError, naming the file and the key or tensor, for anything missing, unknown or of the wrong shape.
     """
-    keys = _read_config(folder)
-    family = _family(keys, folder)
-    config, files = _model_config(family, keys, folder), TensorFiles(folder)
-    config = family.settle(config, files)
-    with torch.device("meta"):
-        model = build(config)
-    tensors = _read_tensors(files, folder, model, family)
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    family, config = read_config(folder)
+    files = TensorFiles(folder)
+    model = _outline(family.settle(config, files), files, folder)
+    tensors = _read_tensors(folder, files, model, family, dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
+    _FOLDERS[model] = folder.absolute()
     return model.eval()
 
 
@@ -73,6 +74,15 @@ def load_decoder(folder: Path, dtype: torch.dtype | None = None) -> LanguageMode
     )
 
 
+def read_config(folder: Path) -> tuple[Family[Any], AnyConfig]:
+    """What a folder's config.json says. Raises UserError, naming the key, for anything that is not understood."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is not a model folder: it has no {CONFIG}")
+    keys = read_object(folder / CONFIG)
+    family = _family(keys, folder)
+    return family, _model_config(family, keys, folder)
+
+
 def save_model(
     model: AnyModel,
     folder: Path,
@@ -86,20 +96,41 @@ def save_model(
     Raises UserError if the weights give logits that are not finite, and RuntimeError if the folder, read back, does not
     give equal ones: a bad export never passes as a good one.
     """
+    _write_model(model, folder, {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}, SHARD_BYTES)
+
+
+def save_folder(model: AnyModel, folder: Path, like: Path | None = None, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a whole model folder, or none of it; what else lies in `folder` stays.
+
+    like: a model folder whose token ids, generation settings and tokenizer go along; None: the one that the model was
+        loaded from. A model that came from nowhere gets none of these.
+    shard_bytes: the most that one file of weights may hold.
+    Raises as `save_model` does.
+    """
+    like = like or _FOLDERS.get(model)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a model is saved as a folder")
+    keys = {} if like is None else read_object(like / CONFIG)
+    token_ids = {name: keys.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    with staged(folder, replaces=(SINGLE, INDEX, SHARDS)) as working:
+        _write_model(model, working, token_ids, shard_bytes)
+        for name in (GENERATION, *TOKENIZER_FILES):
+            if like is not None and (like / name).is_file():
+                shutil.copyfile(like / name, working / name)
+
+
+def _write_model(model: AnyModel, folder: Path, token_ids: Mapping[str, Any], shard_bytes: int) -> None:
     family = FAMILIES[model.config.family]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    token_ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
-    token_ids = {name: value for name, value in token_ids.items() if value is not None}
+    if not isinstance(model.config, ModelConfig | EncoderDecoderConfig):  # of these null says that there is none
+        token_ids = {name: value for name, value in token_ids.items() if value is not None}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
-    write_json(folder / "config.json", dict(sorted((keys | family.write(model.config)).items())))
-    if isinstance(model.config, EncoderDecoderConfig):
-        token_ids["decoder_start_token_id"] = model.config.start_id
+    write_json(folder / CONFIG, dict(sorted((keys | family.write(model.config)).items())))
+    start = {"decoder_start_token_id": model.config.start_id} if isinstance(model.config, EncoderDecoderConfig) else {}
     if token_ids:
-        write_json(folder / "generation_config.json", token_ids)
+        write_json(folder / GENERATION, {**token_ids, **start})
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    tensors = rules.disk_tensors(_layouts(family, model)[0], ours)
-    save_file({name: one.contiguous().cpu() for name, one in tensors}, folder / SINGLE, metadata={"format": "pt"})
-    (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
+    write_tensors(folder, rules.disk_tensors(_layouts(family, model)[0], ours), shard_bytes)
     _compare_outputs(model, load_model(folder))
 
 
@@ -115,13 +146,6 @@ def _disk_names(table: list[rules.Rule]) -> set[str]:
 
 def _shapes(model: AnyModel) -> dict[str, rules.Shape]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(folder / "config.json")
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a model folder: it has no config.json") from None
 
 
 def _family(keys: Mapping[str, Any], folder: Path) -> Family[Any]:
@@ -145,8 +169,29 @@ def _model_config(family: Family[Any], values: Mapping[str, Any], folder: Path) 
     return config
 
 
-def _read_tensors(files: TensorFiles, folder: Path, model: AnyModel, family: Family[Any]) -> dict[str, torch.Tensor]:
-    """Our names → tensors of the folder, memory-mapped; exactly those that the model has."""
+def _outline(config: AnyConfig, files: TensorFiles, folder: Path) -> AnyModel:
+    """The model without memory for its weights.
+
+    A config.json may ask for any size; one that the files cannot hold is refused before anything is made of it.
+    """
+    parts = [config] if isinstance(config, StackConfig) else vars(config).values()
+    least = sum(part.matmul_parameters() for part in parts if isinstance(part, StackConfig))
+    if least > files.size_bytes:
+        raise UserError(
+            f"{folder}/{CONFIG} describes a model of at least {least:,} parameters, of which {files.path().name} with "
+            f"its {files.size_bytes:,} bytes cannot hold one byte each"
+        )
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except (RuntimeError, OverflowError, TypeError):  # sizes that are no numbers of bytes any more
+        raise UserError(f"{folder}/{CONFIG} describes a model larger than any machine can hold") from None
+
+
+def _read_tensors(
+    folder: Path, files: TensorFiles, model: AnyModel, family: Family[Any], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Our names → tensors of the folder, memory-mapped where they lie there as here; exactly those the model has."""
     layouts = _layouts(family, model)
     table = next((one for one in layouts if _disk_names(one) <= files.names()), layouts[0])
     known = _disk_names(table)
@@ -155,14 +200,18 @@ def _read_tensors(files: TensorFiles, folder: Path, model: AnyModel, family: Fam
     copies = _copies(family, model, table)
     unknown = sorted(files.names() - known)
     for name in unknown:
-        if name in copies and torch.equal(files.get(name), files.get(copies[name])):
+        if name in copies and _are_equal(files.get(name), files.get(copies[name])):
             continue
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in family.ignored):
             raise UserError(f"{files.path(name)}: tensor `{name}` has no place in a {family.name} model of this config")
     try:
-        return dict(rules.our_tensors(table, files.get, _shapes(model)))
+        return dict(rules.our_tensors(table, files.get, _shapes(model), files.read, dtype))
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
+
+
+def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _copies(family: Family[Any], model: AnyModel, table: list[rules.Rule]) -> dict[str, str]:
@@ -185,8 +234,8 @@ def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
     for stack, dtype in zip(stacks, compute_dtypes, strict=True):
         stack.compute_dtype = dtype
     if not all(torch.isfinite(one).all() for one in expected):
-        raise UserError("training ended in weights that are not finite; lower the learning rates and run again")
-    if not _is_same(model, loaded) or not all(map(_alike, expected, _outputs(loaded, inputs))):
+        raise UserError("the weights give logits that are not finite; if training made them, lower its learning rates")
+    if not _is_same(model, loaded) or not all(map(_alike, expected, _outputs(loaded.to(model.device), inputs))):
         raise RuntimeError("the saved model folder does not give the outputs of the model it was saved from")
 
 

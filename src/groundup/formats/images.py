@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from groundup.errors import UserError
-from groundup.formats.keys import Keys, read_json_object
+from groundup.formats.folder import read_object
+from groundup.formats.keys import Keys
 from groundup.formats.resampling import Bytes, Filter, resize
 from groundup.storage import write_json
 
@@ -193,9 +194,9 @@ def write_preparation(preparation: ImagePreparation, folder: Path) -> None:
 def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The file that says it, and what it says."""
     if (folder / FILE).exists():
-        return folder / FILE, read_json_object(folder / FILE)
+        return folder / FILE, read_object(folder / FILE)
     joint = folder / JOINT_FILE
-    values = read_json_object(joint).get(JOINT_KEY) if joint.exists() else None
+    values = read_object(joint).get(JOINT_KEY) if joint.exists() else None
     if not isinstance(values, dict):
         raise UserError(f"{folder} does not say how its model wants images: it has no {FILE}")
     return joint, values

@@ -3,28 +3,18 @@
 A config.json is a stranger's: nothing of it reaches the model's arithmetic unchecked.
 """
 
-import json
 import math
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from groundup.errors import UserError
 
 _MISSING = object()
 # How transformers 5 writes infinity, for which JSON has no word.
 INFINITE = {"__float__": "Infinity"}
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError, naming the file, if it holds none, and FileNotFoundError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return found
+# Beyond this a float, in which some keys are computed with, is no longer exact.
+_LARGEST = 2**53
+# Layers are written out one by one before any tensor is looked for.
+_MOST_LAYERS = 10_000
 
 
 class Keys:
@@ -226,9 +216,13 @@ class Keys:
         self._read.update(names)
         for name in names:
             if name in self._values:
-                if not accepts(self._values[name]):
-                    raise ValueError(f"`{self._prefix}{name}` must be {accepted}, not {self._values[name]!r}")
-                return self._values[name]
+                value = self._values[name]
+                if not accepts(value):
+                    raise ValueError(f"`{self._prefix}{name}` must be {accepted}, not {value!r}")
+                limit = _MOST_LAYERS if "layer" in name else _LARGEST
+                if isinstance(value, int) and value > limit:
+                    raise ValueError(f"`{self._prefix}{name}` must be at most {limit:,}, not {value:,}")
+                return value
         if default is _MISSING:
             raise KeyError(f"{self._prefix}{names[0]}")
         return default
@@ -239,7 +233,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _limit(value: Any) -> float:

@@ -16,18 +16,26 @@ Shape = tuple[int, ...]
 
 
 class Operation(Protocol):
-    """A reversible change of tensors; both directions give views where they can."""
+    """A reversible change of tensors; both directions give views where they can.
+
+    views: whether what `from_disk` gives is never a copy.
+    """
+
+    @property
+    def views(self) -> bool: ...
 
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]: ...
 
     def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
-        """shapes: of our tensors. Raises ValueError or RuntimeError if these cannot be made of what is on disk."""
+        """shapes: of our tensors, which `to_disk` would lay out as `disk` is."""
         ...
 
 
 @dataclass(frozen=True)
 class Same:
     """One tensor, as it is."""
+
+    views = True
 
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return list(ours)
@@ -45,6 +53,10 @@ class Joined:
 
     transposed: bool = False
 
+    @property
+    def views(self) -> bool:
+        return not self.transposed
+
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
         whole = torch.cat(list(ours)) if len(ours) > 1 else ours[0]
         return [whole.T if self.transposed else whole]
@@ -59,6 +71,8 @@ class Joined:
 class Doubled:
     """One tensor of ours, two on disk that should be equal and of which the first counts."""
 
+    views = True
+
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return [ours[0], ours[0].clone()]
 
@@ -69,6 +83,8 @@ class Doubled:
 @dataclass(frozen=True)
 class Reshaped:
     """One tensor whose numbers lie on disk in another shape, in the same order: a filter for patches, a row of one."""
+
+    views = False
 
     disk: Shape
 
@@ -90,6 +106,7 @@ class JoinedByGroup:
     """
 
     groups: int
+    views = False
 
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
         by_group = [tensor.unflatten(0, (self.groups, -1)) for tensor in ours]
@@ -104,6 +121,8 @@ class JoinedByGroup:
 @dataclass(frozen=True)
 class Stacked:
     """One tensor of ours, a tensor on disk for each row of its first dimension: a matrix for each expert."""
+
+    views = False
 
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return list(ours[0].unbind())
@@ -122,6 +141,10 @@ class JoinedExperts:
 
     alternating: bool = False
     transposed: bool = False
+
+    @property
+    def views(self) -> bool:
+        return not self.alternating
 
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
         whole = torch.stack(list(ours), dim=2).flatten(1, 2) if self.alternating else torch.cat(list(ours), dim=1)
@@ -211,25 +234,33 @@ def disk_tensors(rules: Sequence[Rule], ours: Mapping[str, Tensor]) -> Iterator[
 
 
 def our_tensors(
-    rules: Sequence[Rule], get: Callable[[str], Tensor], shapes: Mapping[str, Shape]
+    rules: Sequence[Rule],
+    get: Callable[[str], Tensor],
+    shapes: Mapping[str, Shape],
+    read: Callable[[str], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors out of those that `get` finds by their names on disk. rules: concrete ones.
 
+    read: finds the same tensors in memory of their own, where `get` gives views of a file; for those that are copied
+        in any case, since what was read of a mapped file counts as memory until all of the file is let go.
+    dtype: of the result; None keeps each tensor's own.
     Raises ValueError, naming the tensor on disk, for one that is not of the shape the model has.
     """
     for rule in rules:
-        disk = [get(name) for name in rule.disk]
         expected = [shapes[name] for name in rule.ours]
-        try:
-            ours = rule.operation.from_disk(disk, expected)
-        except (ValueError, RuntimeError):
-            ours = []
-        if [tuple(tensor.shape) for tensor in ours] != expected:
-            wanted = [tuple(t.shape) for t in rule.operation.to_disk([torch.empty(s, device="meta") for s in expected])]
-            for name, tensor, shape in zip(rule.disk, disk, wanted, strict=True):
-                if tuple(tensor.shape) != shape:
-                    raise ValueError(f"tensor `{name}` has shape {tuple(tensor.shape)}, the configuration says {shape}")
-        yield from zip(rule.ours, ours, strict=True)
+        wanted = rule.operation.to_disk([torch.empty(shape, device="meta") for shape in expected])
+        disk = [get(name) for name in rule.disk]
+        for name, tensor, like in zip(rule.disk, disk, wanted, strict=True):
+            if tensor.shape != like.shape:
+                raise ValueError(
+                    f"tensor `{name}` has shape {tuple(tensor.shape)}, the configuration says {tuple(like.shape)}"
+                )
+        is_copied = not rule.operation.views or any(dtype not in (None, tensor.dtype) for tensor in disk)
+        if is_copied and read is not None:
+            disk = [read(name) for name in rule.disk]
+        for name, tensor in zip(rule.ours, rule.operation.from_disk(disk, expected), strict=True):
+            yield name, tensor if dtype is None else tensor.to(dtype)
 
 
 def _of_vectors(operation: Operation) -> Operation:

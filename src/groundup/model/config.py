@@ -46,8 +46,8 @@ class StackConfig:
         if self.width < 1:
             raise ValueError(f"`width` must be positive, not {self.width}")
         if self.relative_positions is not None:
-            heads = {layer.mixer.heads if isinstance(layer.mixer, Attention) else None for layer in self.layers}
-            if len(heads) > 1 or None in heads:
+            heads = {layer.mixer.heads if isinstance(layer.mixer, Attention) else 0 for layer in self.layers}
+            if len(heads) > 1 or 0 in heads:
                 raise ValueError("relative positions need plain attention with equally many heads in every layer")
 
     @property

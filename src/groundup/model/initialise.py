@@ -175,7 +175,7 @@ def _(module: MambaMixer, start: Start) -> None:
     start.step_bias(module.step_bias)
     # S4D-real: rates of 1, 2, 3, … in each channel (Gu et al. 2022).
     numbers = torch.arange(1, module.spec.state + 1, device=module.log_rate.device)
-    module.log_rate.copy_(numbers.log().expand_as(module.log_rate))
+    module.log_rate.copy_(numbers.log()[:, None].expand_as(module.log_rate))
     nn.init.ones_(module.skip)
     start.zeros(module.output.weight)
 

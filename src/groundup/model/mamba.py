@@ -7,7 +7,7 @@ channel value x[c] does
 
 `recurrent` is this definition, one token after the other; `chunked` gives the same for many at once. The first token of
 a segment finds a state of zeros. Shape suffixes: b batch, t time, d model width, c channels, n numbers of the state, r
-rank of the steps.
+rank of the steps, k chunks, l tokens of a chunk.
 """
 
 import torch
@@ -21,8 +21,10 @@ from groundup.model.parts import Linear, Normalise, activate
 from groundup.model.recurrent_specs import Mamba
 from groundup.model.scan import linear_scan, widen
 
-# Tokens whose states (batch, tokens, n, c) are held at a time; those of the others are computed again for the gradient.
-CHUNK = 128
+# Tokens that one chunk walks through; the compiler makes one loop of it, in which states never leave the registers.
+CHUNK = 16
+# Tokens whose states (batch, tokens, n, c) the gradient needs at a time; they are computed again for it.
+SPAN = 512
 
 
 class MambaMixer(nn.Module):
@@ -41,7 +43,8 @@ class MambaMixer(nn.Module):
         self.out_of_norm = None if norm is None else Normalise(norm, spec.state)
         self.step = Linear(spec.rank, spec.channels)
         self.step_bias = nn.Parameter(torch.empty(spec.channels))
-        self.log_rate = nn.Parameter(torch.empty(spec.channels, spec.state))
+        # Lies as the states do: with channels first the compiler would lay out those likewise, several times slower.
+        self.log_rate = nn.Parameter(torch.empty(spec.state, spec.channels))
         self.skip = nn.Parameter(torch.empty(spec.channels))
         self.output = Linear(spec.channels, width, spec.bias)
 
@@ -51,7 +54,7 @@ class MambaMixer(nn.Module):
         x_btc, inputs = self.convolution(self.input(x_btd), starts_bt, inputs)
         x_btc = activate(x_btc, self.spec.activation)
         step_btc, into_btn, out_of_btn = self._select(x_btc)
-        wide_btc, rate_nc = widen(x_btc), widen(self.log_rate).exp().T
+        wide_btc, rate_nc = widen(x_btc), widen(self.log_rate).exp()
         if state_bnc is None:
             state_bnc = wide_btc.new_zeros(len(x_btc), *rate_nc.shape)
         form = recurrent if x_btc.shape[1] == 1 else chunked
@@ -105,21 +108,21 @@ def chunked(
     starts_bt: Tensor | None,
     state_bnc: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent`, for all tokens of a chunk together; only one chunk's states are held at a time."""
-    chunks = (part.split(CHUNK, dim=1) for part in (x_btc, step_btc, into_btn, out_of_btn))
+    """The same as `recurrent`, for many tokens at once; states are held for one span of tokens at a time."""
     outputs = []
-    for index, (x, step, into, out_of) in enumerate(zip(*chunks, strict=True)):
-        starts = None if starts_bt is None else starts_bt[:, index * CHUNK : (index + 1) * CHUNK]
+    for start in range(0, x_btc.shape[1], SPAN):
+        x, step, into, out_of = (part[:, start : start + SPAN] for part in (x_btc, step_btc, into_btn, out_of_btn))
+        starts = None if starts_bt is None else starts_bt[:, start : start + SPAN]
         arguments = (x, step, rate_nc, into, out_of, starts, state_bnc)
         if torch.is_grad_enabled():
-            y_btc, state_bnc = checkpoint(_scan_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
+            y_btc, state_bnc = checkpoint(_scan_span, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
-            y_btc, state_bnc = _scan_chunk(*arguments)
+            y_btc, state_bnc = _scan_span(*arguments)
         outputs.append(y_btc)
     return torch.cat(outputs, dim=1), state_bnc
 
 
-def _scan_chunk(
+def _scan_span(
     x_btc: Tensor,
     step_btc: Tensor,
     rate_nc: Tensor,
@@ -128,10 +131,40 @@ def _scan_chunk(
     starts_bt: Tensor | None,
     state_bnc: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    decay_btnc = torch.exp(-step_btc[:, :, None] * rate_nc)
-    if starts_bt is not None:
-        decay_btnc = decay_btnc * ~starts_bt[:, :, None, None]
-    entry_btnc = into_btn[..., None] * (step_btc * x_btc)[:, :, None]
-    states_btnc = linear_scan(decay_btnc, entry_btnc, state_bnc)
-    # A copy of the last state, or a cache would hold those of the whole chunk.
-    return (out_of_btn[..., None] * states_btnc).sum(2), states_btnc[:, -1].clone()
+    """All chunks of a span walk their few tokens side by side: once from nothing, to see what each adds to the state,
+    and once more from the states that then are known."""
+    time = x_btc.shape[1]
+    chunks = -(-time // CHUNK)
+    size = -(-time // chunks)
+
+    def split(part_bt: Tensor) -> Tensor:
+        """(b, t, …) as (b, k, l, …); what fills up the last chunk has steps of zero, which change nothing."""
+        filled = F.pad(part_bt, (0, 0) * (part_bt.ndim - 2) + (0, chunks * size - time))
+        return filled.unflatten(1, (chunks, size))
+
+    steps, entries, into, out_of = map(split, (step_btc, step_btc * x_btc, into_btn, out_of_btn))
+    kept_bkl = None if starts_bt is None else ~split(starts_bt)
+
+    def walk(state_bknc: Tensor, outputs: list[Tensor] | None) -> Tensor:
+        """The states after the last tokens."""
+        for token in range(size):
+            decay_bknc = torch.exp(-steps[:, :, token, None] * rate_nc)
+            if kept_bkl is not None:
+                decay_bknc = decay_bknc * kept_bkl[:, :, token, None, None]
+            state_bknc = decay_bknc * state_bknc + into[:, :, token, :, None] * entries[:, :, token, None]
+            if outputs is not None:
+                outputs.append((out_of[:, :, token, :, None] * state_bknc).sum(2))
+        return state_bknc
+
+    before_bknc = state_bnc[:, None]
+    if chunks > 1:
+        added_bknc = walk(state_bnc.new_zeros(len(x_btc), chunks, *rate_nc.shape), None)
+        through_bknc = torch.exp(-steps.sum(2)[:, :, None] * rate_nc)
+        if kept_bkl is not None:
+            through_bknc = through_bknc * kept_bkl.all(2)[..., None, None]
+        after_bknc = linear_scan(through_bknc, added_bknc, state_bnc)
+        before_bknc = torch.cat((before_bknc, after_bknc[:, :-1]), dim=1)
+    outputs: list[Tensor] = []
+    last_bknc = walk(before_bknc, outputs)
+    # A copy of the last state, or a cache would hold those of all chunks.
+    return torch.stack(outputs, dim=2).flatten(1, 2)[:, :time], last_bknc[:, -1].clone()

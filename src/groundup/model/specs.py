@@ -325,6 +325,8 @@ class LayerSpec:
                 raise ValueError(f"no rule says where cross-attention stands with placement {self.placement!r}")
             if self.cross.causal or self.cross.window is not None or self.cross.rope is not None:
                 raise ValueError("cross-attention sees all of the encoder's output: no order, window or rotation")
+            if self.cross.head_gate or self.cross.output_gate or self.cross.sinks or self.cross.alibi is not None:
+                raise ValueError("cross-attention has neither gates nor sinks nor a distance bias")
         if self.feed_forward is None and self.placement != "pre":
             raise ValueError(f"a layer of a mixer alone has its norm before it, not {self.placement!r}")
 

@@ -23,12 +23,11 @@ NAMES = {
 # Within a layer's mixer: ours → on disk.
 MIXER_NAMES = {
     "convolution.weight": "conv1d.weight",
-    "log_rate": "A_log",
     "skip": "D",
     "output.weight": "out_proj.weight",
 }
 MAMBA_NAMES = {"selection.weight": "x_proj.weight", "step.weight": "dt_proj.weight", "step_bias": "dt_proj.bias"}
-MAMBA2_NAMES = {"step_bias": "dt_bias", "norm_weight": "norm.weight"}
+MAMBA2_NAMES = {"step_bias": "dt_bias", "log_rate": "A_log", "norm_weight": "norm.weight"}
 # How weights start, how the scan is computed, and in which type layers are added up (here that of all activations).
 WITHOUT_EFFECT = (
     "chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_init_scheme time_step_max "
@@ -44,7 +43,8 @@ def mixer_rules(block: str) -> list[Rule]:
     """Rules for Mamba's mixer, whose tensors have names that begin with `block` on disk."""
     names = {MIXER + ours: block + disk for ours, disk in (MIXER_NAMES | MAMBA_NAMES).items()}
     parts = (f"{MIXER}input.weight", f"{MIXER}gate.weight")
-    return with_biases([*same(names), Rule(parts, (f"{block}in_proj.weight",), Joined())])
+    rates = Rule((f"{MIXER}log_rate",), (f"{block}A_log",), Joined(transposed=True))
+    return with_biases([*same(names), rates, Rule(parts, (f"{block}in_proj.weight",), Joined())])
 
 
 def _mamba_rules(config: ModelConfig) -> Sequence[Rule]:

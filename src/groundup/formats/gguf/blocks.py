@@ -89,9 +89,7 @@ def _pack_q4_0(values: Tensor) -> Tensor:
     """One scale, with which the value farthest from zero is -8, then 16 bytes: a low half of a block, a high half."""
     farthest = values.gather(1, values.abs().argmax(1, keepdim=True))
     scale = farthest / -8
-    # Multiplied and added in one rounding, as the machines do it that files are made on.
-    shifted = (values.double() * _inverse(scale).double() + 8.5).float()
-    low, high = shifted.to(torch.uint8).clamp(max=15).chunk(2, dim=1)
+    low, high = (values * _inverse(scale) + 8.5).to(torch.uint8).clamp(max=15).chunk(2, dim=1)
     return torch.cat((_bytes(scale), low | high << 4), dim=1)
 
 

@@ -55,6 +55,8 @@ class Interleaved:
     """Rows of queries or keys, in each head, from pairs (i, i + half) to neighbours (2i, 2i + 1), which is how LLaMA's
     first files and llama.cpp have them."""
 
+    views = False
+
     heads: int
 
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
@@ -67,6 +69,8 @@ class Interleaved:
 @dataclass(frozen=True)
 class PlusOne:
     """The weight of a norm that multiplies by 1 + weight, stored with the one in it."""
+
+    views = False
 
     def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return [(one.double() + 1).float() for one in ours]

@@ -6,7 +6,6 @@ it, so that nothing is lost on the way back; files that lack it are read by the 
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ CUTS: dict[str, list[tuple[Any, ...]]] = {
 }
 # Here a word that is a token is taken as it is, whatever the merges say.
 WHOLE_WORDS = {"llama-bpe"}
-# Only transformers knows these marks in a template: they say which tokens are trained on.
-TRAINING_MARKS = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
 def vocabulary_of_folder(folder: Path, vocab_size: int) -> dict[str, Value]:
@@ -65,7 +62,7 @@ def vocabulary_of_folder(folder: Path, vocab_size: int) -> dict[str, Value]:
     return {
         **{GGML + name: value for name, value in found.items() if value is not None},
         JSON_KEY: text,
-        **({} if template is None else {TEMPLATE_KEY: TRAINING_MARKS.sub(r"{#\1 \2#}", template)}),
+        **({} if template is None else {TEMPLATE_KEY: template}),
     }
 
 
