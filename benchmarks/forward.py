@@ -18,11 +18,13 @@ from typing import Any
 import torch
 import transformers
 from figures import arguments, show
-from groundup.model.transformer import Decoder
 
 import groundup
 from groundup.engine.cache import KeyValueCache
+from groundup.formats.huggingface import load_language_model
+from groundup.model.build import build
 from groundup.model.initialise import initialise
+from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
 
 VOCABULARIES = {"llama": 32_000, "gpt2": 50_257}
@@ -57,8 +59,8 @@ def main() -> None:
 @torch.no_grad()
 def compare(family: str, folder: Path, dtype: str, mode: str, rounds: int) -> dict[str, Any]:
     """Both sides in turn, after each has run twice; the median counts."""
-    ours = groundup.load(folder, DTYPES[dtype])
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    ours = load_language_model(folder, DTYPES[dtype])
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
     ids = torch.randint(VOCABULARIES[family], (1, TOKENS), generator=torch.Generator().manual_seed(0))
     expected = theirs(ids).logits.float()
     apart = float((ours(ids).float() - expected).norm() / expected.norm())
@@ -87,18 +89,20 @@ def compare(family: str, folder: Path, dtype: str, mode: str, rounds: int) -> di
     }
 
 
-def _prefill(ours: Decoder, theirs: Any, ids: torch.Tensor) -> tuple[Step, Step]:
+def _prefill(ours: LanguageModel, theirs: Any, ids: torch.Tensor) -> tuple[Step, Step]:
     return lambda: ours(ids), lambda: theirs(ids, use_cache=False).logits
 
 
-def _compiled(ours: Decoder, theirs: Any, ids: torch.Tensor) -> tuple[Step, Step]:
-    ours_compiled, theirs_compiled = torch.compile(ours, dynamic=False), torch.compile(theirs, dynamic=False)
+def _compiled(ours: LanguageModel, theirs: Any, ids: torch.Tensor) -> tuple[Step, Step]:
+    ours_compiled = torch.compile(ours, dynamic=False)
+    theirs_compiled: Any = torch.compile(theirs, dynamic=False)
     return lambda: ours_compiled(ids), lambda: theirs_compiled(ids, use_cache=False).logits
 
 
-def _decode(ours: Decoder, theirs: Any, ids: torch.Tensor) -> tuple[Step, Step]:
+def _decode(ours: LanguageModel, theirs: Any, ids: torch.Tensor) -> tuple[Step, Step]:
     """Each step adds a token to the cache of its side."""
-    cache, their_cache = KeyValueCache(ours), transformers.DynamicCache(config=theirs.config)
+    cache = KeyValueCache(ours)
+    their_cache = transformers.DynamicCache(config=theirs.config)
     ours(ids, cache=cache)
     theirs(ids, past_key_values=their_cache)
     one = ids[:, :1]
@@ -107,7 +111,7 @@ def _decode(ours: Decoder, theirs: Any, ids: torch.Tensor) -> tuple[Step, Step]:
 
 def write(family: str, folder: Path) -> None:
     """A folder of random weights that are as large as trained ones."""
-    model = Decoder(build_config(family, 12, VOCABULARIES[family], context=1024, width=768, head_dim=64))
+    model = build(build_config(family, 12, VOCABULARIES[family], context=1024, width=768, head_dim=64))
     initialise(model, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -107,15 +107,15 @@ def measure(who: str, folder: Path) -> None:
 def write(family: str, folder: Path) -> None:
     """A folder of random float32 weights."""
     import torch
-    from groundup.model.transformer import Decoder
 
     import groundup
+    from groundup.model.build import build
     from groundup.model.initialise import initialise
     from groundup.model.presets import build_config
 
     vocabulary = {"llama": 32_000, "gpt2": 50_257}[family]
     with torch.device("meta"):
-        model = Decoder(build_config(family, LAYERS[family], vocabulary, context=1024, width=1024, head_dim=64))
+        model = build(build_config(family, LAYERS[family], vocabulary, context=1024, width=1024, head_dim=64))
     model.to_empty(device="cpu")
     initialise(model, seed=0)
     groundup.save(model, folder)
