@@ -16,6 +16,7 @@ from groundup.corpus.extract import Extract, extract_python, extract_text
 from groundup.corpus.filters import judge
 from groundup.corpus.passages import Passage, find_passages
 from groundup.corpus.sources import Document
+from groundup.corpus.tables import DOCUMENT_SCHEMA
 from groundup.corpus.words import Chunk
 
 # Large enough for numpy to pay, small enough for the arrays of a chunk to stay in the cache.
@@ -26,17 +27,9 @@ _PASSAGE = pa.struct([("kind", _TEXT), ("name", _TEXT), ("signature", _TEXT), ("
 # What is known of a document before it is compared with others; `passages` only of those that were not rejected.
 ROW_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("text", _TEXT),
-        ("source", pa.string()),
-        ("path", pa.string()),
-        ("license", pa.string()),
-        ("meta", pa.string()),
-        ("group", pa.string()),
-        ("kind", pa.string()),
-        ("reason", pa.string()),
-        ("scores", pa.string()),
-        ("passages", pa.list_(_PASSAGE)),
+        *(field for field in DOCUMENT_SCHEMA if field.name != "kept"),
+        pa.field("kind", pa.string()),
+        pa.field("passages", pa.list_(_PASSAGE)),
     ]
 )
 

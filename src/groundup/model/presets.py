@@ -7,6 +7,7 @@ from typing import Any
 from groundup.model import presets_encoders, presets_experts, presets_recurrent
 from groundup.model.config import EncoderDecoderConfig, LearnedPositions, ModelConfig
 from groundup.model.rotary import Rope
+from groundup.model.sizes import Sizes
 from groundup.model.specs import (
     Attention,
     Experts,
@@ -18,8 +19,7 @@ from groundup.model.specs import (
     QueryKeyNorm,
 )
 
-# Depth, vocabulary, context, width, head size → configuration.
-Preset = Callable[[int, int, int, int, int], ModelConfig | EncoderDecoderConfig]
+Preset = Callable[[Sizes], ModelConfig | EncoderDecoderConfig]
 
 WIDTH_PER_LAYER = 64
 # Fewer, wider heads are faster on CPU; more of them learn more (docs/log.md).
@@ -47,7 +47,7 @@ def build_config(
     width = width or -(-depth * WIDTH_PER_LAYER // head_dim) * head_dim
     if width % head_dim:
         raise ValueError(f"`width` ({width}) must be a multiple of `head_dim` ({head_dim})")
-    return PRESETS[preset](depth, vocab_size, context, width, head_dim)
+    return PRESETS[preset](Sizes(depth, vocab_size, context, width, head_dim))
 
 
 def presets_by_kind() -> dict[str, list[str]]:
@@ -69,183 +69,120 @@ def _kind(config: ModelConfig | EncoderDecoderConfig) -> str:
     return "decoders" if attends else "decoders with recurrent layers"
 
 
-def _gpt2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+def _gpt2(sizes: Sizes) -> ModelConfig:
     """GPT-2 (Radford et al. 2019): layer norm, learned positions, biases, GELU of 4 widths, a tied head."""
     norm = Norm("layer", 1e-5, bias=True)
-    heads = width // head_dim
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, bias=("query", "key", "value", "output")),
-        FeedForward(4 * width, "gelu_tanh", gated=False, bias=True),
-        norm,
-    )
-    return ModelConfig(
-        family="gpt2",
-        vocab_size=vocab_size,
-        width=width,
-        layers=(layer,) * depth,
-        final_norm=norm,
-        tied_head=True,
-        max_positions=context,
-        learned_positions=LearnedPositions(context),
-    )
+    attention = Attention(sizes.heads, sizes.heads, sizes.head_dim, bias=("query", "key", "value", "output"))
+    layer = LayerSpec(attention, FeedForward(4 * sizes.width, "gelu_tanh", gated=False, bias=True), norm)
+    return sizes.model("gpt2", layer, norm, learned_positions=LearnedPositions(sizes.context))
 
 
-def _gpt3(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+def _gpt3(sizes: Sizes) -> ModelConfig:
     """GPT-3 (Brown et al. 2020, section 2.1): GPT-2 in which every second layer sees a band of keys alone.
 
     The paper does not say how wide the band is; an eighth of the context is what GPT-Neo took (256 of 2,048).
     """
-    base = _gpt2(depth, vocab_size, context, width, head_dim)
+    base = _gpt2(sizes)
     dense = base.layers[0]
-    banded = replace(dense, mixer=replace(dense.attention, window=max(1, context // 8)))
-    return replace(base, family="gpt3", layers=tuple((dense, banded)[index % 2] for index in range(depth)))
+    banded = replace(dense, mixer=replace(dense.attention, window=sizes.part_of_context(8)))
+    return replace(base, family="gpt3", layers=tuple((dense, banded)[index % 2] for index in range(sizes.depth)))
 
 
-def _llama(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """LLaMA (Touvron et al. 2023) with a tied head: RMS norm, rotary positions, SwiGLU of 8/3 width."""
-    norm = Norm("rms", 1e-6)
-    heads = width // head_dim
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, rope=Rope()),
-        FeedForward(-(-width * 8 // 3 // 64) * 64, "silu", gated=True),
-        norm,
+def _gpt_neox(sizes: Sizes) -> ModelConfig:
+    """GPT-NeoX (Black et al. 2022): parallel layers with two norms, a quarter of each head rotated, an untied head."""
+    base = _gpt2(sizes)
+    layer = replace(
+        base.layers[0],
+        mixer=replace(base.layers[0].attention, rope=Rope(dims=sizes.head_dim // 4)),
+        feed_forward=replace(base.layers[0].network, activation="gelu"),
+        placement="parallel_two_norms",
     )
-    return ModelConfig(
-        family="llama",
-        vocab_size=vocab_size,
-        width=width,
-        layers=(layer,) * depth,
-        final_norm=norm,
-        tied_head=True,
-        max_positions=context,
-    )
+    return sizes.model("gpt_neox", layer, base.final_norm, tied_head=False)
 
 
-def _nanochat(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """nanochat (Karpathy 2025): norms without weight, query/key norm after rope, relu², untied head, softcap 15."""
-    norm = Norm("rms_without_weight", 1e-6)
-    heads = width // head_dim
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, rope=Rope(reversed=True), query_key_norm=QueryKeyNorm(norm, after_rope=True)),
-        FeedForward(4 * width, "relu_squared", gated=False),
-        norm,
-    )
-    return ModelConfig(
-        family="nanochat",
-        vocab_size=vocab_size,
-        width=width,
-        layers=(layer,) * depth,
-        final_norm=norm,
-        embedding_norm=norm,
-        tied_head=False,
-        logit_softcap=15.0,
-        max_positions=context,
-    )
-
-
-def _palm(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+def _palm(sizes: Sizes) -> ModelConfig:
     """PaLM (Chowdhery et al. 2022): parallel layers, one key and value head, SwiGLU of 4 widths, scaled logits."""
     norm = Norm("layer", 1e-6)
     layer = LayerSpec(
-        Attention(width // head_dim, 1, head_dim, rope=Rope(interleaved=True)),
-        FeedForward(4 * width, "silu", gated=True),
+        Attention(sizes.heads, 1, sizes.head_dim, rope=Rope(interleaved=True)),
+        FeedForward(4 * sizes.width, "silu", gated=True),
         norm,
         placement="parallel",
     )
-    return ModelConfig(
-        family="palm",
-        vocab_size=vocab_size,
-        width=width,
-        layers=(layer,) * depth,
-        final_norm=norm,
-        tied_head=True,
-        max_positions=context,
-        logit_scale=width**-0.5,
-    )
+    return sizes.model("palm", layer, norm, logit_scale=sizes.width**-0.5)
 
 
-def _groundup(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
+def _llama(sizes: Sizes) -> ModelConfig:
+    """LLaMA (Touvron et al. 2023) with a tied head: RMS norm, rotary positions, SwiGLU of 8/3 width."""
+    norm = Norm("rms", 1e-6)
+    attention = Attention(sizes.heads, sizes.heads, sizes.head_dim, rope=Rope())
+    return sizes.model("llama", LayerSpec(attention, FeedForward(sizes.gated(), "silu", gated=True), norm), norm)
+
+
+def _qwen3(sizes: Sizes) -> ModelConfig:
+    """Qwen3 (2025): LLaMA with norms of each head's queries and keys, and half as many of the latter."""
+    base = _llama(sizes)
+    norm = QueryKeyNorm(base.layers[0].norm)
+    layer = _with_attention(base, kv_heads=sizes.half_heads, query_key_norm=norm, rope=Rope(theta=1_000_000.0))
+    return sizes.model("qwen3", layer, base.final_norm)
+
+
+def _olmo2(sizes: Sizes) -> ModelConfig:
+    """OLMo 2 (2024): LLaMA that norms what each part gives, and all heads' queries and keys together."""
+    base = _llama(sizes)
+    norm = QueryKeyNorm(base.layers[0].norm, over="width")
+    layer = _with_attention(base, query_key_norm=norm, rope=Rope(theta=500_000.0))
+    return sizes.model("olmo2", replace(layer, placement="output"), base.final_norm, tied_head=False)
+
+
+def _gemma2(sizes: Sizes) -> ModelConfig:
+    """Gemma 2 (2024): norms before and after each part, softcaps, GELU, windows of half the context by turns."""
+    norm = Norm("rms_plus_one", 1e-6)
+    network = FeedForward(sizes.gated(), "gelu_tanh", gated=True)
+
+    def layer(window: int | None) -> LayerSpec:
+        attention = Attention(
+            sizes.heads,
+            sizes.half_heads,
+            sizes.head_dim,
+            rope=Rope(),
+            scale=sizes.head_dim**-0.5,
+            softcap=50.0,
+            window=window,
+        )
+        return LayerSpec(attention, network, norm, placement="sandwich")
+
+    layers = [layer(None if index % 2 else sizes.part_of_context(2)) for index in range(sizes.depth)]
+    return sizes.model("gemma2", layers, norm, embedding_scale=sizes.width**0.5, logit_softcap=30.0)
+
+
+def _nanochat(sizes: Sizes) -> ModelConfig:
+    """nanochat (Karpathy 2025): norms without weight, query/key norm after rope, relu², untied head, softcap 15."""
+    norm = Norm("rms_without_weight", 1e-6)
+    query_key_norm = QueryKeyNorm(norm, after_rope=True)
+    rope = Rope(reversed=True)
+    attention = Attention(sizes.heads, sizes.heads, sizes.head_dim, rope=rope, query_key_norm=query_key_norm)
+    layer = LayerSpec(attention, FeedForward(4 * sizes.width, "relu_squared", gated=False), norm)
+    return sizes.model("nanochat", layer, norm, embedding_norm=norm, tied_head=False, logit_softcap=15.0)
+
+
+def _groundup(sizes: Sizes) -> ModelConfig:
     """nanochat's layers with head gates, value embeddings, mixed residuals, hashed bigrams and built-in induction."""
-    base = _nanochat(depth, vocab_size, context, width, head_dim)
+    base = _nanochat(sizes)
+    layer = replace(_with_attention(base, head_gate=True), value_embedding=True)
     return replace(
         base,
         family="groundup",
-        layers=tuple(
-            replace(layer, mixer=replace(layer.attention, head_gate=True), value_embedding=True)
-            for layer in base.layers
-        ),
+        layers=(layer,) * sizes.depth,
         ngram_buckets=(NGRAM_BUCKETS,),
         induction=INDUCTION,
         residual_mix=True,
     )
 
 
-def _gpt_neox(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """GPT-NeoX (Black et al. 2022): parallel layers with two norms, a quarter of each head rotated, an untied head."""
-    base = _gpt2(depth, vocab_size, context, width, head_dim)
-    rope = Rope(dims=head_dim // 4)
-    return replace(
-        base,
-        family="gpt_neox",
-        layers=tuple(
-            replace(
-                layer,
-                mixer=replace(layer.attention, rope=rope),
-                feed_forward=replace(layer.network, activation="gelu"),
-                placement="parallel_two_norms",
-            )
-            for layer in base.layers
-        ),
-        tied_head=False,
-        learned_positions=None,
-    )
-
-
-def _qwen3(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """Qwen3 (2025): LLaMA with norms of each head's queries and keys, and half as many of the latter."""
-    base = _llama(depth, vocab_size, context, width, head_dim)
-    heads = width // head_dim
-    kv_heads = heads // 2 if heads % 2 == 0 else heads
-    norm = QueryKeyNorm(base.layers[0].norm)
-    layers = _with_attention(base, kv_heads=kv_heads, query_key_norm=norm, rope=Rope(theta=1_000_000.0))
-    return replace(base, family="qwen3", layers=layers)
-
-
-def _gemma2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """Gemma 2 (2024): norms before and after each part, softcaps, GELU, windows of half the context by turns."""
-    base = _llama(depth, vocab_size, context, width, head_dim)
-    norm = Norm("rms_plus_one", 1e-6)
-    heads = width // head_dim
-    capped = _with_attention(base, kv_heads=heads // 2 if heads % 2 == 0 else heads, scale=head_dim**-0.5, softcap=50.0)
-
-    def layer(one: LayerSpec, window: int | None) -> LayerSpec:
-        network = replace(one.network, activation="gelu_tanh")
-        mixer = replace(one.attention, window=window)
-        return replace(one, mixer=mixer, feed_forward=network, norm=norm, placement="sandwich")
-
-    return replace(
-        base,
-        family="gemma2",
-        layers=tuple(layer(one, None if index % 2 else max(1, context // 2)) for index, one in enumerate(capped)),
-        final_norm=norm,
-        embedding_scale=width**0.5,
-        logit_softcap=30.0,
-    )
-
-
-def _olmo2(depth: int, vocab_size: int, context: int, width: int, head_dim: int) -> ModelConfig:
-    """OLMo 2 (2024): LLaMA that norms what each part gives, and all heads' queries and keys together."""
-    base = _llama(depth, vocab_size, context, width, head_dim)
-    norm = QueryKeyNorm(base.layers[0].norm, over="width")
-    layers = _with_attention(base, query_key_norm=norm, rope=Rope(theta=500_000.0))
-    return replace(
-        base, family="olmo2", layers=tuple(replace(one, placement="output") for one in layers), tied_head=False
-    )
-
-
-def _with_attention(config: ModelConfig, **changes: Any) -> tuple[LayerSpec, ...]:
-    """The layers with these fields of their attention changed."""
-    return tuple(replace(layer, mixer=replace(layer.attention, **changes)) for layer in config.layers)
+def _with_attention(config: ModelConfig, **changes: Any) -> LayerSpec:
+    """The first layer with these fields of its attention changed."""
+    return replace(config.layers[0], mixer=replace(config.layers[0].attention, **changes))
 
 
 PRESETS: dict[str, Preset] = {
