@@ -81,7 +81,7 @@ def test_every_token_is_visited_sooner_or_later():
 def test_ranks_share_the_same_rows(ranks: int):
     rows_per_step = 12
     for step in (0, 1, 7):
-        shares = [rank_rows(step, rows_per_step, rank, ranks).tolist() for rank in range(ranks)]
+        shares = [rank_rows(step * rows_per_step, rows_per_step, rank, ranks).tolist() for rank in range(ranks)]
         assert {len(share) for share in shares} == {rows_per_step // ranks}
         together = sorted(number for share in shares for number in share)
         assert together == list(range(step * rows_per_step, (step + 1) * rows_per_step))

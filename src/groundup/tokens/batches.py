@@ -1,8 +1,8 @@
 """Training batches as a pure function of (seed, row number): there is no loader state to save, restore or reshard.
 
-A run is a sequence of *rows* of `context` target tokens each, numbered from 0 over all epochs. Step s trains on rows
-[s · R, (s + 1) · R); which rank or micro-batch takes which of them changes nothing about the rows. A row's place in the
-data comes from a keyed permutation of the epoch, computed per row and never written down.
+A run is a sequence of *rows* of `context` target tokens each, numbered from 0 over all epochs. A step trains on so many
+successive rows; which rank or micro-batch takes which of them changes nothing about the rows. A row's place in the data
+comes from a keyed permutation of the epoch, computed per row and never written down.
 
 Every *segment* (a document, or its continuation after a row boundary) starts with `<|begin_of_text|>` as input, sees
 nothing of its neighbours, and counts its positions from 0.
@@ -94,10 +94,25 @@ class TokenStream(Protocol):
     def tokens(self, start: int, stop: int) -> Int64s: ...
 
 
-def rank_rows(step: int, rows_per_step: int, rank: int, ranks: int) -> Int64s:
-    """The row numbers that one of `ranks` trains on in `step`; together they are the same for any number of ranks."""
-    numbers = np.arange(step * rows_per_step, (step + 1) * rows_per_step, dtype=np.int64)
+def rank_rows(first: int, rows_per_step: int, rank: int, ranks: int) -> Int64s:
+    """What one of `ranks` trains on in a step from row `first` on: together the same for any number of ranks."""
+    numbers = np.arange(first, first + rows_per_step, dtype=np.int64)
     return numbers[rank::ranks]
+
+
+def row_of_cooldown(row: int, left: int, rows_per_epoch: int) -> int:
+    """The row to go on from when the learning rate begins to fall, with `left` more rows to read.
+
+    What is read a second time while the rate falls is learned by heart, at the cost of what is new (docs/log.md). So
+    the last `left` rows are to end with a whole epoch, and if they are no more than one, none of them comes twice.
+    Where that is so anyway, it is `row`.
+    """
+    done = row % rows_per_epoch
+    if done + left <= rows_per_epoch:
+        return row
+    past_end = (row + left) % rows_per_epoch
+    # Back to rows that were read at the full rate, or, where there are not so many, on past rows that will come again.
+    return row - past_end if row >= past_end else row - past_end + rows_per_epoch
 
 
 class PackedDocuments:

@@ -9,9 +9,9 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from groundup.errors import UserError
 from groundup.record.metrics import MetricsWriter, Progress
-from groundup.tokens.batches import RowSource, rank_rows
+from groundup.tokens.batches import RowSource, rank_rows, row_of_cooldown
 from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
 from groundup.train.learner import Learner
 from groundup.train.optim import build_optimizers, schedule, set_learning_rates
@@ -66,9 +66,13 @@ def train(
     ):
         while (spent := config.spent(counters)) < 1:
             step_started = time.monotonic()
+            if spent >= 1 - config.cooldown and not counters.cooling:
+                left = config.rows_left(counters, ranks.agree(_usual(speeds)))
+                row = row_of_cooldown(counters.row, left, source.rows_per_epoch)
+                counters = replace(counters, row=row, cooling=True)
             rate = schedule(spent, config.warmup, config.cooldown)
             set_learning_rates(optimizers, rate, counters.step)
-            loss, tally = _accumulate_gradients(learner, source, counters.step, config, ranks)
+            loss, tally = _accumulate_gradients(learner, source, counters.row, config, ranks)
             ranks.add_gradients(model.parameters())
             values = _values(model, loss, rate, counters, config)
             for optimizer in optimizers:
@@ -77,7 +81,13 @@ def train(
             values |= learner.end_step(tally, config.rows_per_step)
             now = time.monotonic()
             speeds.append(config.positions_per_step / (now - step_started))
-            counters = Counters(counters.step + 1, counters.tokens + int(loss.targets), ranks.agree(now - started))
+            counters = replace(
+                counters,
+                step=counters.step + 1,
+                tokens=counters.tokens + int(loss.targets),
+                seconds=ranks.agree(now - started),
+                row=counters.row + config.rows_per_step,
+            )
             if _passes_mark(spent, config.spent(counters), config.evaluations):
                 with torch.compiler.set_stance("force_eager"):
                     values |= watch(counters.step)
@@ -89,19 +99,22 @@ def train(
                 tokens_per_second=speeds[-1],
             )
             keeper.after_step(counters)
-    return TrainingResult(
-        counters.step, counters.tokens, counters.seconds, statistics.median(speeds[WARM_STEPS:] or speeds or [0.0])
-    )
+    return TrainingResult(counters.step, counters.tokens, counters.seconds, _usual(speeds))
+
+
+def _usual(speeds: Sequence[float]) -> float:
+    """The usual speed of a step, those that compile left out where there are others; 0 where there is none at all."""
+    return statistics.median(speeds[WARM_STEPS:] or speeds or [0.0])
 
 
 def _accumulate_gradients(
-    learner: Learner, source: RowSource, step: int, config: LoopConfig, ranks: Ranks
+    learner: Learner, source: RowSource, row: int, config: LoopConfig, ranks: Ranks
 ) -> tuple[TokenLoss, Tensor]:
-    """Gradients of this rank's rows; returns the global loss and tally.
+    """Gradients of this rank's rows of the step that begins at `row`; returns the global loss and tally.
 
     What is minimised is (sum of losses) / (targets in the global batch) + (sum of auxiliary losses) / (rows in it).
     """
-    rows = source.rows(rank_rows(step, config.rows_per_step, ranks.rank, ranks.count))
+    rows = source.rows(rank_rows(row, config.rows_per_step, ranks.rank, ranks.count))
     count = ranks.add(torch.tensor(rows.target_count()))
     sums: Tensor | None = None
     for micro in rows.split(config.micro_rows):

@@ -52,6 +52,14 @@ class LoopConfig:
         assert self.seconds is not None
         return min(1.0, counters.seconds / self.seconds)
 
+    def rows_left(self, counters: Counters, tokens_per_second: float) -> int:
+        """Rows that the rest of the budget will read; of one in seconds, about so many at this speed (0: unknown)."""
+        if self.steps is not None:
+            return (self.steps - counters.step) * self.rows_per_step
+        assert self.seconds is not None
+        steps = (self.seconds - counters.seconds) * tokens_per_second / self.positions_per_step
+        return round(steps) * self.rows_per_step
+
 
 class Settings(Protocol):
     """The settings that every stage that trains has."""
