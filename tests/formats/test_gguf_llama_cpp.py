@@ -5,6 +5,7 @@ Needs llama-cpp-python, which compiles llama.cpp when it is installed (ten minut
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf_models import MODELS, model_of, with_cut
+from gguf_models import ENCODERS, MODELS, model_of, with_cut
 from references import reference
 from test_gguf_vocabulary import HARD
 from tiny import PRETRAINING, random_ids
@@ -24,6 +25,7 @@ from groundup.formats.gguf.blocks import WRITTEN
 from groundup.formats.gguf.container import GgufFile
 from groundup.formats.gguf.model_file import load_gguf, save_gguf
 from groundup.formats.huggingface import load_model
+from groundup.model.language_model import LanguageModel
 from groundup.tokens import shards
 from groundup.tokens.config import TokensConfig
 from groundup.tokens.tokenizer import Tokenizer
@@ -39,6 +41,8 @@ TIME = 24
 TOLERANCE = {"f32": 1e-5, "f16": 2e-3, "bf16": 1e-2, "q8_0": 2e-2, "q4_0": 2e-2}
 # It looks GELU up in a table of half precision.
 GELU_TOLERANCE = 1e-3
+# For BERT, too, by its tanh formula, where most models were trained with the exact one.
+EXACT_GELU_TOLERANCE = 3e-3
 
 
 def _open(path: Path, **options: Any) -> Any:
@@ -52,6 +56,15 @@ def _their_logits(path: Path, ids: list[int]) -> torch.Tensor:
     model = _open(path)
     model.eval(ids)
     return torch.from_numpy(np.array(model.scores[: len(ids)]))
+
+
+def _their_vectors(path: Path, ids: list[int]) -> torch.Tensor:
+    """What an encoder gives for each token."""
+    model = _open(path, embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE)
+    batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(ids))(*ids), len(ids))
+    assert llama_cpp.llama_encode(model.ctx, batch) == 0
+    flat = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings(model.ctx), (len(ids), model.n_embd()))
+    return torch.from_numpy(flat.copy())
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -80,6 +93,64 @@ def test_logits_are_those_of_the_weights_as_they_were_stored(
     ids = random_ids(1, TIME, vocabulary=512)
     ours = load_gguf(path, torch.float32)(ids)[0]
     assert _distance(_their_logits(path, ids[0].tolist()), ours) <= TOLERANCE[weights]
+
+
+@pytest.mark.parametrize("hot", [False, True], ids=["default weights", "hot weights"])
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_vectors_are_those_of_the_encoder(name: str, hot: bool, words: Path, models: Path, tmp_path: Path):
+    model, path = model_of(name, models, hot), tmp_path / "model.gguf"
+    save_gguf(model, words, path, "f32")
+    ids = random_ids(1, TIME, vocabulary=512)
+    tolerance = GELU_TOLERANCE if name == "bert approximate gelu" else EXACT_GELU_TOLERANCE
+    assert _distance(_their_vectors(path, ids[0].tolist()), model.encode(ids)[0]) <= tolerance
+
+
+@pytest.mark.parametrize("weights", [name for name in WRITTEN if name != "f32"])
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@torch.no_grad()
+def test_vectors_are_those_of_the_weights_as_they_were_stored(
+    name: str, weights: str, words: Path, models: Path, tmp_path: Path
+):
+    path = tmp_path / "model.gguf"
+    save_gguf(model_of(name, models, hot=False), words, path, weights)
+    ids = random_ids(1, TIME, vocabulary=512)
+    ours = load_gguf(path, torch.float32).encode(ids)[0]
+    assert _distance(_their_vectors(path, ids[0].tolist()), ours) <= TOLERANCE[weights]
+
+
+MISTAKES: dict[str, Callable[[LanguageModel], object]] = {
+    "the second kind of token": lambda model: _row_first(model.token_types, 1),
+    "no kind of token": lambda model: model.token_types.weight.zero_(),
+    "positions from 1 on": lambda model: _row_first(model.positions, 1),
+    "no norm of the embedding": lambda model: model.embedding_norm.weight.fill_(1.0),
+    "no bias of the values": lambda model: model.layers[1].mixer.value.bias.zero_(),
+    "norms of a layer swapped": lambda model: _swap(
+        model.layers[0].mixer_sum_norm, model.layers[0].feed_forward_sum_norm
+    ),
+    "another epsilon": lambda model: setattr(model.layers[2].mixer_sum_norm, "eps", 1e-5),
+    "queries as keys": lambda model: _swap(model.layers[0].mixer.query, model.layers[1].mixer.query),
+}
+
+
+def _row_first(table: Any, row: int) -> None:
+    table.weight.copy_(table.weight.roll(-row, 0))
+
+
+def _swap(one: Any, other: Any) -> None:
+    kept = one.weight.clone()
+    one.weight.copy_(other.weight)
+    other.weight.copy_(kept)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@torch.no_grad()
+def test_a_mistake_in_an_encoder_would_show(mistake: str, words: Path, models: Path, tmp_path: Path):
+    model, path = model_of("bert approximate gelu" if "epsilon" in mistake else "bert", models), tmp_path / "model.gguf"
+    save_gguf(model, words, path, "f32")
+    MISTAKES[mistake](model)
+    ids = random_ids(1, TIME, vocabulary=512)
+    assert _distance(_their_vectors(path, ids[0].tolist()), model.encode(ids)[0]) > 3 * EXACT_GELU_TOLERANCE
 
 
 @pytest.mark.parametrize("cut", ["gpt-2", "qwen2", "llama-bpe"])
