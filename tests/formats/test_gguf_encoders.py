@@ -12,9 +12,9 @@ from tiny import random_ids
 
 from groundup.cli import main
 from groundup.errors import UserError
-from groundup.formats.gguf.container import GgufFile, write_gguf
+from groundup.formats.gguf.container import Entry, GgufFile, write_gguf
 from groundup.formats.gguf.model_file import load_gguf, save_gguf
-from groundup.formats.huggingface import load_model
+from groundup.formats.huggingface import load_model, save_model
 
 HEAD = ("transform.", "head.", "head_bias")
 
@@ -29,8 +29,6 @@ def _without(path: Path, key: str, out: Path, **changes: Any) -> Path:
     file = GgufFile(path)
     metadata = {name: value for name, value in file.metadata.items() if name != key} | changes
     entries = [(name, file.get(name), place.format) for name, place in file.tensors.items()]
-    from groundup.formats.gguf.container import Entry
-
     with open(out, "wb") as copy:
         write_gguf(
             copy,
@@ -119,6 +117,24 @@ def test_how_others_pool_vectors_changes_none_of_them(words: Path, models: Path,
     pooled = load_gguf(_without(path, "", tmp_path / "pooled.gguf", **{"bert.pooling_type": 1}))
     ids = random_ids(1, 8, vocabulary=512)
     assert torch.equal(pooled.encode(ids), load_gguf(path).encode(ids))
+
+
+def test_an_encoder_with_the_tokenizer_of_this_house_is_exported(words: Path, models: Path, tmp_path: Path):
+    """What `groundup pretrain --preset bert` leaves: byte-level BPE beside the weights."""
+    run, path = tmp_path / "run", tmp_path / "model.gguf"
+    run.mkdir()
+    save_model(model_of("bert", models), run, bos_id=0, eos_ids=[1], pad_id=2)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (run / name).write_bytes((words / name).read_bytes())
+    assert main(["export", str(run), "--to", str(path), "--type", "q8_0"]) == 0
+    assert GgufFile(path).metadata["tokenizer.ggml.model"] == "gpt2"
+    assert load_gguf(path).config.family == "bert"
+
+
+def test_a_classifier_is_refused_by_the_verb(words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    encoder("bert classifier", hot=False, vocab_size=512).save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--to", str(tmp_path / "model.gguf")]) == 2
+    assert "GGUF has no place for a bert classifier" in capsys.readouterr().err
 
 
 def test_an_exported_encoder_becomes_no_folder(

@@ -113,10 +113,11 @@ def _read_tokenizer(path: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path}: no such file; a GGUF file holds the tokenizer too")
     spec = _settings(path)
     try:
-        whole = tokenizers.Tokenizer.from_str(json.dumps(spec)).to_str()
+        whole = json.loads(tokenizers.Tokenizer.from_str(json.dumps(spec)).to_str())
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path}: not a whole tokenizer ({error})") from None
-    return path.read_text(encoding="utf-8"), json.loads(whole)
+    whole["model"]["vocab"] = spec["model"]["vocab"]  # where a token has two names the library keeps one
+    return path.read_text(encoding="utf-8"), whole
 
 
 def _kind_of(spec: Mapping[str, Any], path: Path) -> Kind:
