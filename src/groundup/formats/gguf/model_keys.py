@@ -52,8 +52,8 @@ def read_base(
         raise ValueError(f"tensor `{layout.EMBEDDING}` is missing")
     vocabulary = tensors.shapes[layout.EMBEDDING][0]
     keys.fixed(**{"attention.value_length": head_dim, "rope.dimension_count": head_dim})
-    if keys.flag(CAUSAL, default=True) != causal:
-        raise ValueError(f"`{CAUSAL}` must be {str(causal).lower()} for a {family}")
+    if (found := keys.flag(CAUSAL, default=True)) != causal:
+        raise ValueError(f"`{CAUSAL}` is {found}, only {causal} is supported for a {family}")
     keys.fixed(vocab_size=vocabulary)
     normed = Norm(norm, keys.positive(eps), bias=norm == "layer")
     if (layers := keys.size("block_count")) > MOST_LAYERS:
