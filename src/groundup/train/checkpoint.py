@@ -44,8 +44,6 @@ def save_checkpoint(
     """Write everything that the next step depends on; the older checkpoint stays until the new one is on disk."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {name: tensor for name, tensor, *_ in _optimizer_tensors(model, optimizers)}
-    # Weights of a folder may lie transposed in memory, as they do there.
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / FILE, save(tensors, metadata={"counters": json.dumps(asdict(counters))}))
 
 
