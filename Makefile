@@ -13,6 +13,9 @@ PARALLEL := --numprocesses auto --maxprocesses 4
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
+# What the demo asks about: the model has learned to answer from what it is given, not to know the library by heart.
+DOCUMENT := runs/calendar.isleap.txt
+
 .PHONY: demo test test-all bench help
 
 help:
@@ -22,10 +25,12 @@ demo: $(VENV)/.installed
 	$(BIN)/groundup run pocket
 	@echo
 	@echo "A conversation with it:"
+	@$(BIN)/python -c 'import calendar; print("calendar.isleap(year)\n\n" + calendar.isleap.__doc__)' > $(DOCUMENT)
 	@printf '%s\n' \
 		"What is 37 * 43?" \
 		"/clear" \
-		"What does textwrap.dedent do?" \
+		"/document $(DOCUMENT)" \
+		"What does calendar.isleap do?" \
 		| $(BIN)/groundup chat runs/pocket
 	@echo
 	@echo "Your turn:   $(BIN)/groundup chat runs/pocket"
