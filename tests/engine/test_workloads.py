@@ -1,0 +1,255 @@
+"""Any workload gives what the model gives without a cache: arrivals, copies, shared beginnings, chunks, preemption.
+
+The engine's loop is turned by hand here, so that requests come and go at chosen steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import hot_decoder, random_ids, tiny_config
+from torch import Tensor
+
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
+from groundup.engine.choosing import PlainChoice
+from groundup.engine.jobs import Scoring, Writing
+from groundup.engine.loop import Loop
+from groundup.engine.runner import Runner, is_recurrent, reach
+from groundup.engine.scheduler import Scheduler
+from groundup.model.config import ModelConfig
+from groundup.model.language_model import LanguageModel
+from groundup.model.specs import Experts
+
+CONTEXT = 100
+BASE = random_ids(70, seed=3).tolist()
+
+
+def _windowed() -> ModelConfig:
+    """Layers that all see a few tokens: blocks out of sight are given back."""
+    config = tiny_config("llama", context=CONTEXT)
+    windows = (7, 20)
+    layers = tuple(
+        replace(layer, mixer=replace(layer.attention, window=windows[index]))
+        for index, layer in enumerate(config.layers)
+    )
+    return replace(config, layers=layers)
+
+
+def _with_capacity() -> ModelConfig:
+    """Experts that take the first three tokens of a text each, and so count what they took."""
+    config = tiny_config("mixtral", context=CONTEXT)
+
+    def limited(experts: Experts) -> Experts:
+        return replace(experts, router=replace(experts.router, chosen=1, normalised=False, capacity=3))
+
+    return replace(config, layers=tuple(replace(one, feed_forward=limited(one.feed_forward)) for one in config.layers))
+
+
+CONFIGS: dict[str, Callable[[], ModelConfig]] = {
+    name: lambda name=name: tiny_config(name, kv_heads=1, context=CONTEXT)
+    for name in ("groundup", "nanochat", "llama", "gemma2", "mamba", "mamba2", "qwen3_next", "lfm2")
+}
+CONFIGS |= {name: lambda name=name: tiny_config(name, context=CONTEXT) for name in ("mixtral", "deepseek_v3", "gpt2")}
+CONFIGS |= {"windowed": _windowed, "with capacity": _with_capacity}
+
+
+@cache
+def _model(name: str) -> LanguageModel:
+    return hot_decoder(CONFIGS[name]())
+
+
+class Watching:
+    """Takes the likeliest token, and keeps the logits."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def choose(self, logits_v: Tensor) -> PlainChoice:
+        self.seen.append(logits_v)
+        return PlainChoice(int(logits_v.argmax()), 0.0, [])
+
+
+@dataclass
+class Request:
+    """shared: tokens of the beginning that all requests have in common; own: those that follow; limit: of answers."""
+
+    at: int
+    shared: int
+    own: int
+    limit: int
+    copies: int = 1
+    scores: bool = False
+    cancelled_after: int | None = None
+    told: list = field(default_factory=list)
+    choosers: list[Watching] = field(default_factory=list)
+    jobs: list = field(default_factory=list)
+
+    def begin(self, loop: Loop, number: int) -> None:
+        prompt = [*BASE[: self.shared], *((number * 7 + 3 * place) % 64 for place in range(self.own))]
+        if self.scores:
+            self.jobs = [Scoring(prompt, self.told.append)]
+        else:
+            self.choosers = [Watching() for _ in range(self.copies)]
+            self.told = [[] for _ in self.choosers]
+            pairs = zip(self.choosers, self.told, strict=True)
+            self.jobs = [Writing(prompt, self.limit, chooser, (), None, told.append) for chooser, told in pairs]
+            self.jobs[0].copies = self.jobs[1:]
+        loop.begin(self.jobs[0])
+
+
+def _turn(model: LanguageModel, requests: list[Request], blocks: int, budget: int, most_running: int) -> BlockPool:
+    pool = BlockPool(blocks)
+    remembers = is_recurrent(model)
+    loop = Loop(Runner(model, blocks), Scheduler(pool, budget, most_running, recurrent=remembers, reach=reach(model)))
+    for time in range(3000):
+        for number, request in enumerate(requests):
+            if request.at == time:
+                request.begin(loop, number)
+            if request.cancelled_after is not None and time == request.at + request.cancelled_after:
+                for job in request.jobs[:: 1 if number % 2 else -1]:
+                    loop.cancel(job)
+        if loop.is_busy:
+            loop.step()
+        elif time > max(request.at for request in requests):
+            return pool
+    raise AssertionError("the work does not end")
+
+
+@torch.no_grad()
+def _check(model: LanguageModel, request: Request) -> None:
+    """Each text that was finished, against one call of the model without a cache."""
+    if request.scores:
+        if request.cancelled_after is None:
+            (job,), (found,) = request.jobs, request.told
+            logits_tv = model(torch.tensor([job.prompt]))[0].log_softmax(-1)
+            expected = [float(logits_v[token]) for logits_v, token in zip(logits_tv, job.prompt[1:], strict=False)]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        return
+    for job, chooser, told in zip(request.jobs, request.choosers, request.told, strict=True):
+        tokens = [piece.choice.token for piece in told]
+        assert request.cancelled_after is not None or len(tokens) == request.limit
+        if tokens:
+            logits_tv = model(torch.tensor([job.prompt + tokens[:-1]]))[0, len(job.prompt) - 1 :]
+            torch.testing.assert_close(torch.stack(chooser.seen), logits_tv, rtol=1e-9, atol=1e-9)
+            assert tokens == logits_tv.argmax(-1).tolist()
+
+
+REQUESTS = st.builds(
+    Request,
+    at=st.integers(0, 10),
+    shared=st.integers(0, 60),
+    own=st.integers(1, 12),
+    limit=st.integers(1, 20),
+    copies=st.sampled_from([1, 1, 1, 3]),
+    scores=st.sampled_from([False, False, False, True]),
+    cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 12)),
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    requests=st.lists(REQUESTS, min_size=2, max_size=6),
+    blocks=st.integers(6, 14),
+    budget=st.sampled_from([5, 24, 100]),
+    most_running=st.integers(1, 5),
+)
+def test_any_workload_gives_the_logits_of_the_model_alone(
+    name: str, requests: list[Request], blocks: int, budget: int, most_running: int
+):
+    requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
+    pool = _turn(_model(name), requests, blocks, budget, most_running)
+    assert pool.available == pool.count
+    for request in requests:
+        _check(_model(name), request)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
+    """Three texts that begin alike, in a pool too small for all, one of them in four copies."""
+    model = _model(name)
+    requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=4), Request(6, 48, 2, 25), Request(6, 50, 9, 1)]
+    pool = _turn(model, requests, 7 if reach(model) is None else 5, 24, 6)
+    assert pool.available == pool.count
+    for request in requests:
+        _check(model, request)
+    later = [piece.cached for request in requests[1:] for told in request.told for piece in told[-1:]]
+    if reach(model) is None:
+        assert max(later) >= 2 * BLOCK_TOKENS, "nothing was found in the cache"
+
+
+def test_blocks_out_of_sight_are_given_back_while_a_text_is_written():
+    model = _model("windowed")
+    pool = BlockPool(8)
+    loop = Loop(Runner(model, 8), Scheduler(pool, 16, 2, reach=reach(model)))
+    request = Request(0, 5, 1, 90)
+    request.begin(loop, 0)
+    held = []
+    while loop.is_busy:
+        held.append(pool.count - pool.available)
+        loop.step()
+    assert max(held) == 3  # 20 tokens that can be seen lie in three blocks at most, and the newest in one of them
+    _check(model, request)
+
+
+def test_ten_thousand_tokens_of_many_requests_leave_no_tensor_behind():
+    model = _model("mamba2")
+    pool = BlockPool(20)
+    runner = Runner(model, 20)
+    scheduler = Scheduler(pool, 32, 4, recurrent=True, reach=reach(model))
+    loop = Loop(runner, scheduler)
+    for number in range(60):
+        request = Request(0, number % 30, 1, 3)
+        request.begin(loop, number)
+        while loop.is_busy:
+            loop.step()
+        assert request.jobs[0].sequence.state is None
+    assert pool.available == 20
+    assert len(pool._states) <= 20 and not scheduler.running and not scheduler.waiting
+
+
+def test_a_chooser_that_fails_ends_its_own_text_alone():
+    class Broken(Watching):
+        def choose(self, logits_v: Tensor) -> PlainChoice:
+            if len(self.seen) == 3:
+                raise RuntimeError("no token fits")
+            return super().choose(logits_v)
+
+    model = _model("llama")
+    pool = BlockPool(20)
+    loop = Loop(Runner(model, 20), Scheduler(pool, 64, 4))
+    good, bad = Request(0, 20, 3, 12, copies=2), Request(0, 20, 4, 12)
+    for number, request in enumerate((good, bad)):
+        request.begin(loop, number)
+    bad.jobs[0].chooser = Broken()
+    while loop.is_busy:
+        loop.step()
+    _check(model, good)
+    assert [type(one).__name__ for one in bad.told[0]] == ["Piece"] * 3 + ["RuntimeError"]
+    assert pool.available == 20
+
+
+def test_a_model_that_fails_ends_what_it_was_computing_and_the_engine_goes_on():
+    model = _model("llama")
+    pool = BlockPool(20)
+    loop = Loop(Runner(model, 20), Scheduler(pool, 64, 4))
+    first = Request(0, 20, 3, 12, copies=2)
+    first.begin(loop, 0)
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory")
+
+    handle = model.layers[0].register_forward_pre_hook(fail)
+    loop.step()
+    handle.remove()
+    assert [type(one) for told in first.told for one in told] == [MemoryError, MemoryError]
+    assert pool.available == 20 and not loop.is_busy
+    second = Request(0, 20, 3, 12)
+    second.begin(loop, 1)
+    while loop.is_busy:
+        loop.step()
+    _check(model, second)
