@@ -145,24 +145,36 @@ def test_what_is_least_recently_used_is_forgotten_first_and_the_end_of_a_text_be
     # Four blocks were never used; the fifth and sixth are the last two of the older text.
     memory.begin([9000 + place for place in range(6 * BLOCK_TOKENS)])
 
-    def known(branch: int) -> int:
-        count, content = 0, b""
+    def known(branch: int) -> list[bool]:
+        found, content = [], b""
         for index in range(4):
             part = [branch * 1000 + index * BLOCK_TOKENS + place for place in range(BLOCK_TOKENS)]
             content = memory.pool.chained_hash(content, part)
-            count += memory.pool.find(content, part) is not None
-        return count
+            found.append(memory.pool.find(content, part) is not None)
+        return found
 
-    assert (known(0), known(1)) == (2, 4)
+    assert known(0) == [True, True, False, False]
+    assert all(known(1))
+
+
+def test_a_block_in_which_nothing_known_stands_is_taken_before_one_that_may_be_found():
+    pool = BlockPool(2)
+    known, unknown = pool.take(), pool.take()
+    pool.publish(known, b"hash", [1])
+    pool.release(known)
+    pool.release(unknown)
+    assert pool.take() == unknown
 
 
 def test_texts_that_differ_before_a_block_do_not_share_it():
     memory = Memory()
     same = list(range(BLOCK_TOKENS))
     memory.begin([1] * BLOCK_TOKENS + same)
+    memory.begin([2] * BLOCK_TOKENS + [7] * BLOCK_TOKENS)
     memory.begin([2] * BLOCK_TOKENS + same)
-    (first, _), (second, _) = memory.texts
-    assert not set(first.blocks) & set(second.blocks)
+    (first, _), (second, _), (third, _) = memory.texts
+    assert third.blocks[0] == second.blocks[0]
+    assert third.blocks[1] not in (first.blocks[1], second.blocks[1])
 
 
 def test_states_are_kept_for_known_blocks_alone_and_only_so_many():

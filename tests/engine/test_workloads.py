@@ -3,6 +3,7 @@
 The engine's loop is turned by hand here, so that requests come and go at chosen steps.
 """
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -19,7 +20,7 @@ from groundup.engine.choosing import PlainChoice
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.runner import Runner, is_recurrent, reach
-from groundup.engine.scheduler import Scheduler
+from groundup.engine.scheduler import Chunk, Scheduler, Sequence, Step
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Experts
@@ -101,10 +102,24 @@ class Request:
         loop.begin(self.jobs[0])
 
 
-def _turn(model: LanguageModel, requests: list[Request], blocks: int, budget: int, most_running: int) -> BlockPool:
-    pool = BlockPool(blocks)
-    remembers = is_recurrent(model)
-    loop = Loop(Runner(model, blocks), Scheduler(pool, budget, most_running, recurrent=remembers, reach=reach(model)))
+class CountingScheduler(Scheduler):
+    """Counts how often a sequence gives way."""
+
+    preempted = 0
+
+    def _preempt_youngest(self) -> Sequence:
+        self.preempted += 1
+        return super()._preempt_youngest()
+
+
+def _turn(
+    model: LanguageModel, requests: list[Request], blocks: int, budget: int, most_running: int
+) -> CountingScheduler:
+    """Serve the requests to their ends."""
+    scheduler = CountingScheduler(
+        BlockPool(blocks), budget, most_running, recurrent=is_recurrent(model), reach=reach(model)
+    )
+    loop = Loop(Runner(model, blocks), scheduler)
     for time in range(3000):
         for number, request in enumerate(requests):
             if request.at == time:
@@ -115,7 +130,8 @@ def _turn(model: LanguageModel, requests: list[Request], blocks: int, budget: in
         if loop.is_busy:
             loop.step()
         elif time > max(request.at for request in requests):
-            return pool
+            assert scheduler.pool.available == blocks
+            return scheduler
     raise AssertionError("the work does not end")
 
 
@@ -162,8 +178,7 @@ def test_any_workload_gives_the_logits_of_the_model_alone(
     name: str, requests: list[Request], blocks: int, budget: int, most_running: int
 ):
     requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
-    pool = _turn(_model(name), requests, blocks, budget, most_running)
-    assert pool.available == pool.count
+    _turn(_model(name), requests, blocks, budget, most_running)
     for request in requests:
         _check(_model(name), request)
 
@@ -173,13 +188,21 @@ def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
     """Three texts that begin alike, in a pool too small for all, one of them in four copies."""
     model = _model(name)
     requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=4), Request(6, 48, 2, 25), Request(6, 50, 9, 1)]
-    pool = _turn(model, requests, 7 if reach(model) is None else 5, 24, 6)
-    assert pool.available == pool.count
+    scheduler = _turn(model, requests, 7 if reach(model) is None else 5, 24, 6)
     for request in requests:
         _check(model, request)
     later = [piece.cached for request in requests[1:] for told in request.told for piece in told[-1:]]
     if reach(model) is None:
+        assert scheduler.preempted > 0
         assert max(later) >= 2 * BLOCK_TOKENS, "nothing was found in the cache"
+
+
+def test_a_text_that_is_scored_can_give_way_and_is_scored_anew():
+    requests = [Request(0, 20, 1, 50), Request(1, 60, 1, 1, scores=True)]
+    scheduler = _turn(_model("llama"), requests, 7, 2, 2)
+    assert scheduler.preempted == 1
+    for request in requests:
+        _check(_model("llama"), request)
 
 
 def test_blocks_out_of_sight_are_given_back_while_a_text_is_written():
@@ -196,20 +219,38 @@ def test_blocks_out_of_sight_are_given_back_while_a_text_is_written():
     _check(model, request)
 
 
-def test_ten_thousand_tokens_of_many_requests_leave_no_tensor_behind():
-    model = _model("mamba2")
-    pool = BlockPool(20)
-    runner = Runner(model, 20)
-    scheduler = Scheduler(pool, 32, 4, recurrent=True, reach=reach(model))
-    loop = Loop(runner, scheduler)
-    for number in range(60):
-        request = Request(0, number % 30, 1, 3)
-        request.begin(loop, number)
-        while loop.is_busy:
+class NoModel(Runner):
+    """Computes nothing: what is left is the engine's own work."""
+
+    def __init__(self) -> None:
+        pass
+
+    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
+        for chunk in step.chunks:
+            chunk.sequence.state = object()
+        return [(chunk, torch.zeros(1, 1)) for chunk in step.chunks]
+
+    def logits(self, hidden_nd: Tensor) -> Tensor:
+        return hidden_nd
+
+
+def test_ten_thousand_requests_leave_memory_flat():
+    scheduler = Scheduler(BlockPool(20), 64, 8, recurrent=True)
+    loop = Loop(NoModel(), scheduler)
+    sizes = []
+    tracemalloc.start()
+    for number in range(10_000):
+        prompt = [number, *range(number % 40)]
+        loop.begin(Writing(prompt, 2, Watching(), (), None, lambda piece: None))
+        while len(scheduler.running) + len(scheduler.waiting) > 7:
             loop.step()
-        assert request.jobs[0].sequence.state is None
-    assert pool.available == 20
-    assert len(pool._states) <= 20 and not scheduler.running and not scheduler.waiting
+        if number in (2_000, 9_999):
+            while loop.is_busy:
+                loop.step()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert scheduler.pool.available == 20
+    assert sizes[1] < sizes[0] + 20_000
 
 
 def test_a_chooser_that_fails_ends_its_own_text_alone():

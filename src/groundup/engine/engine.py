@@ -182,8 +182,7 @@ class Engine:
         jobs = [Scoring(ids, inbox.put) for ids, inbox in zip(all_ids, inboxes, strict=True)]
         for job in jobs:
             self._check_fits(job)
-        for job in jobs:
-            self._worker.do(partial(self._loop.begin, job))
+        self._submit(jobs)
         try:
             return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:
@@ -269,8 +268,17 @@ class Engine:
             self._check_fits(jobs[-1][0])
         for leader, *copies in jobs:
             leader.copies = copies
-            self._worker.do(partial(self._loop.begin, leader))
+        self._submit([leader for leader, *_ in jobs])
         return [job for of_prompt in jobs for job in of_prompt]
+
+    def _submit(self, jobs: Sequence[Job]) -> None:
+        """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
+
+        def begin() -> None:
+            for job in jobs:
+                self._loop.begin(job)
+
+        self._worker.do(begin)
 
     def _cancel(self, jobs: Sequence[Job]) -> None:
         """Give up what is not finished."""

@@ -97,7 +97,8 @@ class Loop:
 
     def _score(self, job: Scoring, chunk: Chunk, hidden_td: Tensor) -> None:
         next_ids = chunk.sequence.tokens[chunk.start + 1 : chunk.start + chunk.length + 1]
-        job.found += self._runner.log_probabilities(hidden_td, next_ids)
+        # Those found before the text gave way to another, and was computed anew, are found again.
+        job.found[chunk.start :] = self._runner.log_probabilities(hidden_td, next_ids)
         if chunk.is_last:
             job.tell(job.found)
             self._end(job)
@@ -114,7 +115,7 @@ class Loop:
 
 
 class Worker:
-    """The thread that owns a loop and its model."""
+    """The thread that owns a loop and its model. A program that ends waits for it, so that no product is cut off."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -127,7 +128,7 @@ class Worker:
         with self._lock:
             self._actions.append(action)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._turn, name="groundup-engine", daemon=True)
+                self._thread = threading.Thread(target=self._turn, name="groundup-engine")
                 self._thread.start()
 
     def _turn(self) -> None:

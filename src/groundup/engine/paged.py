@@ -27,29 +27,35 @@ class Remembered(NamedTuple):
 
 
 class Slots:
-    """A number or vector for each token there is room for; made when the first is written and their shape is known.
+    """A vector of each head for each token there is room for; made when the first is written and their shape is known.
 
     The last slot belongs to no block: it holds the zeros that padding is read from.
     """
 
     def __init__(self, blocks: int) -> None:
         self._count = blocks * BLOCK_TOKENS
-        self.values: Tensor | None = None
+        self._values_hnk: Tensor | None = None
 
-    def write(self, slots_n: Tensor, values_n: Tensor) -> None:
-        if self.values is None:
-            self.values = values_n.new_zeros(self._count + 1, *values_n.shape[1:])
-        self.values.index_copy_(0, slots_n, values_n)
+    def write(self, slots_bt: Tensor, new_bhtk: Tensor) -> None:
+        new_hnk = new_bhtk.transpose(0, 1).flatten(1, 2)
+        if self._values_hnk is None:
+            # Not filled: memory that nobody has written to yet is not taken from the machine.
+            self._values_hnk = new_hnk.new_empty(new_hnk.shape[0], self._count + 1, new_hnk.shape[2])
+            self._values_hnk[:, -1] = 0
+        self._values_hnk.index_copy_(1, slots_bt.flatten(), new_hnk)
 
-    def read(self, slots_n: Tensor) -> Tensor:
-        assert self.values is not None
-        return self.values.index_select(0, slots_n)
+    def read(self, slots_bs: Tensor) -> Tensor:
+        """(b, h, s, k), laid out as the products of attention want it, which would copy it again otherwise."""
+        assert self._values_hnk is not None
+        heads = torch.arange(len(self._values_hnk), device=slots_bs.device)
+        rows_bhs = heads[:, None] * (self._count + 1) + slots_bs[:, None]
+        return self._values_hnk.flatten(0, 1).index_select(0, rows_bhs.flatten()).unflatten(0, rows_bhs.shape)
 
     def copy(self, sources: Items[int], targets: Items[int]) -> None:
         """Copy whole blocks; all are read before any is written."""
-        if self.values is not None:
-            blocks = self.values[:-1].unflatten(0, (-1, BLOCK_TOKENS))
-            blocks[list(targets)] = blocks[list(sources)]
+        if self._values_hnk is not None:
+            blocks = self._values_hnk[:, :-1].unflatten(1, (-1, BLOCK_TOKENS))
+            blocks[:, list(targets)] = blocks[:, list(sources)]
 
 
 class PagedStore:
@@ -105,7 +111,7 @@ class LayerStep:
 
     def __init__(self, keys: Slots, values: Slots, slots_bs: Tensor, new: int, before: Items[Remembered]) -> None:
         self._keys, self._values = keys, values
-        self._slots_bs, self._new_slots_n = slots_bs, slots_bs[:, slots_bs.shape[1] - new :].flatten()
+        self._slots_bs, self._new_slots_bt = slots_bs, slots_bs[:, slots_bs.shape[1] - new :]
         states = _rows_together([one.state for one in before])
         self.state: tuple[Tensor, ...] | None = states
         loads = _rows_together([None if one.load is None else (one.load,) for one in before])
@@ -114,7 +120,9 @@ class LayerStep:
 
     def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new keys and values into their slots; returns all that the sequences see."""
-        return self._extend(self._keys, k_bhtk), self._extend(self._values, v_bhtk)
+        self._keys.write(self._new_slots_bt, k_bhtk)
+        self._values.write(self._new_slots_bt, v_bhtk)
+        return self._keys.read(self._slots_bs), self._values.read(self._slots_bs)
 
     def remembered(self, row: int) -> Remembered:
         """What is to be kept of one sequence, in memory of its own."""
@@ -124,10 +132,6 @@ class LayerStep:
 
         state = None if self.state is None else tuple(map(own, self.state))
         return Remembered(state, None if self.load is None else own(self.load))
-
-    def _extend(self, slots: Slots, new_bhtk: Tensor) -> Tensor:
-        slots.write(self._new_slots_n, new_bhtk.transpose(1, 2).flatten(0, 1))
-        return slots.read(self._slots_bs.flatten()).unflatten(0, self._slots_bs.shape).transpose(1, 2)
 
 
 class StepCache:
@@ -149,8 +153,8 @@ class StepCache:
     def take_ids(self, input_ids: Tensor) -> Tensor:
         """Keep the new tokens; returns all that the sequences see, zeros for padding."""
         new_slots_bt = self._slots_bs[:, self.length - input_ids.shape[1] :]
-        self._store.ids.write(new_slots_bt.flatten(), input_ids.flatten())
-        return self._store.ids.read(self._slots_bs.flatten()).view(self._slots_bs.shape)
+        self._store.ids.write(new_slots_bt, input_ids[:, None, :, None])
+        return self._store.ids.read(self._slots_bs)[:, 0, :, 0]
 
     def remembered(self, row: int) -> list[Remembered]:
         """What is to be kept of one sequence."""
