@@ -100,7 +100,7 @@ def _serve(machine: Machine, wishes: list[Wish], budget: int) -> dict[int, list[
                 _write(machine, chunk.sequence, owner, wishes, served)
         blocks = {block for one in scheduler.running for block in one.table.blocks}
         assert scheduler.pool.available == scheduler.pool.count - len(blocks)
-        assert not any(one.table.blocks for one in scheduler.waiting)
+        assert not any(one.table.blocks or one.state for one in scheduler.waiting)
     raise AssertionError("not all requests were served")
 
 
@@ -181,18 +181,32 @@ def test_the_youngest_gives_way_and_is_served_later():
     old, young = scheduler.add(range(16), 60), scheduler.add(range(100, 116), 40)
     step = scheduler.schedule()
     assert [chunk.sequence for chunk in step.chunks] == [old, young]
+    late = scheduler.add(range(200, 250), 60)
     while scheduler.running == [old, young]:
         scheduler.complete(step)
         for sequence in (old, young):
             sequence.tokens.append(0)
         step = scheduler.schedule()
-    assert scheduler.running == [old] and list(scheduler.waiting) == [young]
+    assert scheduler.running == [old] and list(scheduler.waiting) == [young, late]
     assert young.computed == 0 and young.table.blocks == []
     length = len(young.tokens)
     scheduler.remove(old)
     chunks = scheduler.schedule().chunks
     assert [chunk.sequence for chunk in chunks] == [young]
     assert chunks[0].start + chunks[0].length == length
+
+
+@pytest.mark.parametrize(("length", "admitted"), [(16, True), (17, False)])
+def test_admission_leaves_a_block_for_each_running_text(length: int, admitted: bool):
+    scheduler = Scheduler(BlockPool(4), budget=64, most_running=4)
+    scheduler.add(range(16), 60)
+    scheduler.complete(scheduler.schedule())
+    scheduler.running[0].tokens.append(7)
+    scheduler.complete(scheduler.schedule())  # it has two blocks now
+    scheduler.running[0].tokens.append(7)
+    other = scheduler.add(range(100, 100 + length), 60)
+    scheduler.schedule()
+    assert (other in scheduler.running) == admitted
 
 
 def test_a_recurrent_prompt_is_cut_where_its_state_can_be_kept_and_taken_up_there():

@@ -205,6 +205,22 @@ def test_a_text_that_is_scored_can_give_way_and_is_scored_anew():
         _check(_model("llama"), request)
 
 
+def test_no_more_than_half_of_what_is_gathered_is_padding():
+    """Of texts beyond a few tokens: one that is far longer than the others is computed by itself."""
+    model = _model("llama")
+    gathered: list[tuple[int, int]] = []
+    handle = model.layers[0].register_forward_pre_hook(
+        lambda _, arguments: gathered.append((arguments[0].shape[0], arguments[3]._slots_bs.shape[1]))
+    )
+    requests = [Request(0, 70, 5, 9), Request(0, 30, 3, 9), Request(0, 40, 3, 9), Request(0, 2, 1, 9)]
+    _turn(model, requests, 40, 400, 8)
+    handle.remove()
+    assert (1, 76) in gathered  # alone
+    assert (3, 44) in gathered  # together
+    for request in requests:
+        _check(model, request)
+
+
 def test_blocks_out_of_sight_are_given_back_while_a_text_is_written():
     model = _model("windowed")
     pool = BlockPool(8)

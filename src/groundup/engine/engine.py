@@ -197,17 +197,13 @@ class Engine:
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(_listed(texts))]
-        alone = depends_on_the_longest(self.model)
+        if not all_ids:
+            return torch.empty(0, self.model.config.width)
         by_length = sorted(range(len(all_ids)), key=lambda index: len(all_ids[index]))
-        size = 1 if alone else EMBED_BATCH
+        size = 1 if depends_on_the_longest(self.model) else EMBED_BATCH
         batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
         found = [self._do(partial(embed, self.model, [all_ids[at] for at in batch], pooling)) for batch in batches]
-        vectors_bd = torch.empty(
-            len(all_ids), self.model.config.width, dtype=found[0].result().dtype if found else None
-        )
-        for batch, future in zip(batches, found, strict=True):
-            vectors_bd[batch] = future.result()
-        return vectors_bd
+        return torch.cat([future.result() for future in found])[torch.tensor(by_length).argsort()]
 
     async def agenerate(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""

@@ -1,11 +1,11 @@
 """A scheduled step, computed by the model.
 
-Chunks of equal length go through the model together, the new tokens of all running texts among them; others alone.
+Chunks of equal length go through the model together, the new tokens of all running texts among them; others alone. So
+do texts of very different lengths, as what is gathered for a call is padded to the longest.
 
 Shape suffixes: b sequences, t new tokens, d model width, v vocabulary, n tokens.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +19,8 @@ from groundup.model.specs import Attention, Experts, LatentAttention
 
 # Tokens per pass through the head where the logits of whole prompts are wanted.
 HEAD_TOKENS = 256
+# Texts up to this length go together, however much shorter others are; from there on at most half is padding.
+ALIKE_TOKENS = 64
 
 
 class Runner:
@@ -56,10 +58,13 @@ class Runner:
         """Chunks that go through the model in one call."""
         if self._alone:
             return [[chunk] for chunk in chunks]
-        by_length: defaultdict[int, list[Chunk]] = defaultdict(list)
-        for chunk in chunks:
-            by_length[chunk.length].append(chunk)
-        return list(by_length.values())
+        calls: list[list[Chunk]] = []
+        for chunk in sorted(chunks, key=lambda chunk: (chunk.length, chunk.start), reverse=True):
+            longest = calls[-1][0] if calls else None
+            if longest is None or longest.length != chunk.length or _is_far_longer(longest, chunk):
+                calls.append([])
+            calls[-1].append(chunk)
+        return calls
 
     def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
         device = self.model.device
@@ -72,6 +77,11 @@ class Runner:
             if self._remembers:
                 chunk.sequence.state = cache.remembered(row)
             yield chunk, hidden_btd[row]
+
+
+def _is_far_longer(one: Chunk, other: Chunk) -> bool:
+    end = one.start + one.length
+    return end > ALIKE_TOKENS and end > 2 * (other.start + other.length)
 
 
 def is_recurrent(model: LanguageModel) -> bool:

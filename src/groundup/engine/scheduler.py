@@ -79,7 +79,7 @@ class Scheduler:
 
     pool: what they share. budget: tokens of one step. most_running: sequences with blocks at a time.
     recurrent: a cached beginning is of use only with the state after it.
-    whole_prompts: prompts are neither cut into chunks nor taken from the cache.
+    whole_prompts: prompts are not cut into chunks, and nothing becomes known.
     reach: tokens before the next one that some layer can see; None: all.
     """
 
@@ -110,7 +110,7 @@ class Scheduler:
             raise ValueError(
                 f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.count * BLOCK_TOKENS}"
             )
-        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses and not self._whole_prompts)
+        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses)
         self._arrivals += 1
         self.waiting.append(sequence)
         return sequence
