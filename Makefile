@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # Exactly this version: a range would let pip take a newer, larger build than the one that everything here was tried with.
 TORCH := torch==2.13.0
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# As many tests at a time as there are cores, up to four: each process needs about a gigabyte.
+PARALLEL := --numprocesses auto --maxprocesses 4
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
@@ -34,11 +36,11 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 # make test-all also runs the tests that take longer than ten seconds each.
 test-all: $(VENV)/.installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # Figures, printed as tables; nothing else should keep the machine busy meanwhile.
 bench: $(VENV)/.installed-test

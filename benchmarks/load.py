@@ -148,8 +148,13 @@ def _touch(model: Any) -> None:
     """Read a byte of every page of every weight."""
     import torch
 
+    page = os.sysconf("SC_PAGESIZE")
     for parameter in model.parameters():
-        parameter.detach().view(-1).view(torch.uint8)[:: os.sysconf("SC_PAGESIZE")].sum()
+        # Along the dimension in which numbers are neighbours one of each page, and the last.
+        along = min(range(parameter.ndim), key=lambda dim: parameter.stride(dim))
+        length, step = parameter.shape[along], page // parameter.element_size()
+        places = torch.tensor([*range(0, length, step), length - 1])
+        parameter.detach().index_select(along, places).sum()
 
 
 if __name__ == "__main__":

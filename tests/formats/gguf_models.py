@@ -6,11 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from encoder_references import encoder
 from references import reference
 from tiny_keys import rotary
 from variants_gemma_olmo import layers
 
-from groundup.formats.huggingface import load_model
+from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 520, "num_hidden_layers": 3}
@@ -62,19 +63,28 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2 untied": ("gpt2", WIDE_GPT2 | {"tie_word_embeddings": False}),
 }
 
+WIDE_BERT: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 520}
+# The same for encoders: name → (variant of `variants_encoders.VARIANTS`, changes of its keys).
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", WIDE_BERT),
+    "bert head of its own": ("bert head of its own", WIDE_BERT),
+    "bert approximate gelu": ("bert approximate gelu", WIDE_BERT),
+    "distilbert": ("distilbert", {"dim": 64, "hidden_dim": 96, "vocab_size": 520}),
+}
+
 
 @cache
 def saved(name: str, hot: bool, folder: Path) -> Path:
-    """The folder that `transformers` saves a model of `MODELS` in."""
-    variant, changes = MODELS[name]
+    """The folder that `transformers` saves a model of `MODELS` or `ENCODERS` in."""
+    variant, changes = (MODELS | ENCODERS)[name]
     out = folder / f"{name} {hot}"
-    reference(variant, hot, **changes).save_pretrained(out)
+    (encoder if name in ENCODERS else reference)(variant, hot, **changes).save_pretrained(out)
     return out
 
 
 def model_of(name: str, folder: Path, hot: bool = True) -> LanguageModel:
-    """One of `MODELS` with random weights; hot: unlike any initial ones."""
-    return load_model(saved(name, hot, folder))
+    """One of `MODELS` or `ENCODERS` with random weights; hot: unlike any initial ones."""
+    return load_language_model(saved(name, hot, folder))
 
 
 def with_cut(source: Path, out: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_models import MODELS, model_of
+from gguf_models import ENCODERS, MODELS, model_of
 from raw_gguf import build, tiny_llama
 from references import reference
 from tiny import hot_decoder, random_ids, tiny_config
@@ -74,7 +74,7 @@ def test_every_family_comes_back_with_its_configuration_weights_and_logits(
 
 
 def test_every_architecture_is_tried(models: Path):
-    tried = {model_of(name, models).config.family for name in MODELS}
+    tried = {model_of(name, models).config.family for name in (*MODELS, *ENCODERS)}
     assert tried == {family for architecture in ARCHITECTURES for family in architecture.families}
 
 

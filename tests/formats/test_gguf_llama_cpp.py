@@ -5,14 +5,18 @@ Needs llama-cpp-python, which compiles llama.cpp when it is installed (ten minut
 """
 
 import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
-from gguf_models import MODELS, model_of, with_cut
+from gguf_models import ENCODERS, MODELS, model_of, with_cut
+from gguf_tokenizers import sentencepiece, wordpiece
 from references import reference
 from test_gguf_vocabulary import HARD
 from tiny import PRETRAINING, random_ids
@@ -21,9 +25,11 @@ from groundup.cli import main
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
 from groundup.formats.gguf.blocks import WRITTEN
-from groundup.formats.gguf.container import GgufFile
+from groundup.formats.gguf.container import GgufFile, write_gguf
 from groundup.formats.gguf.model_file import load_gguf, save_gguf
+from groundup.formats.gguf.vocabulary import vocabulary_of_folder
 from groundup.formats.huggingface import load_model
+from groundup.model.language_model import LanguageModel
 from groundup.tokens import shards
 from groundup.tokens.config import TokensConfig
 from groundup.tokens.tokenizer import Tokenizer
@@ -37,8 +43,35 @@ TIME = 24
 # llama.cpp rounds activations to the type of the weights (to q8_0 for q4_0) before each product. Its logits differ from
 # those of the same weights in single precision by at most this part of their norm.
 TOLERANCE = {"f32": 1e-5, "f16": 2e-3, "bf16": 1e-2, "q8_0": 2e-2, "q4_0": 2e-2}
-# It looks GELU up in a table of half precision.
+# It looks GELU up in a table of half precision; the tanh formula, in BERT for the exact one too.
 GELU_TOLERANCE = 1e-3
+# Beside `HARD`, but for what `OTHER_WORDS` are examples of.
+HARD_WORDS = [
+    *(text for text in HARD if len(text) < 300 and "한" not in text),
+    "unaffable running élan vital, Ångström; señor façade",
+    "ÜBER naïve CAFÉ École e\u0301lan",
+    "中文 句子漢字 日本語テキスト",
+    "Привет, МИР! Ελληνικά",
+    "qqqq zzzzjjj 😀 runner",
+    "word\u00adsoft\u200bzero \u00a0nbsp\u0085\u2028x",
+    "5€ £3 ©2024 ½ ™ a+b=c <x> ~`^|$ ١٢٣ ①②",
+    "[CLS] the [MASK] runner[SEP] [UNK]",
+]
+# Other pieces: a word of more than 100 letters, the mark itself, marks with a width, syllables made of letters.
+OTHER_WORDS = ["a" * 101, "a▁b", "க ொ", "한국어 문장"]
+HARD_SENTENCES = [
+    *HARD,
+    " lead",
+    "   three lead",
+    "trail  ",
+    "tab\tnew\nline\r\n",
+    "a▁b ▁c",
+    "runner runs 漢字かな, Привет мир; naïve façade",
+    "unknown: ↯ 𝄞 ஔ 😀",
+    "<|turn|>after<|turn|> x <|turn|>",
+    "</s> hi <unk>",
+    "unaffable unaffordable affordable",
+]
 
 
 def _open(path: Path, **options: Any) -> Any:
@@ -52,6 +85,15 @@ def _their_logits(path: Path, ids: list[int]) -> torch.Tensor:
     model = _open(path)
     model.eval(ids)
     return torch.from_numpy(np.array(model.scores[: len(ids)]))
+
+
+def _their_vectors(path: Path, ids: list[int]) -> torch.Tensor:
+    """What an encoder gives for each token."""
+    model = _open(path, embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE)
+    tokens = (llama_cpp.llama_token * len(ids))(*ids)  # a batch does not keep them alive
+    assert llama_cpp.llama_encode(model.ctx, llama_cpp.llama_batch_get_one(tokens, len(ids))) == 0
+    flat = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings(model.ctx), (len(ids), model.n_embd()))
+    return torch.from_numpy(flat.copy())
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -82,6 +124,63 @@ def test_logits_are_those_of_the_weights_as_they_were_stored(
     assert _distance(_their_logits(path, ids[0].tolist()), ours) <= TOLERANCE[weights]
 
 
+@pytest.mark.parametrize("hot", [False, True], ids=["default weights", "hot weights"])
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_vectors_are_those_of_the_encoder(name: str, hot: bool, words: Path, models: Path, tmp_path: Path):
+    model, path = model_of(name, models, hot), tmp_path / "model.gguf"
+    save_gguf(model, words, path, "f32")
+    ids = random_ids(1, TIME, vocabulary=512)
+    assert _distance(_their_vectors(path, ids[0].tolist()), model.encode(ids)[0]) <= GELU_TOLERANCE
+
+
+@pytest.mark.parametrize("weights", [name for name in WRITTEN if name != "f32"])
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@torch.no_grad()
+def test_vectors_are_those_of_the_weights_as_they_were_stored(
+    name: str, weights: str, words: Path, models: Path, tmp_path: Path
+):
+    path = tmp_path / "model.gguf"
+    save_gguf(model_of(name, models, hot=False), words, path, weights)
+    ids = random_ids(1, TIME, vocabulary=512)
+    ours = load_gguf(path, torch.float32).encode(ids)[0]
+    assert _distance(_their_vectors(path, ids[0].tolist()), ours) <= TOLERANCE[weights]
+
+
+MISTAKES: dict[str, Callable[[LanguageModel], object]] = {
+    "the second kind of token": lambda model: _row_first(model.token_types, 1),
+    "no kind of token": lambda model: model.token_types.weight.zero_(),
+    "positions from 1 on": lambda model: _row_first(model.positions, 1),
+    "no norm of the embedding": lambda model: model.embedding_norm.weight.fill_(1.0),
+    "no bias of the values": lambda model: model.layers[1].mixer.value.bias.zero_(),
+    "norms of a layer swapped": lambda model: _swap(
+        model.layers[0].mixer_sum_norm, model.layers[0].feed_forward_sum_norm
+    ),
+    "another epsilon": lambda model: setattr(model.layers[2].feed_forward_sum_norm, "eps", 0.3),
+    "queries as keys": lambda model: _swap(model.layers[0].mixer.query, model.layers[1].mixer.query),
+}
+
+
+def _row_first(table: Any, row: int) -> None:
+    table.weight.copy_(table.weight.roll(-row, 0))
+
+
+def _swap(one: Any, other: Any) -> None:
+    kept = one.weight.clone()
+    one.weight.copy_(other.weight)
+    other.weight.copy_(kept)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@torch.no_grad()
+def test_a_mistake_in_an_encoder_would_show(mistake: str, words: Path, models: Path, tmp_path: Path):
+    model, path = model_of("bert", models), tmp_path / "model.gguf"
+    save_gguf(model, words, path, "f32")
+    MISTAKES[mistake](model)
+    ids = random_ids(1, TIME, vocabulary=512)
+    assert _distance(_their_vectors(path, ids[0].tolist()), model.encode(ids)[0]) > 10 * GELU_TOLERANCE
+
+
 @pytest.mark.parametrize("cut", ["gpt-2", "qwen2", "llama-bpe"])
 def test_text_becomes_the_same_tokens_and_tokens_the_same_text(cut: str, words: Path, models: Path, tmp_path: Path):
     folder, path = with_cut(words, tmp_path / "words", cut), tmp_path / "model.gguf"
@@ -94,6 +193,117 @@ def test_text_becomes_the_same_tokens_and_tokens_the_same_text(cut: str, words: 
             special = ours(text, add_special_tokens=begin).input_ids
             assert theirs.tokenize(text.encode(), add_bos=begin, special=True) == special, text
         assert theirs.detokenize(plain).decode() == text
+
+
+def _vocabulary(keys: Mapping[str, Any], path: Path) -> Any:
+    """llama.cpp's tokenizer for some keys."""
+    hollow = {f"llama.{key}": 8 for key in ("context_length", "embedding_length", "block_count", "feed_forward_length")}
+    hollow |= {"llama.attention.head_count": 1, "llama.attention.layer_norm_rms_epsilon": 1e-5}
+    with open(path, "wb") as file:
+        write_gguf(file, {"general.architecture": "llama"} | hollow | dict(keys), [], [])
+    return _open(path, vocab_only=True)
+
+
+def _different(theirs: Any, folder: Path, texts: Iterable[str]) -> list[str]:
+    """The texts of which llama.cpp makes other tokens."""
+    ours = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [
+        text
+        for text in texts
+        if any(
+            theirs.tokenize(text.encode(), add_bos=special, special=True)
+            != ours.encode(text, add_special_tokens=special).ids
+            for special in (True, False)
+        )
+    ]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+def test_words_become_the_same_pieces(lowercase: bool, strip_accents: bool | None, tmp_path: Path):
+    folder = wordpiece(tmp_path / "words", lowercase=lowercase, strip_accents=strip_accents)
+    theirs = _vocabulary(vocabulary_of_folder(folder, 520), tmp_path / "words.gguf")
+    assert _different(theirs, folder, HARD_WORDS) == []
+    plain = theirs.tokenize(b"[CLS] unaffable runners [MASK]", add_bos=False, special=False)
+    ours = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (
+        plain == ours("[CLS] unaffable runners [MASK]", add_special_tokens=False, split_special_tokens=True).input_ids
+    )
+
+
+@pytest.mark.parametrize("text", OTHER_WORDS)
+def test_these_words_become_other_pieces_as_the_documentation_says(text: str, tmp_path: Path):
+    folder = wordpiece(tmp_path / "words")
+    theirs = _vocabulary(vocabulary_of_folder(folder, 520), tmp_path / "words.gguf")
+    assert _different(theirs, folder, [text]) == [text]
+
+
+@pytest.mark.parametrize("prefix", [True, False], ids=["like LLaMA 2", "like Gemma"])
+def test_pieces_of_sentences_are_the_same(prefix: bool, tmp_path: Path):
+    folder = sentencepiece(tmp_path / "words", prefix=prefix)
+    theirs = _vocabulary(vocabulary_of_folder(folder, 1000), tmp_path / "words.gguf")
+    assert _different(theirs, folder, HARD_SENTENCES) == []
+    ours = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in HARD_SENTENCES[1:]:
+        ids = ours.encode(text, add_special_tokens=False).ids
+        again = theirs.detokenize(ids, special=True).decode()
+        assert again.removeprefix(" " * prefix) == ours.decode(ids, skip_special_tokens=False), text
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_metaspace_differs_only_where_the_documentation_says(scheme: str, tmp_path: Path):
+    def cut(tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme, split=scheme != "first")
+
+    folder = sentencepiece(tmp_path / "words", prefix=scheme != "never", edit=cut)
+    theirs = _vocabulary(vocabulary_of_folder(folder, 1000), tmp_path / "words.gguf")
+    led = {text for text in HARD_SENTENCES if re.search(r"(^|>) " if scheme == "always" else r"^ |^<|\|>.", text)}
+    odd = set(_different(theirs, folder, HARD_SENTENCES))
+    assert odd == set() if scheme == "never" else odd and odd <= led
+
+
+CODE = "    def _split_chunks(self, text): return wrapper.fill(text)  # unaffordable"
+# Mistake → (folder, what it does to the keys, a text that shows it).
+VOCABULARY_MISTAKES: dict[str, tuple[Callable[[Path], Path], Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "no mark at the start of a word": (wordpiece, lambda keys: {"tokens": _without_marks(keys["tokens"])}, "runner"),
+    "lower case": (wordpiece, lambda keys: {"normalizer.lowercase": False}, "Runner"),
+    "accents": (wordpiece, lambda keys: {"normalizer.strip_accents": False}, "élan"),
+    "first and last token": (wordpiece, lambda keys: {"bos_token_id": keys["seperator_token_id"]}, "runner"),
+    "unknown words": (wordpiece, lambda keys: {"unknown_token_id": 0}, "😀"),
+    "order of merges": (sentencepiece, lambda keys: {"scores": [-one for one in keys["scores"]]}, CODE),
+    "all merges alike": (sentencepiece, lambda keys: {"scores": [0.0] * len(keys["scores"])}, CODE),
+    "space in front": (sentencepiece, lambda keys: {"add_space_prefix": False}, "runner"),
+    "token in front": (sentencepiece, lambda keys: {"add_bos_token": False}, "runner"),
+    "special tokens": (sentencepiece, lambda keys: {"token_type": [1] * len(keys["token_type"])}, "<|turn|>"),
+}
+
+
+def _without_marks(tokens: list[str]) -> list[str]:
+    return [one.removeprefix("▁") if one.removeprefix("▁") not in tokens else one for one in tokens]
+
+
+@pytest.mark.parametrize("mistake", VOCABULARY_MISTAKES)
+def test_a_mistake_in_a_tokenizer_would_show(mistake: str, tmp_path: Path):
+    make, change, text = VOCABULARY_MISTAKES[mistake]
+    folder, prefix = make(tmp_path / "words"), "tokenizer.ggml."
+    keys = vocabulary_of_folder(folder, 1000)
+    assert _different(_vocabulary(keys, tmp_path / "words.gguf"), folder, [text]) == []
+    plain = {key.removeprefix(prefix): value for key, value in keys.items()}
+    wrong = keys | {prefix + key: value for key, value in change(plain).items()}
+    assert _different(_vocabulary(wrong, tmp_path / "wrong.gguf"), folder, [text]) == [text]
+
+
+@torch.no_grad()
+def test_from_text_to_vectors(models: Path, tmp_path: Path):
+    """A BERT with its own tokenizer, as llama.cpp's servers are asked for embeddings."""
+    folder, path, model = wordpiece(tmp_path / "words"), tmp_path / "model.gguf", model_of("bert", models)
+    save_gguf(model, folder, path, "f32")
+    theirs = _open(path, embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE)
+    text = "Élan vital: the affable runner, 漢字"
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids
+    vectors = torch.tensor(theirs.embed(text, normalize=False))
+    assert _distance(vectors, model.encode(ids)[0]) <= GELU_TOLERANCE
 
 
 def test_special_tokens_are_those_of_the_folder(words: Path, models: Path, tmp_path: Path):

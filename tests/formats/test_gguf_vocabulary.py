@@ -151,19 +151,20 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
     [
         ({"tokenizer.ggml.tokens": None}, "`tokenizer.ggml.tokens` is missing"),
         ({"tokenizer.ggml.tokens": [1, 2, 3]}, "no list of str"),
-        ({"tokenizer.ggml.tokens": ["a", "b", "c"]}, "do not name the same tokens"),
+        ({"tokenizer.ggml.tokens": ["a", "b", "c"]}, "has 512 entries for 3 tokens"),
+        ({"tokenizer.ggml.tokens": [f"token {index}" for index in range(512)]}, "do not name the same tokens"),
         ({"tokenizer.ggml.eos_token_id": None}, "`tokenizer.ggml.eos_token_id` is 'absent'"),
         ({"tokenizer.ggml.eos_token_id": 512}, "which is no id of 512 tokens"),
         ({"tokenizer.ggml.bos_token_id": "first"}, "`tokenizer.ggml.bos_token_id` is 'first'"),
         ({JSON_KEY: "{"}, "make no tokenizer"),
         ({JSON_KEY: None, "tokenizer.ggml.pre": "mystery"}, "'mystery' is not known"),
-        ({JSON_KEY: None, "tokenizer.ggml.model": "llama"}, "tokenizer 'llama'"),
+        ({JSON_KEY: None, "tokenizer.ggml.model": "rwkv"}, "tokenizer 'rwkv' is not known"),
         ({JSON_KEY: None, "tokenizer.ggml.token_type": [1]}, "has 1 entries for 512 tokens"),
         ({JSON_KEY: None, "tokenizer.ggml.merges": None}, "`tokenizer.ggml.merges` is missing"),
         ({JSON_KEY: None, "tokenizer.ggml.merges": ["ab"]}, "make no tokenizer"),
         ({JSON_KEY: None, "tokenizer.ggml.merges": ["qq zz"]}, "make no tokenizer"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_damaged_tokenizer_is_refused_with_its_key(changes: dict[str, Any], said: str, words: Path, tmp_path: Path):
     keys = {key: one for key, one in (vocabulary_of_folder(words, 512) | changes).items() if one is not None}

@@ -190,7 +190,7 @@ def test_what_cannot_be_saved_is_one_sentence_and_leaves_nothing(source: Path, t
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("variant", "copied"), [("llama", 0), ("phi3", 0), ("gpt2", 12), ("mixtral", 30)])
+@pytest.mark.parametrize(("variant", "copied"), [("llama", 0), ("phi3", 0), ("gpt2", 0), ("mixtral", 30)])
 def test_only_tensors_that_lie_otherwise_on_disk_are_read_when_a_model_is_loaded(
     variant: str, copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

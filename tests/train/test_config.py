@@ -28,6 +28,7 @@ from groundup.train.pretrain import balance, build_model, loop_config
         ({"context": -512}, "`context` must be positive"),
         ({"minutes": 0.0}, "`minutes` must be positive"),
         ({"tokens": 0}, "`tokens` must be positive"),
+        ({"context": 0}, "`context` must be positive"),
         ({"flops": -1.0}, "`flops` must be positive"),
         ({"micro_batch_tokens": 0}, "`micro_batch_tokens` must be positive"),
         ({"mask_fraction": 1.0}, "`mask_fraction` must lie between 0 and 1"),
@@ -48,9 +49,9 @@ def _shape(config: PretrainConfig) -> TextConfig:
 
 def test_a_preset_may_bring_defaults_of_its_own_and_what_is_given_stands(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(settings, "OF_PRESET", {"bert": {"warmup": 0.1, "matrix_learning_rate": 0.01}})
-    assert PretrainConfig(preset="llama").chosen("warmup") == 0.0
-    assert PretrainConfig(preset="bert").chosen("warmup") == 0.1
-    assert PretrainConfig(preset="bert", warmup=0.0).chosen("warmup") == 0.0
+    assert PretrainConfig(preset="llama").warmup == 0.0
+    assert PretrainConfig(preset="bert").warmup == 0.1
+    assert PretrainConfig(preset="bert", warmup=0.0).warmup == 0.0
     rates = _loop(PretrainConfig(preset="bert", head_learning_rate=0.5, **SIZES)).learning_rates
     assert (rates.matrices, rates.embedding, rates.head) == (0.01, USUAL["embedding_learning_rate"], 0.5)
     with pytest.raises(ValueError, match="`warmup` and `cooldown` together"):

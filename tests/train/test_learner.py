@@ -1,5 +1,7 @@
 """The loss of a learner: the same whatever it leaves out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny import hot_model, tiny_config
 from tiny_training import CONTEXT, UnevenRows, corruption_for
 from torch import Tensor
 
+import groundup
 from groundup.model.language_model import LanguageModel
 from groundup.tokens.batches import IGNORE, Rows
 from groundup.train import learner as under_test
@@ -35,6 +38,15 @@ def test_an_encoders_head_may_leave_out_what_carries_no_loss(places: int, monkey
     assert loss == pytest.approx(expected.item(), rel=1e-12)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "mamba"])
+def test_weights_that_lie_transposed_in_a_file_are_trained_in_order(preset: str, tmp_path: Path):
+    groundup.save(hot_model(tiny_config(preset, context=CONTEXT)), tmp_path / "model")
+    model = groundup.load(tmp_path / "model")
+    assert any(not parameter.is_contiguous() for parameter in model.parameters())
+    Learner(model)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
 
 
 def test_an_encoder_decoder_needs_rows_with_a_source():

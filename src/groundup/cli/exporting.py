@@ -15,7 +15,8 @@ TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 EXPORT_ABOUT = """\
 Write a model as one GGUF file, which llama.cpp and what is built on it run: weights, tokenizer and chat
 template. Or write a GGUF file as a Hugging Face folder, its weights in float32 where they were quantised.
-A model that llama.cpp does not know, or would not compute alike, is refused."""
+A model that llama.cpp does not know, or would not compute alike, is refused. Of BERT goes all but the
+head that guesses masked tokens: llama.cpp gives a vector for each token, and nothing else."""
 
 EXPORT_AFTER = """\
 examples:
@@ -56,9 +57,9 @@ def _export(flags: argparse.Namespace) -> None:
 
 def _write_file(folder: Path, path: Path, weights: str) -> None:
     from groundup.formats.gguf.model_file import save_gguf
-    from groundup.formats.huggingface import load_language_model
+    from groundup.formats.huggingface import load_model
 
-    save_gguf(load_language_model(folder), folder, path, weights)
+    save_gguf(load_model(folder), folder, path, weights)
 
 
 def _write_folder(path: Path, folder: Path) -> None:
@@ -69,12 +70,17 @@ def _write_folder(path: Path, folder: Path) -> None:
 
     if folder.exists():
         raise UserError(f"{folder} is there already; name a folder that is not")
+    model = load_gguf(path)
+    if not model.config.causal:
+        raise UserError(
+            f"{path} holds an encoder without a head, which no folder is written of; gu.load takes the file"
+        )
     working = working_folder(folder)
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir()
     try:
         ids = write_vocabulary(GgufFile(path), working)
-        save_model(load_gguf(path), working, **ids)
+        save_model(model, working, **ids)
         flush_folder(working)
         finish_folder(working, folder)
     finally:

@@ -32,6 +32,8 @@ class Visibility(NamedTuple):
 
         first: index of query 0 among the keys.
         """
+        if self.segments_bt is None and spec.window is None and first + queries.start + 1 >= keys.stop:
+            return None
         rows = torch.arange(first + queries.start, first + queries.stop, device=device)[:, None]
         columns = torch.arange(keys.start, keys.stop, device=device)[None, :]
         rule = rows >= columns if spec.causal else None

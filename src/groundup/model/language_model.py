@@ -16,6 +16,9 @@ from groundup.model.parts import Embedding, Linear, activate
 from groundup.model.shortcuts import NgramEmbedding
 from groundup.model.stack import Block, Offered, Stack, normalise
 
+# Columns of the head that are computed at a time in bfloat16; measured on CPU, from 2,048 up all are within 5 %.
+HEAD_COLUMNS = 16_384
+
 
 class LanguageModel(Stack):
     """A model of token sequences, built from a `ModelConfig`."""
@@ -126,9 +129,8 @@ class LanguageModel(Stack):
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
         bias = None if self.head_bias is None else self.head_bias.to(hidden_btd.dtype)
-        logits_btv = F.linear(hidden_btd, self.head_weight.to(hidden_btd.dtype), bias)
-        wide_btv = logits_btv if logits_btv.dtype == torch.float64 else logits_btv.float()
-        return softcap(wide_btv, self.config.logit_softcap)
+        logits_btv = _wide_product(hidden_btd, self.head_weight.to(hidden_btd.dtype), bias)
+        return softcap(logits_btv, self.config.logit_softcap)
 
     def _through(
         self,
@@ -159,6 +161,22 @@ class LanguageModel(Stack):
 
         run = self.run(x_btd, positions, segments, cache=cache, memory=memory, offer=offer, routings=routings)
         return run, found
+
+
+def _wide_product(x_btd: Tensor, weight_vd: Tensor, bias_v: Tensor | None) -> Tensor:
+    """x Wᵀ + b in at least float32, each product rounded to the type of x.
+
+    Where no gradient is asked for, only some columns are ever held in the narrow type: to hold them all beside the wide
+    ones takes half as much memory again, and a seventh of the time.
+    """
+    if torch.is_grad_enabled() or x_btd.dtype in (torch.float32, torch.float64):
+        product_btv = F.linear(x_btd, weight_vd, bias_v)
+        return product_btv if product_btv.dtype == torch.float64 else product_btv.float()
+    wide_btv = torch.empty(*x_btd.shape[:-1], len(weight_vd), dtype=torch.float32, device=x_btd.device)
+    for start in range(0, len(weight_vd), HEAD_COLUMNS):
+        columns = slice(start, start + HEAD_COLUMNS)
+        wide_btv[..., columns] = F.linear(x_btd, weight_vd[columns], None if bias_v is None else bias_v[columns])
+    return wide_btv
 
 
 class Transform(nn.Module):

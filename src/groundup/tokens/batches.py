@@ -100,19 +100,15 @@ def rank_rows(first: int, rows_per_step: int, rank: int, ranks: int) -> Int64s:
     return numbers[rank::ranks]
 
 
-def row_of_cooldown(row: int, left: int, rows_per_epoch: int) -> int:
-    """The row to go on from when the learning rate begins to fall, with `left` more rows to read.
+def row_to_end_whole(row: int, left: int, rows_per_epoch: int) -> int:
+    """The row to go on from so that the last of `left` more rows ends an epoch, or `row` where all lie in one epoch.
 
-    What is read a second time while the rate falls is learned by heart, at the cost of what is new (docs/log.md). So
-    the last `left` rows are to end with a whole epoch, and if they are no more than one, none of them comes twice.
-    Where that is so anyway, it is `row`.
+    What is read a second time while the learning rate falls is learned by heart, at the cost of what is new
+    (docs/log.md). So what a run reads beyond whole epochs is read first.
     """
-    done = row % rows_per_epoch
-    if done + left <= rows_per_epoch:
+    if row % rows_per_epoch + left <= rows_per_epoch:
         return row
-    past_end = (row + left) % rows_per_epoch
-    # Back to rows that were read at the full rate, or, where there are not so many, on past rows that will come again.
-    return row - past_end if row >= past_end else row - past_end + rows_per_epoch
+    return row + -(row + left) % rows_per_epoch
 
 
 class PackedDocuments:

@@ -28,14 +28,14 @@ FILE = "checkpoint.safetensors"
 class Counters:
     """How far a run is: finished steps, target tokens seen, seconds of training spent, and the row to go on from.
 
-    cooling: whether the learning rate has begun to fall, from which on the order of the rows is settled.
+    settled: whether it is settled which rows the run ends with.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     row: int = 0
-    cooling: bool = False
+    settled: bool = False
 
 
 def save_checkpoint(

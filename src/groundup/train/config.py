@@ -1,8 +1,7 @@
 """Settings of pre-training."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from groundup.model.presets import PRESETS, presets_by_kind
 from groundup.settings import setting
@@ -10,15 +9,19 @@ from groundup.settings import setting
 Precision = Literal["auto", "bfloat16", "float32"]
 Compile = Literal["auto", "always", "never"]
 
+# The default of a setting until the preset is known.
+BY_PRESET: Any = None
 # What the settings of these names are where nothing else is said, and what some presets have instead (docs/log.md).
-USUAL: Mapping[str, float] = {
+USUAL: dict[str, float] = {
+    "context": 512,
     "matrix_learning_rate": 0.04,
     "embedding_learning_rate": 0.3,
     "head_learning_rate": 0.004,
     "warmup": 0.0,
     "mask_fraction": 0.15,
 }
-OF_PRESET: Mapping[str, Mapping[str, float]] = {
+OF_PRESET: dict[str, dict[str, float]] = {
+    "bert": {"context": 128, "mask_fraction": 0.4},
     "modernbert": {"mask_fraction": 0.3},
     "t5": {"matrix_learning_rate": 0.01},
 }
@@ -49,7 +52,7 @@ class PretrainConfig:
     depth: int = setting(4, "number of layers, of an encoder-decoder in either; the width follows, 64 per layer")
     width: int | None = setting(None, "model width, when it should not follow from the depth")
     head_dim: int | None = setting(None, "width of an attention head (default: the preset's own, 64 or 128)")
-    context: int = setting(512, "tokens a row holds and the model can look back")
+    context: int = setting(BY_PRESET, _by_preset("context", "tokens a row holds and the model can look back"))
     minutes: float | None = setting(
         None, "budget: wall-clock minutes, compilation included (default: 5)", one_of="budget"
     )
@@ -58,23 +61,24 @@ class PretrainConfig:
     flops: float | None = setting(None, "budget: floating-point operations of training", one_of="budget")
     batch_tokens: int = setting(4096, "tokens per optimizer step, over all ranks")
     micro_batch_tokens: int = setting(8192, "tokens per forward pass; lower it when memory is short")
-    matrix_learning_rate: float | None = setting(
-        None, _by_preset("matrix_learning_rate", "Muon's, for the matrices inside the layers")
+    matrix_learning_rate: float = setting(
+        BY_PRESET, _by_preset("matrix_learning_rate", "Muon's, for the matrices inside the layers")
     )
-    embedding_learning_rate: float | None = setting(
-        None,
+    embedding_learning_rate: float = setting(
+        BY_PRESET,
         _by_preset("embedding_learning_rate", "AdamW's, for the embedding, at width 768; scales with 1/sqrt(width)"),
     )
-    head_learning_rate: float | None = setting(
-        None, _by_preset("head_learning_rate", "AdamW's, for the output head and a tied embedding; scales likewise")
+    head_learning_rate: float = setting(
+        BY_PRESET,
+        _by_preset("head_learning_rate", "AdamW's, for the output head and a tied embedding; scales likewise"),
     )
     weight_decay: float = setting(0.0, "Muon's, applied only where it agrees with the update")
-    warmup: float | None = setting(
-        None, _by_preset("warmup", "part of the budget in which the learning rate rises from 0")
+    warmup: float = setting(
+        BY_PRESET, _by_preset("warmup", "part of the budget in which the learning rate rises from 0")
     )
     cooldown: float = setting(0.65, "last part of the budget, in which the learning rate falls linearly to 0")
-    mask_fraction: float | None = setting(
-        None, _by_preset("mask_fraction", "encoders: share of the tokens that are to be guessed")
+    mask_fraction: float = setting(
+        BY_PRESET, _by_preset("mask_fraction", "encoders: share of the tokens that are to be guessed")
     )
     load_balance_loss: float | None = setting(
         None, "experts: factor on the load-balance loss of each layer (default: 0.01; 0.0001 with router corrections)"
@@ -98,21 +102,19 @@ class PretrainConfig:
     track: tuple[str, ...] = setting((), "also send metrics to: tensorboard, wandb (needs the extra `track`)")
 
     def __post_init__(self) -> None:
+        for name, value in (USUAL | OF_PRESET.get(self.preset, {})).items():
+            if getattr(self, name) is BY_PRESET:
+                object.__setattr__(self, name, value)
+        for name in ("depth", "context", "batch_tokens", "micro_batch_tokens", "minutes", "epochs", "tokens", "flops"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be positive, not {value}")
         given = [name for name in ("minutes", "epochs", "tokens", "flops") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one budget, not {' and '.join(given)}")
         if self.batch_tokens % self.context:
             raise ValueError(f"`batch_tokens` ({self.batch_tokens}) must be a multiple of `context` ({self.context})")
-        if self.chosen("warmup") + self.cooldown > 1:
+        if self.warmup + self.cooldown > 1:
             raise ValueError("`warmup` and `cooldown` together must not pass 1")
-        for name in ("depth", "context", "batch_tokens", "micro_batch_tokens", "minutes", "epochs", "tokens", "flops"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"`{name}` must be positive, not {value}")
-        if not 0 < self.chosen("mask_fraction") < 1:
+        if not 0 < self.mask_fraction < 1:
             raise ValueError(f"`mask_fraction` must lie between 0 and 1, not {self.mask_fraction}")
-
-    def chosen(self, name: str) -> float:
-        """The value of a setting whose default depends on the preset."""
-        given: float | None = getattr(self, name)
-        return OF_PRESET.get(self.preset, {}).get(name, USUAL[name]) if given is None else given

@@ -44,6 +44,9 @@ class Learner:
 
     def __init__(self, model: TextModel, balance: Balance | None = None) -> None:
         self.model = model
+        # Weights of a folder lie as in its files, GPT-2's transposed; checkpoints and optimizers want them in order.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()
         self._balance = balance
         self._routers = routers(model) if balance is not None else []
         self._chunk_loss: ChunkLoss = loss_and_slope

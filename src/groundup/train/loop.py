@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from groundup.errors import UserError
 from groundup.record.metrics import MetricsWriter, Progress
-from groundup.tokens.batches import RowSource, rank_rows, row_of_cooldown
+from groundup.tokens.batches import RowSource, rank_rows, row_to_end_whole
 from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
 from groundup.train.learner import Learner
 from groundup.train.optim import build_optimizers, schedule, set_learning_rates
@@ -29,6 +29,8 @@ from groundup.train.token_loss import TokenLoss
 
 # Steps at the start whose speed says nothing: compilation and first touches of memory.
 WARM_STEPS = 3
+# Steps after which a budget in seconds can tell how many rows it will read.
+SPEED_STEPS = 12
 
 # Called at each evaluation with the number of finished steps; returns figures for the metrics stream.
 Watch = Callable[[int], Mapping[str, float]]
@@ -66,10 +68,10 @@ def train(
     ):
         while (spent := config.spent(counters)) < 1:
             step_started = time.monotonic()
-            if spent >= 1 - config.cooldown and not counters.cooling:
+            if not counters.settled and (config.steps is not None or len(speeds) == SPEED_STEPS):
                 left = config.rows_left(counters, ranks.agree(_usual(speeds)))
-                row = row_of_cooldown(counters.row, left, source.rows_per_epoch)
-                counters = replace(counters, row=row, cooling=True)
+                row = row_to_end_whole(counters.row, left, source.rows_per_epoch)
+                counters = replace(counters, row=row, settled=True)
             rate = schedule(spent, config.warmup, config.cooldown)
             set_learning_rates(optimizers, rate, counters.step)
             loss, tally = _accumulate_gradients(learner, source, counters.row, config, ranks)

@@ -48,19 +48,18 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
     objective = objective_of(build_shape(config, words.vocab_size))
     words = words.with_control(objective.control_tokens)
     model = build_model(config, words.vocab_size, words.bos_id)
-    mask_fraction = config.chosen("mask_fraction")
     try:
         packed = PackedDocuments(shards, config.context, words.bos_id, config.seed)
     except ValueError as error:
         raise UserError(f"{tokens / 'train'}: {error}") from None
-    source = objective.rows(packed, words, mask_fraction, config.seed)
+    source = objective.rows(packed, words, config.mask_fraction, config.seed)
     loop = loop_config(config, model.config, shards.total_tokens, shards.total_bytes / shards.total_tokens)
     check_split(loop.rows_per_step, loop.micro_rows, ranks.count)
     prompts = {prompt: [words.bos_id, *words.encode(prompt)] for prompt in config.sample_prompts}
     samples = None
     if objective.continues_text and isinstance(model, LanguageModel):
         samples = Samples(out / SAMPLES_FILE, model, words, prompts)
-    corruption = objective.heldout_corruption(words, mask_fraction)
+    corruption = objective.heldout_corruption(words, config.mask_fraction)
 
     def watch(step: int) -> Mapping[str, float]:
         model.eval()
@@ -82,7 +81,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         # Of text; an objective may guess but a part of them.
         "tokens": read,
         "epochs": round(read / shards.total_tokens, 3),
-        **({"mask_fraction": mask_fraction} if objective is MASKED_TOKENS else {}),
+        **({"mask_fraction": config.mask_fraction} if objective is MASKED_TOKENS else {}),
         "learning_rates": asdict(loop.learning_rates),
     }
     figures |= pseudo_figures(model, heldout, config.context, words)
@@ -130,7 +129,7 @@ def balance(config: PretrainConfig, model: TextModel) -> Balance | None:
 def loop_config(config: PretrainConfig, shape: TextConfig, text_tokens: int, bytes_per_token: float) -> LoopConfig:
     """The loop's settings; a budget in epochs, tokens or FLOPs becomes a number of steps here."""
     objective = objective_of(shape)
-    flops_per_token = objective.flops_per_token(shape, config.context, config.chosen("mask_fraction"))
+    flops_per_token = objective.flops_per_token(shape, config.context, config.mask_fraction)
     steps = None
     if config.tokens is not None:
         steps = max(1, config.tokens // config.batch_tokens)
@@ -146,12 +145,10 @@ def loop_config(config: PretrainConfig, shape: TextConfig, text_tokens: int, byt
         default_minutes=DEFAULT_MINUTES,
         micro_rows=max(1, config.micro_batch_tokens // config.context),
         learning_rates=LearningRates(
-            config.chosen("matrix_learning_rate"),
-            config.chosen("embedding_learning_rate"),
-            config.chosen("head_learning_rate"),
+            config.matrix_learning_rate, config.embedding_learning_rate, config.head_learning_rate
         ),
         weight_decay=config.weight_decay,
-        warmup=config.chosen("warmup"),
+        warmup=config.warmup,
         cooldown=config.cooldown,
         bytes_per_token=bytes_per_token if objective.continues_text else None,
         track=config.track,

@@ -5,47 +5,23 @@ read again, do not give back, llama.cpp would not compute. Sources: its src/mode
 convert_hf_to_gguf.py for how it is stored. A new architecture is an entry in `ARCHITECTURES`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from groundup.formats.families import llama
 from groundup.formats.families.mixtral import experts_of
 from groundup.formats.gguf import layout
+from groundup.formats.gguf.encoders import read_bert, write_bert
+from groundup.formats.gguf.model_keys import LAYER_EPS, QUERY_KEY_VALUE, Tensors, all_width, read_base, write_base
 from groundup.formats.gguf.ropes import read_rope, read_scaling, write_rope
 from groundup.formats.keys import Keys
-from groundup.formats.rules import Rule, Shape
+from groundup.formats.rules import Rule
 from groundup.model.config import LearnedPositions, ModelConfig
 from groundup.model.rotary import LinearScaling, Rope
-from groundup.model.specs import (
-    Activation,
-    Attention,
-    Experts,
-    FeedForward,
-    LayerSpec,
-    Norm,
-    NormKind,
-    Projection,
-    QueryKeyNorm,
-    Router,
-)
+from groundup.model.specs import Experts, QueryKeyNorm, Router
 
-RMS_EPS, LAYER_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
-MOST_LAYERS = 512  # llama.cpp's own limit
-QUERY_KEY_VALUE: tuple[Projection, ...] = ("query", "key", "value")
-
-
-class Tensors(NamedTuple):
-    """What the tensors of a file say of its model: their shapes, and the factors on its frequencies, if it has any."""
-
-    shapes: Mapping[str, Shape]
-    frequencies: Tensor | None = None
-
-    def have(self, name: str) -> bool:
-        return name in self.shapes
 
 
 @dataclass(frozen=True)
@@ -56,6 +32,7 @@ class Architecture:
     read / write: its own keys, without its name in front, ⇄ `ModelConfig`; `read` raises ValueError or KeyError, naming
         the key.
     rules: the names and layout of its tensors, for a configuration.
+    encodes: what leaves the layers is all that llama.cpp computes; a head is left out.
     """
 
     name: str
@@ -63,68 +40,12 @@ class Architecture:
     read: Callable[[Keys, Tensors], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]
     rules: Callable[[ModelConfig], Sequence[Rule]]
-
-
-def _read_base(
-    keys: Keys,
-    tensors: Tensors,
-    family: str,
-    *,
-    rope: Rope | None,
-    norm: NormKind = "rms",
-    eps: str = RMS_EPS,
-    activation: Activation = "silu",
-    bias: tuple[Projection, ...] = (),
-    tied: bool | None = None,
-) -> ModelConfig:
-    """A model of LLaMA's shape, all layers alike; tied: whether the head is the embedding, None where the file says."""
-    keys.without_effect("rope.scaling.finetuned", "tensor_data_layout")
-    width, heads = keys.size("embedding_length"), keys.size("attention.head_count")
-    head_dim = keys.size("attention.key_length", default=width // heads)
-    if not tensors.have(layout.EMBEDDING):
-        raise ValueError(f"tensor `{layout.EMBEDDING}` is missing")
-    vocabulary = tensors.shapes[layout.EMBEDDING][0]
-    keys.fixed(**{"attention.value_length": head_dim, "rope.dimension_count": head_dim, "attention.causal": True})
-    keys.fixed(vocab_size=vocabulary)
-    normed = Norm(norm, keys.positive(eps), bias=norm == "layer")
-    if (layers := keys.size("block_count")) > MOST_LAYERS:
-        raise ValueError(f"`block_count` is {layers}, more than the {MOST_LAYERS} that llama.cpp knows")
-    kv_heads = keys.size("attention.head_count_kv", default=heads)
-    layer = LayerSpec(
-        Attention(heads, kv_heads, head_dim, rope=rope, bias=bias),
-        FeedForward(keys.size("feed_forward_length"), activation, gated=True),
-        normed,
-    )
-    return ModelConfig(
-        family=family,
-        vocab_size=vocabulary,
-        width=width,
-        layers=(layer,) * layers,
-        final_norm=normed,
-        tied_head=not tensors.have(layout.HEAD) if tied is None else tied,
-        max_positions=keys.size("context_length"),
-    )
-
-
-def _write_base(config: ModelConfig, eps: str = RMS_EPS) -> dict[str, Any]:
-    layer = config.layers[0]
-    return {
-        "vocab_size": config.vocab_size,
-        "context_length": config.max_positions,
-        "embedding_length": config.width,
-        "block_count": len(config.layers),
-        "feed_forward_length": layer.network.width,
-        "attention.head_count": layer.attention.heads,
-        "attention.head_count_kv": layer.attention.kv_heads,
-        "attention.key_length": layer.attention.head_dim,
-        "attention.value_length": layer.attention.head_dim,
-        eps: layer.norm.eps,
-    }
+    encodes: bool = False
 
 
 def _write_rotary(config: ModelConfig) -> dict[str, Any]:
     mixer = config.layers[0].attention
-    return _write_base(config) | write_rope(mixer.rope, mixer.head_dim)
+    return write_base(config) | write_rope(mixer.rope, mixer.head_dim)
 
 
 def _read_router(keys: Keys, normalised: bool) -> Router:
@@ -142,36 +63,28 @@ def _read_llama(keys: Keys, tensors: Tensors) -> ModelConfig:
     rope = read_rope(keys, tensors.frequencies)
     if keys.count("expert_count", default=0):
         router = _read_router(keys, normalised=True)
-        config = _read_base(keys, tensors, "mixtral", rope=rope)
+        config = read_base(keys, tensors, "mixtral", rope=rope)
         return llama.with_layers(config, feed_forward=Experts(config.layers[0].network, router))
     keys.fixed(expert_used_count=0)
     bias = tuple(projection for projection, name in layout.BIASES.items() if tensors.have(name))
-    config = _read_base(keys, tensors, "llama", rope=rope, bias=bias)
+    config = read_base(keys, tensors, "llama", rope=rope, bias=bias)
     network = replace(config.layers[0].network, bias=tensors.have("blk.0.ffn_up.bias"))
     return llama.with_layers(config, feed_forward=network)
 
 
 def _read_qwen2(keys: Keys, tensors: Tensors) -> ModelConfig:
-    return _all_width(_read_base(keys, tensors, "qwen2", rope=read_rope(keys, None), bias=QUERY_KEY_VALUE))
-
-
-def _all_width(config: ModelConfig) -> ModelConfig:
-    """llama.cpp sizes the output projection so for Qwen 2."""
-    mixer = config.layers[0].attention
-    if mixer.heads * mixer.head_dim != config.width:
-        raise ValueError(f"{mixer.heads} heads of {mixer.head_dim} must make up the width of {config.width}")
-    return config
+    return all_width(read_base(keys, tensors, "qwen2", rope=read_rope(keys, None), bias=QUERY_KEY_VALUE))
 
 
 def _read_qwen3(keys: Keys, tensors: Tensors) -> ModelConfig:
-    config = _read_base(keys, tensors, "qwen3", rope=read_rope(keys, None))
+    config = read_base(keys, tensors, "qwen3", rope=read_rope(keys, None))
     return llama.with_mixers(config, query_key_norm=QueryKeyNorm(config.layers[0].norm))
 
 
 def _read_qwen2_moe(keys: Keys, tensors: Tensors) -> ModelConfig:
     """llama.cpp wants a head of its own here."""
     rope, router = read_rope(keys, None), _read_router(keys, normalised=False)
-    config = _all_width(_read_base(keys, tensors, "qwen2_moe", rope=rope, bias=QUERY_KEY_VALUE, tied=False))
+    config = all_width(read_base(keys, tensors, "qwen2_moe", rope=rope, bias=QUERY_KEY_VALUE, tied=False))
     expert = replace(config.layers[0].network, width=keys.size("expert_feed_forward_length"))
     shared = replace(expert, width=keys.size("expert_shared_feed_forward_length"))
     return llama.with_layers(config, feed_forward=Experts(expert, router, shared, shared_gate=True))
@@ -195,7 +108,7 @@ def _write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_any_gemma(keys: Keys, tensors: Tensors, family: str, rope: Rope, tied: bool | None = True) -> ModelConfig:
-    config = _read_base(keys, tensors, family, rope=rope, norm="rms_plus_one", activation="gelu_tanh", tied=tied)
+    config = read_base(keys, tensors, family, rope=rope, norm="rms_plus_one", activation="gelu_tanh", tied=tied)
     return replace(config, embedding_scale=config.width**0.5)
 
 
@@ -282,7 +195,7 @@ def _write_gemma3(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_gpt2(keys: Keys, tensors: Tensors) -> ModelConfig:
-    config = _read_base(
+    config = read_base(
         keys,
         tensors,
         "gpt2",
@@ -297,7 +210,7 @@ def _read_gpt2(keys: Keys, tensors: Tensors) -> ModelConfig:
 
 
 def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
-    return _write_base(config, LAYER_EPS)
+    return write_base(config, LAYER_EPS)
 
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:
@@ -314,6 +227,7 @@ ARCHITECTURES = (
     Architecture("gemma2", ("gemma2",), _read_gemma2, _write_gemma2, layout.gemma_rules),
     Architecture("gemma3", ("gemma3_text",), _read_gemma3, _write_gemma3, layout.gemma_rules),
     Architecture("gpt2", ("gpt2",), _read_gpt2, _write_gpt2, layout.gpt2_rules),
+    Architecture("bert", ("bert", "distilbert"), read_bert, write_bert, layout.bert_rules, encodes=True),
 )
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 BY_FAMILY = {family: architecture for architecture in ARCHITECTURES for family in architecture.families}

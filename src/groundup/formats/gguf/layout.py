@@ -38,7 +38,14 @@ SANDWICH_NAMES = {
     "layers.*.mixer_output_norm.weight": "blk.*.post_attention_norm.weight",
     "layers.*.feed_forward_output_norm.weight": "blk.*.post_ffw_norm.weight",
 }
-EMBEDDING, HEAD = NAMES["embedding.weight"], NAMES["head.weight"]
+BERT_NAMES = {
+    "positions.weight": "position_embd.weight",
+    "token_types.weight": "token_types.weight",
+    "embedding_norm.weight": "token_embd_norm.weight",
+    "layers.*.mixer_sum_norm.weight": "blk.*.attn_output_norm.weight",
+    "layers.*.feed_forward_sum_norm.weight": "blk.*.layer_output_norm.weight",
+}
+EMBEDDING, HEAD, TOKEN_TYPES = NAMES["embedding.weight"], NAMES["head.weight"], BERT_NAMES["token_types.weight"]
 # The bias that a projection has in the first layer, if it has any.
 BIASES: dict[Projection, str] = {
     "query": "blk.0.attn_q.bias",
@@ -47,7 +54,13 @@ BIASES: dict[Projection, str] = {
     "output": "blk.0.attn_output.bias",
 }
 # Matrices that llama.cpp's converter leaves in single precision.
-SINGLE_PRECISION = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "_norm.weight")
+SINGLE_PRECISION = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    "_norm.weight",
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,11 @@ def gpt2_rules(config: ModelConfig) -> list[Rule]:
     names = {ours: disk for ours, disk in NAMES.items() if ours not in projections}
     fused = Rule(projections, ("blk.*.attn_qkv.weight",), Joined())
     return [*with_biases([*same(names), fused]), *same({"positions.weight": "position_embd.weight"})]
+
+
+def bert_rules(config: ModelConfig) -> list[Rule]:
+    """An encoder with norms after each sum, and tables of positions and kinds of tokens."""
+    return with_biases(same(NAMES | BERT_NAMES))
 
 
 def format_of(name: str, shape: Shape, wanted: BlockFormat, tied_head: bool) -> BlockFormat:

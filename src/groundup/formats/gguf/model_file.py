@@ -16,18 +16,22 @@ from torch import Tensor
 
 from groundup.errors import UserError
 from groundup.formats import rules
-from groundup.formats.gguf.architectures import BY_FAMILY, BY_NAME, Architecture, Tensors
+from groundup.formats.gguf.architectures import BY_FAMILY, BY_NAME, Architecture
 from groundup.formats.gguf.blocks import F32, WRITTEN
 from groundup.formats.gguf.container import Entry, GgufFile, Value, refusal, write_gguf
+from groundup.formats.gguf.encoders import without_head
 from groundup.formats.gguf.layout import format_of
+from groundup.formats.gguf.model_keys import Tensors
 from groundup.formats.gguf.ropes import frequency_factors
 from groundup.formats.gguf.vocabulary import vocabulary_of_folder
 from groundup.formats.keys import Keys
+from groundup.model.build import AnyModel
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.storage import open_atomically
 
 FREQUENCIES = "rope_freqs.weight"
+TOKEN_TYPE_COUNT = "tokenizer.ggml.token_type_count"
 LONG_KEYS = ("context_length", "sliding_window")  # may be larger than any width
 
 
@@ -40,8 +44,7 @@ def load_gguf(path: Path, dtype: torch.dtype | None = None) -> LanguageModel:
     file = GgufFile(path)
     architecture = _architecture_of(file)
     config = _read_config(file, architecture)
-    with torch.device("meta"):
-        model = LanguageModel(config)
+    model = _blank(config)
     shapes = _shapes(model)
     table = _table(architecture, config, shapes)
     known = {name for rule in table for name in rule.disk}
@@ -59,25 +62,26 @@ def load_gguf(path: Path, dtype: torch.dtype | None = None) -> LanguageModel:
     return model.eval()
 
 
-def save_gguf(model: LanguageModel, tokenizer: Path, path: Path, weights: str = "f16") -> None:
+def save_gguf(model: AnyModel, tokenizer: Path, path: Path, weights: str = "f16") -> None:
     """Write a model and its tokenizer as a GGUF file, tensor by tensor; the file appears whole or not at all.
+
+    Of an encoder it holds all but the head that guesses masked tokens, which llama.cpp does not have.
 
     tokenizer: folder with `tokenizer.json` and what stands beside it; weights: f32, f16, bf16, q8_0 or q4_0.
     Raises UserError, naming it, for a family, trait or tokenizer that llama.cpp does not know, and RuntimeError if the
     file, read back, does not hold the model's weights.
     """
-    architecture = BY_FAMILY.get(model.config.family)
-    if architecture is None:
-        known = ", ".join(BY_FAMILY)
-        raise UserError(f"GGUF has no place for a {model.config.family} model: of our families llama.cpp runs {known}")
+    architecture, config = _written_as(model)
     if weights not in WRITTEN:
         raise UserError(f"a GGUF file is written as {', '.join(WRITTEN)}, not {weights!r}")
-    keys, factors = architecture.write(model.config), frequency_factors(model.config)
-    table = _table(architecture, model.config, _shapes(model))
+    shapes = _shapes(_blank(config))
+    ours = {name: one.detach() for name, one in model.named_parameters() if name in shapes}
+    keys, factors = architecture.write(config), frequency_factors(config)
+    table = _table(architecture, config, shapes)
     extra = {FREQUENCIES: factors} if factors is not None and "llama" in architecture.families else {}
-    entries = list(_entries(table, model, extra, weights))
-    shapes = {entry.name: entry.shape for entry in entries}
-    _refuse_other_traits(architecture, keys, Tensors(shapes, extra.get(FREQUENCIES)), model.config)
+    entries = list(_entries(table, ours, extra, weights, config.tied_head))
+    stored = Tensors({entry.name: entry.shape for entry in entries}, extra.get(FREQUENCIES))
+    _refuse_other_traits(architecture, keys, stored, config)
     metadata: dict[str, Value] = {
         "general.architecture": architecture.name,
         "general.type": "model",
@@ -85,13 +89,25 @@ def save_gguf(model: LanguageModel, tokenizer: Path, path: Path, weights: str = 
         "general.file_type": WRITTEN[weights].file_type,
         "general.quantization_version": 2,
         **{f"{architecture.name}.{key}": value for key, value in keys.items()},
-        **vocabulary_of_folder(tokenizer, model.config.vocab_size),
+        **vocabulary_of_folder(tokenizer, config.vocab_size),
+        # llama.cpp wants at least one, and a table of as many rows if there is a table.
+        **({TOKEN_TYPE_COUNT: max(config.token_types, 1)} if architecture.encodes else {}),
     }
-    ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     with open_atomically(path) as file:
         write_gguf(file, metadata, entries, chain(extra.items(), rules.disk_tensors(table, ours)))
         file.flush()
         _compare_weights(ours, Path(file.name), {entry.name: entry.format.error for entry in entries}, table)
+
+
+def _written_as(model: AnyModel) -> tuple[Architecture, ModelConfig]:
+    """What a model is for llama.cpp, and the configuration of what goes into the file."""
+    architecture = BY_FAMILY.get(model.config.family)
+    if architecture is None:
+        known = ", ".join(BY_FAMILY)
+        raise UserError(f"GGUF has no place for a {model.config.family} model: of our families llama.cpp runs {known}")
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"GGUF has no place for a {model.config.family} classifier: its encoder alone would be left")
+    return architecture, without_head(model.config) if architecture.encodes else model.config
 
 
 def _architecture_of(file: GgufFile) -> Architecture:
@@ -176,16 +192,22 @@ def _shapes(model: LanguageModel) -> dict[str, rules.Shape]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
+def _blank(config: ModelConfig) -> LanguageModel:
+    """A model without memory for its weights."""
+    with torch.device("meta"):
+        return LanguageModel(config)
+
+
 def _entries(
-    table: Sequence[rules.Rule], model: LanguageModel, extra: Mapping[str, Tensor], weights: str
+    table: Sequence[rules.Rule], ours: Mapping[str, Tensor], extra: Mapping[str, Tensor], weights: str, tied_head: bool
 ) -> Iterator[Entry]:
     """What will be in the file, found out without touching a weight."""
     for name, tensor in extra.items():
         yield Entry(name, tuple(tensor.shape), F32)
-    blank = {name: parameter.to("meta") for name, parameter in model.named_parameters()}
+    blank = {name: tensor.to("meta") for name, tensor in ours.items()}
     for name, tensor in rules.disk_tensors(table, blank):
         shape = tuple(tensor.shape)
-        yield Entry(name, shape, format_of(name, shape, WRITTEN[weights], model.config.tied_head))
+        yield Entry(name, shape, format_of(name, shape, WRITTEN[weights], tied_head))
 
 
 def _compare_weights(
