@@ -29,9 +29,9 @@ CONTEXT = 100
 BASE = random_ids(70, seed=3).tolist()
 
 
-def _windowed() -> ModelConfig:
-    """Layers that all see a few tokens: blocks out of sight are given back."""
-    config = tiny_config("llama", context=CONTEXT)
+def _windowed(preset: str) -> ModelConfig:
+    """Layers that all see a few tokens: blocks out of sight are given back, unless all tokens are looked through."""
+    config = tiny_config(preset, context=CONTEXT)
     windows = (7, 20)
     layers = tuple(
         replace(layer, mixer=replace(layer.attention, window=windows[index]))
@@ -55,7 +55,8 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     for name in ("groundup", "nanochat", "llama", "gemma2", "mamba", "mamba2", "qwen3_next", "lfm2")
 }
 CONFIGS |= {name: lambda name=name: tiny_config(name, context=CONTEXT) for name in ("mixtral", "deepseek_v3", "gpt2")}
-CONFIGS |= {"windowed": _windowed, "with capacity": _with_capacity}
+CONFIGS |= {"windowed": lambda: _windowed("llama"), "windowed, with induction": lambda: _windowed("groundup")}
+CONFIGS |= {"with capacity": _with_capacity}
 
 
 @cache
@@ -195,6 +196,21 @@ def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
     if reach(model) is None:
         assert scheduler.preempted > 0
         assert max(later) >= 2 * BLOCK_TOKENS, "nothing was found in the cache"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3", "mamba2", "groundup"])
+@torch.no_grad()
+def test_logits_in_float32_are_those_of_the_model_alone_but_for_rounding(name: str):
+    """Other paths are taken there: fused attention also for single tokens."""
+    model = hot_decoder(CONFIGS[name](), dtype=torch.float32)
+    requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=2), Request(6, 48, 2, 25)]
+    _turn(model, requests, 10, 24, 6)
+    for request in requests:
+        for job, chooser, told in zip(request.jobs, request.choosers, request.told, strict=True):
+            tokens = [piece.choice.token for piece in told]
+            logits_tv = model(torch.tensor([job.prompt + tokens[:-1]]))[0, len(job.prompt) - 1 :]
+            allowed = 1e-5 * float(logits_tv.abs().max())
+            torch.testing.assert_close(torch.stack(chooser.seen), logits_tv, rtol=0, atol=allowed)
 
 
 def test_a_text_that_is_scored_can_give_way_and_is_scored_anew():

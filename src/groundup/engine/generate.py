@@ -1,6 +1,7 @@
 """Generation with a key-value cache: one prompt as a stream, or many together, left-padded.
 
-Cached equals uncached, a batch equals its prompts one by one, padding changes nothing (tests/engine/).
+For encoder-decoders, and for samples on the way of training; all else goes through `engine.py`. Cached equals
+uncached, a batch equals its prompts one by one, padding changes nothing (tests/engine/).
 """
 
 from collections.abc import Iterator, Sequence
