@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from variants_encoders import VARIANTS
 
 from groundup.model.build import AnyModel
+from groundup.model.language_model import LanguageModel
 
 TIME = 24
 
@@ -58,17 +59,26 @@ def encoder(variant: str, hot: bool, **changes: Any) -> nn.Module:
 
 @torch.no_grad()
 def their_outputs(variant: str, folder: Path, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits of the folder's model in `transformers`, which must find in it all it needs and nothing else."""
+    """The logits of the folder's model in `transformers`, which must find in it all it needs and nothing else.
+
+    Of one without a head what leaves its layers; its pooler may be there.
+    """
     with Float64Everywhere():
-        model, loading = getattr(transformers, VARIANTS[variant][0]).from_pretrained(
-            folder, dtype=torch.float64, attn_implementation="eager", output_loading_info=True
+        name = VARIANTS[variant][0]
+        unused = {"add_pooling_layer": False} if name in ("BertModel", "RobertaModel") else {}
+        model, loading = getattr(transformers, name).from_pretrained(
+            folder, dtype=torch.float64, attn_implementation="eager", output_loading_info=True, **unused
         )
-        assert not any(loading.values()), loading
-        return model(**inputs).logits
+        pooler = {key for key in loading["unexpected_keys"] if key.startswith("pooler.")} if unused else set()
+        assert not any(set(found) - pooler for found in loading.values()), loading
+        outputs = model(**inputs)
+        return outputs.last_hidden_state if name.endswith("Model") else outputs.logits
 
 
 @torch.no_grad()
 def our_outputs(model: AnyModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(model, LanguageModel) and model.config.head_transform is None:
+        return model.encode(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
     return model(**inputs)
 
 

@@ -153,7 +153,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("bert", {"add_cross_attention": True}, "add_cross_attention"),
     ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ("bert", {"position_embedding_type": "relative_key_query"}, "position_embedding_type"),
-    ("bert", {"architectures": ["BertModel"]}, "architectures"),
+    ("bert", {"architectures": ["BertLMHeadModel"]}, "architectures"),
     ("bert", {"architectures": ["BertForTokenClassification"]}, "architectures"),
     ("bert", {"architectures": ["RobertaForMaskedLM"]}, "architectures"),
     ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from encoder_references import encoder
 from gguf_models import ENCODERS, model_of
 from tiny import random_ids
@@ -15,6 +16,7 @@ from groundup.errors import UserError
 from groundup.formats.gguf.container import Entry, GgufFile, write_gguf
 from groundup.formats.gguf.model_file import load_gguf, save_gguf
 from groundup.formats.huggingface import load_model, save_model
+from groundup.model.language_model import LanguageModel
 
 HEAD = ("transform.", "head.", "head_bias")
 
@@ -137,10 +139,14 @@ def test_a_classifier_is_refused_by_the_verb(words: Path, tmp_path: Path, capsys
     assert "GGUF has no place for a bert classifier" in capsys.readouterr().err
 
 
-def test_an_exported_encoder_becomes_no_folder(
-    words: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_an_exported_encoder_becomes_a_folder_without_a_head(words: Path, models: Path, tmp_path: Path):
     path = _written(model_of("bert", models), words, tmp_path)
-    assert main(["export", str(path), "--to", str(tmp_path / "folder")]) == 2
-    assert "holds an encoder without a head" in capsys.readouterr().err
-    assert not (tmp_path / "folder").exists()
+    assert main(["export", str(path), "--to", str(tmp_path / "folder")]) == 0
+    ids = torch.arange(3, 20)[None]
+    found = load_model(tmp_path / "folder")
+    assert isinstance(found, LanguageModel)
+    theirs = transformers.BertModel.from_pretrained(tmp_path / "folder", add_pooling_layer=False)
+    with torch.no_grad():
+        expected = load_gguf(path).encode(ids)
+        assert torch.equal(found.encode(ids), expected)
+        assert (theirs(ids).last_hidden_state - expected).norm() <= 1e-5 * expected.norm()

@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForMaskedLM", _BERT),
     "bert head of its own": ("BertForMaskedLM", _BERT | {"tie_word_embeddings": False}),
     "bert approximate gelu": ("BertForMaskedLM", _BERT | {"hidden_act": "gelu_new", "type_vocab_size": 1}),
+    "bert without a head": ("BertModel", _BERT),
     "bert classifier": ("BertForSequenceClassification", _BERT | _NAMES),
     "bert classifier, unnamed classes": ("BertForSequenceClassification", _BERT | {"hidden_act": "relu"}),
     "bert classifier, a number": ("BertForSequenceClassification", _BERT | {"num_labels": 1}),
@@ -42,11 +43,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta usual padding": ("RobertaForMaskedLM", _ROBERTA | {"pad_token_id": 1, "type_vocab_size": 1}),
     "roberta relu": ("RobertaForMaskedLM", _ROBERTA | {"hidden_act": "relu"}),
     "roberta head of its own": ("RobertaForMaskedLM", _ROBERTA | {"tie_word_embeddings": False}),
+    "roberta without a head": ("RobertaModel", _ROBERTA),
     "roberta classifier": ("RobertaForSequenceClassification", _ROBERTA | _NAMES),
     "distilbert": ("DistilBertForMaskedLM", _DISTILBERT),
     "distilbert head of its own": ("DistilBertForMaskedLM", _DISTILBERT | {"tie_word_embeddings": False}),
     "distilbert relu": ("DistilBertForMaskedLM", _DISTILBERT | {"activation": "relu"}),
     "distilbert sinusoids": ("DistilBertForMaskedLM", _DISTILBERT | {"sinusoidal_pos_embds": True}),
+    "distilbert without a head": ("DistilBertModel", _DISTILBERT),
     "distilbert classifier": (
         "DistilBertForSequenceClassification",
         _DISTILBERT | _NAMES | {"problem_type": "multi_label_classification"},
@@ -84,6 +87,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             | {"full_attention": {"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0}}
         },
     ),
+    "modernbert without a head": ("ModernBertModel", _MODERNBERT),
     "modernbert classifier": ("ModernBertForSequenceClassification", _MODERNBERT | _NAMES),
     "modernbert classifier, mean": (
         "ModernBertForSequenceClassification",

@@ -21,7 +21,7 @@ class SftConfig:
         6, "questions asked about each held-out passage, of which there are few"
     )
     document_share: float = setting(0.5, "part of the questions put with the right passage among others")
-    unanswerable_share: float = setting(0.1, "part of the questions put with wrong passages only")
+    unanswerable_share: float = setting(0.05, "part of the questions put with wrong passages only")
     multi_turn_share: float = setting(0.15, "part of the questions about passages that follow an earlier exchange")
     calculator_share: float = setting(0.12, "part of all conversations that use the calculator")
     chat_share: float = setting(0.02, "part of all conversations that are small talk")

@@ -71,10 +71,6 @@ def _write_folder(path: Path, folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder} is there already; name a folder that is not")
     model = load_gguf(path)
-    if not model.config.causal:
-        raise UserError(
-            f"{path} holds an encoder without a head, which no folder is written of; gu.load takes the file"
-        )
     working = working_folder(folder)
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir()

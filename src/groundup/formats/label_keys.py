@@ -1,4 +1,4 @@
-"""What a config.json says of a classifier: that it is one, how many classes there are, what they are called."""
+"""What a config.json says of the head: which it is, and of a classifier how many classes, what they are called."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from groundup.model.config import ClassifierConfig
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
-def is_classifier(keys: Keys, masked: Sequence[str], classifier: str) -> bool:
-    """Whether `architectures` names the family's classifier rather than one of its masked language models.
+def named_class(keys: Keys, known: Sequence[str]) -> str:
+    """The class that `architectures` names; a file that does not say holds the first of the known ones.
 
-    A file that does not say holds a masked language model. Raises ValueError for any other class.
+    Raises ValueError for any other class.
     """
-    names, known = keys.texts("architectures") or [masked[0]], (*masked, classifier)
+    names = keys.texts("architectures") or [known[0]]
     if len(names) != 1 or names[0] not in known:
         raise ValueError(f"`architectures` is {names}; known are {', '.join(known)}")
-    return names[0] == classifier
+    return names[0]
 
 
 def read_labels(keys: Keys) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""BERT, RoBERTa and DistilBERT, as masked language models and as classifiers of sequences.
+"""BERT, RoBERTa and DistilBERT, as masked language models, as classifiers of sequences and without a head.
 
 Every token sees every other, layer norm after each sublayer and after the embedding, learned positions, biases
-everywhere; `architectures` says which of the two a folder holds. Sources: Devlin et al. 2019; Liu et al. 2019 (the
+everywhere; `architectures` says which of them a folder holds. Sources: Devlin et al. 2019; Liu et al. 2019 (the
 first position has the row after that of the padding token's id); Sanh et al. 2019 (no kinds of tokens).
 """
 
@@ -14,7 +14,7 @@ from groundup.formats.families.gpt import read_heads
 from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
-from groundup.formats.label_keys import classifier_keys, is_classifier, write_classifier
+from groundup.formats.label_keys import classifier_keys, named_class, write_classifier
 from groundup.formats.rules import Doubled, Rule, same, with_biases
 from groundup.model.config import ClassifierConfig, HeadTransform, LearnedPositions, ModelConfig
 from groundup.model.specs import Activation, Attention, FeedForward, LayerSpec, Norm
@@ -85,32 +85,51 @@ WITHOUT_EFFECT = (
 
 
 def encoder_rules(
-    config: EncoderConfig, body: Sequence[Rule], head: Mapping[str, str], classifier: Mapping[str, str]
+    config: EncoderConfig, prefix: str, body: Sequence[Rule], head: Mapping[str, str], classifier: Mapping[str, str]
 ) -> list[Rule]:
-    """The rules of an encoder and of the head that it has, with those of the biases."""
-    if isinstance(config, ModelConfig):
+    """The rules of an encoder and of the head that it has, with those of the biases.
+
+    prefix: of the body's names on disk, where there is a head beside it.
+    """
+    if isinstance(config, ClassifierConfig):
+        inside = [Rule(tuple(f"encoder.{name}" for name in rule.ours), rule.disk, rule.operation) for rule in body]
+        return with_biases([*inside, *same(classifier)])
+    if _has_head(config):
         return with_biases([*body, *same(head)])
-    inside = [Rule(tuple(f"encoder.{name}" for name in rule.ours), rule.disk, rule.operation) for rule in body]
-    return with_biases([*inside, *same(classifier)])
+    return with_biases(
+        [Rule(rule.ours, tuple(name.removeprefix(prefix) for name in rule.disk), rule.operation) for rule in body]
+    )
 
 
 def with_head(
     keys: Keys, encoder: ModelConfig, stem: str, head: HeadTransform, classifier: HeadTransform, **changes: Any
 ) -> EncoderConfig:
-    """The encoder with the head that `architectures` asks for; changes: to the fields of a classifier."""
+    """The encoder with the head that `architectures` asks for; changes: to the fields of a classifier.
+
+    One without a head has its embedding for one, which costs nothing: what leaves its layers is what counts.
+    """
     keys.off("is_decoder", "add_cross_attention")
     tied = keys.flag("tie_word_embeddings", default=True)
     masked = (f"{stem}ForMaskedLM", *(("BertForPreTraining",) if stem == "Bert" else ()))
-    if is_classifier(keys, masked, f"{stem}ForSequenceClassification"):
-        return ClassifierConfig(encoder=encoder, transform=classifier, **classifier_keys(keys), **changes)
-    return replace(encoder, tied_head=tied, head_transform=head, head_bias=True)
+    name = named_class(keys, (*masked, f"{stem}ForSequenceClassification", f"{stem}Model"))
+    if name in masked:
+        return replace(encoder, tied_head=tied, head_transform=head, head_bias=True)
+    if name == f"{stem}Model":
+        return encoder
+    return ClassifierConfig(encoder=encoder, transform=classifier, **classifier_keys(keys), **changes)
 
 
 def write_head(config: EncoderConfig, stem: str) -> dict[str, Any]:
     """The keys that `with_head` reads."""
-    if isinstance(config, ModelConfig):
-        return {"architectures": [f"{stem}ForMaskedLM"], "tie_word_embeddings": config.tied_head}
-    return {"architectures": [f"{stem}ForSequenceClassification"]} | write_classifier(config)
+    if isinstance(config, ClassifierConfig):
+        return {"architectures": [f"{stem}ForSequenceClassification"]} | write_classifier(config)
+    if not _has_head(config):
+        return {"architectures": [f"{stem}Model"]}
+    return {"architectures": [f"{stem}ForMaskedLM"], "tie_word_embeddings": config.tied_head}
+
+
+def _has_head(config: ModelConfig) -> bool:
+    return config.head_transform is not None
 
 
 def encoder_of(config: EncoderConfig) -> ModelConfig:
@@ -203,7 +222,7 @@ def _bias_rule(config: EncoderConfig, bias: str, matrix_bias: str, transformers:
 
 def _bert_rules(config: EncoderConfig, transformers: int = 5) -> list[Rule]:
     bias = _bias_rule(config, "cls.predictions.bias", "cls.predictions.decoder.bias", transformers)
-    return [*encoder_rules(config, same(BERT_NAMES), BERT_HEAD, BERT_CLASSIFIER), bias]
+    return [*encoder_rules(config, "bert.", same(BERT_NAMES), BERT_HEAD, BERT_CLASSIFIER), bias]
 
 
 def _tensorflow_rules(config: EncoderConfig) -> list[Rule]:
@@ -228,7 +247,7 @@ def _write_roberta(config: EncoderConfig) -> dict[str, Any]:
 
 def _roberta_rules(config: EncoderConfig, transformers: int = 5) -> list[Rule]:
     bias = _bias_rule(config, "lm_head.bias", "lm_head.decoder.bias", transformers)
-    return [*encoder_rules(config, same(ROBERTA_NAMES), ROBERTA_HEAD, ROBERTA_CLASSIFIER), bias]
+    return [*encoder_rules(config, "roberta.", same(ROBERTA_NAMES), ROBERTA_HEAD, ROBERTA_CLASSIFIER), bias]
 
 
 def _read_distilbert(keys: Keys) -> EncoderConfig:
@@ -265,7 +284,7 @@ def _write_distilbert(config: EncoderConfig) -> dict[str, Any]:
 
 def _distilbert_rules(config: EncoderConfig) -> list[Rule]:
     bias = Rule(("head_bias",), ("vocab_projector.bias",))
-    return [*encoder_rules(config, same(DISTILBERT_NAMES), DISTILBERT_HEAD, DISTILBERT_CLASSIFIER), bias]
+    return [*encoder_rules(config, "distilbert.", same(DISTILBERT_NAMES), DISTILBERT_HEAD, DISTILBERT_CLASSIFIER), bias]
 
 
 # What pre-training alone needed: whether one sentence follows the other, and the pooler before that.
@@ -275,7 +294,7 @@ BERT = Family(
     _read_bert,
     _write_bert,
     _bert_rules,
-    ignored=("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*"),
+    ignored=("*embeddings.position_ids", "bert.pooler.*", "pooler.*", "cls.seq_relationship.*"),
     copies=(("cls.predictions.decoder.bias", "cls.predictions.bias"),),
     other_rules=(partial(_bert_rules, transformers=4), _tensorflow_rules),
 )
@@ -285,7 +304,7 @@ ROBERTA = Family(
     _read_roberta,
     _write_roberta,
     _roberta_rules,
-    ignored=("roberta.embeddings.position_ids", "roberta.pooler.*"),
+    ignored=("*embeddings.position_ids", "roberta.pooler.*", "pooler.*"),
     copies=(("lm_head.decoder.bias", "lm_head.bias"),),
     other_rules=(partial(_roberta_rules, transformers=4),),
 )
@@ -295,5 +314,5 @@ DISTILBERT = Family(
     _read_distilbert,
     _write_distilbert,
     _distilbert_rules,
-    ignored=("distilbert.embeddings.position_ids",),
+    ignored=("*embeddings.position_ids",),
 )

@@ -1,4 +1,4 @@
-"""ModernBERT, as masked language model and as classifier of sequences.
+"""ModernBERT, as masked language model, as classifier of sequences and without a head.
 
 Layer norm before each sublayer, but not before the first attention, as the embedding is normed already; rotary
 positions; GeGLU; in two of three layers a token sees only its neighbours, with a rotary base of their own.
@@ -60,7 +60,7 @@ def modernbert_rules(config: EncoderConfig) -> list[Rule]:
         Rule(tuple(f"layers.*.{part}.weight" for part in parts), (disk,), Joined()) for disk, parts in FUSED.items()
     ]
     masked, classifier = ({"head.weight": f"{name}.weight"} for name in ("decoder", "classifier"))
-    rules = encoder_rules(config, [*same(NAMES), *fused], TRANSFORM | masked, TRANSFORM | classifier)
+    rules = encoder_rules(config, "model.", [*same(NAMES), *fused], TRANSFORM | masked, TRANSFORM | classifier)
     return [*rules, Rule(("head_bias",), ("decoder.bias",))]
 
 
@@ -95,7 +95,9 @@ def _read_modernbert(keys: Keys) -> EncoderConfig:
     pooling = keys.choice("classifier_pooling", among=POOLINGS, default="cls")
     decoder_bias = keys.flag("decoder_bias", default=True)
     whole = with_head(keys, _with_kinds(keys, encoder, head_dim), "ModernBert", head, head, pooling=pooling)
-    return whole if isinstance(whole, ClassifierConfig) else replace(whole, head_bias=decoder_bias)
+    if isinstance(whole, ClassifierConfig) or whole.head_transform is None:
+        return whole
+    return replace(whole, head_bias=decoder_bias)
 
 
 def _with_kinds(keys: Keys, encoder: ModelConfig, head_dim: int) -> ModelConfig:
@@ -141,7 +143,7 @@ def _write_modernbert(config: EncoderConfig) -> dict[str, Any]:
     if head is not None:
         keys |= {"classifier_activation": activation_name(head.activation), "classifier_bias": head.bias}
     if isinstance(config, ModelConfig):
-        keys["decoder_bias"] = config.head_bias
+        keys |= {} if head is None else {"decoder_bias": config.head_bias}
     else:
         keys["classifier_pooling"] = next(name for name, ours in POOLINGS.items() if ours == config.pooling)
     return keys | ropes | write_head(config, "ModernBert")
