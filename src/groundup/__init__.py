@@ -6,14 +6,24 @@ them: each verb of the command line, and each function here, loads only what it 
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from groundup.engine.engine import Engine as Engine
     from groundup.model.build import AnyModel
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`Engine`, loaded when it is first asked for."""
+    if name != "Engine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from groundup.engine.engine import Engine
+
+    return Engine
 
 
 def load(path: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "AnyModel":

@@ -48,9 +48,9 @@ def test_fine_tuning_leaves_a_chat_model_that_has_learned(chat_folder: Path):
     assert summary["epochs"] == pytest.approx(2.0, abs=0.1)
     assert set(summary["kinds"]) >= {"with passage", "closed book", "calculator"}
     assert not (chat_folder / "checkpoint.safetensors").exists()
-    generator, tokenizer = load_assistant(chat_folder)
-    assert generator.model.config.family == "nanochat"
-    assert tokenizer.end_id in generator.stop_ids
+    engine = load_assistant(chat_folder)
+    assert engine.model.config.family == "nanochat"
+    assert engine.tokenizer.end_id in engine.stop_ids
 
 
 def test_only_what_the_assistant_says_is_trained_on(chat_folder: Path):

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from groundup.assist.chat import MAX_CALLS, Text, ToolCall, ToolResult, fit, messages_of, stream_reply
+from groundup.engine.choosing import PlainChoice
+from groundup.engine.jobs import Piece
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.tokens.chat import render
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
-from groundup.tokens.tokenizer import Tokenizer, train
+from groundup.tokens.tokenizer import TextStream, Tokenizer, train
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +20,20 @@ def tokenizer() -> Tokenizer:
 
 
 class ScriptedModel:
-    """Stands for a generator: says what it is told, and keeps the prompts it was given."""
+    """Stands for an engine: says what it is told, and keeps the prompts it was given."""
 
-    def __init__(self, turns: Sequence[list[int]], max_positions: int = 400) -> None:
+    def __init__(self, tokenizer: Tokenizer, turns: Sequence[list[int]], max_positions: int = 400) -> None:
+        self.tokenizer = tokenizer
         self.turns = iter(turns)
         self.prompts: list[list[int]] = []
         self.max_positions = max_positions
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+    def pieces(self, prompt: Sequence[int], **sampling: float) -> Iterator[Piece]:
         self.prompts.append(list(prompt))
-        yield from next(self.turns)
+        text = TextStream(self.tokenizer)
+        for token in next(self.turns):
+            yield Piece(PlainChoice(token, 0.0, []), text.push(token), None, 0)
+        yield Piece(None, text.finish(), "stop", 0)
 
 
 QUESTION = {"role": "user", "content": "6*7?"}
@@ -38,14 +44,14 @@ def _call(tokenizer: Tokenizer, before: str, expression: str) -> list[int]:
 
 
 def test_text_arrives_in_whole_characters(tokenizer: Tokenizer):
-    model = ScriptedModel([tokenizer.encode("naïve ✓")])  # bytes alone are tokens here: ✓ takes three
-    events = list(stream_reply(model, tokenizer, [QUESTION], Sampling()))
+    model = ScriptedModel(tokenizer, [tokenizer.encode("naïve ✓")])  # bytes alone are tokens here: ✓ takes three
+    events = list(stream_reply(model, [QUESTION], Sampling()))
     assert [event.text for event in events] == list("naïve ✓")
 
 
 def test_a_call_is_computed_and_the_model_goes_on_with_the_result_in_view(tokenizer: Tokenizer):
-    model = ScriptedModel([_call(tokenizer, "Let me see: ", " 6*7 "), tokenizer.encode("42.")])
-    events = list(stream_reply(model, tokenizer, [QUESTION], Sampling()))
+    model = ScriptedModel(tokenizer, [_call(tokenizer, "Let me see: ", " 6*7 "), tokenizer.encode("42.")])
+    events = list(stream_reply(model, [QUESTION], Sampling()))
     assert [event for event in events if not isinstance(event, Text)] == [ToolCall("6*7"), ToolResult("42")]
     said = messages_of(events)
     assert said == [
@@ -57,8 +63,8 @@ def test_a_call_is_computed_and_the_model_goes_on_with_the_result_in_view(tokeni
 
 
 def test_a_model_that_only_calls_is_stopped(tokenizer: Tokenizer):
-    model = ScriptedModel([_call(tokenizer, "", "1+1")] * 50)
-    events = list(stream_reply(model, tokenizer, [QUESTION], Sampling()))
+    model = ScriptedModel(tokenizer, [_call(tokenizer, "", "1+1")] * 50)
+    events = list(stream_reply(model, [QUESTION], Sampling()))
     assert sum(isinstance(event, ToolCall) for event in events) == MAX_CALLS + 1
 
 

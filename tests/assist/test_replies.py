@@ -7,6 +7,7 @@ import pytest
 
 from groundup.assist.chat import MAX_CALLS, Text, load_assistant, stream_reply
 from groundup.assist.replies import reply_to_all
+from groundup.engine.completion import Completion
 from groundup.engine.sampling import Sampling
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
 from groundup.tokens.tokenizer import Tokenizer, train
@@ -25,8 +26,8 @@ class Arithmetician:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        return [self._answer(list(prompt)) for prompt in prompts]
+    def generate(self, prompts: Sequence[Sequence[int]], **sampling: float) -> list[Completion]:
+        return [Completion(list(prompt), self._answer(list(prompt)), "", [], "stop", 0) for prompt in prompts]
 
     def _answer(self, prompt: list[int]) -> list[int]:
         control = self.tokenizer.control
@@ -47,7 +48,7 @@ class Arithmetician:
 def test_calls_are_computed_for_each_conversation_on_its_own(tokenizer: Tokenizer):
     questions = [[{"role": "user", "content": text}] for text in ("6*7", "2**10", "10/4")]
     done: list[float] = []
-    answers = reply_to_all(Arithmetician(tokenizer), tokenizer, questions, Sampling(), done.append)
+    answers = reply_to_all(Arithmetician(tokenizer), questions, Sampling(), done.append)
     assert answers == ["It is 42", "It is 1024", "It is 2.5"]
     assert sum(done) == 3
     assert [len(question) for question in questions] == [1, 1, 1]  # what was asked is left as it was
@@ -55,28 +56,26 @@ def test_calls_are_computed_for_each_conversation_on_its_own(tokenizer: Tokenize
 
 def test_a_model_that_only_calls_is_stopped_and_counted(tokenizer: Tokenizer):
     done: list[float] = []
-    answers = reply_to_all(
-        Arithmetician(tokenizer), tokenizer, [[{"role": "user", "content": "loop"}]], Sampling(), done.append
-    )
+    answers = reply_to_all(Arithmetician(tokenizer), [[{"role": "user", "content": "loop"}]], Sampling(), done.append)
     assert answers == [""] and sum(done) == 1 and MAX_CALLS >= 1
 
 
 def test_calls_that_fill_the_context_end_the_reply_and_nothing_else(tokenizer: Tokenizer):
     questions = [[{"role": "user", "content": text}] for text in ("fill", "6*7")]
     done: list[float] = []
-    answers = reply_to_all(Arithmetician(tokenizer), tokenizer, questions, Sampling(), done.append)
+    answers = reply_to_all(Arithmetician(tokenizer), questions, Sampling(), done.append)
     assert answers == ["", "It is 42"]
     assert sum(done) == 2
 
 
 def test_together_is_one_by_one(pretrained: Callable[[str], Path]):
-    generator, tokenizer = load_assistant(pretrained("nanochat"))
+    engine = load_assistant(pretrained("nanochat"))
     texts = ["Hi", "What does def do?", "import os", "A rather longer question than the others?"]
     conversations = [[{"role": "user", "content": text}] for text in texts]
     sampling = Sampling(max_tokens=8)
-    together = reply_to_all(generator, tokenizer, conversations, sampling)
+    together = reply_to_all(engine, conversations, sampling)
     alone = [
-        "".join(event.text for event in stream_reply(generator, tokenizer, one, sampling) if isinstance(event, Text))
+        "".join(event.text for event in stream_reply(engine, one, sampling) if isinstance(event, Text))
         for one in conversations
     ]
     assert together == alone and any(together)

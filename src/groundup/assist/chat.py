@@ -5,16 +5,16 @@ has the format). What the model writes never reaches an interpreter: `assist/too
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from groundup.assist.tools import calculate
-from groundup.engine.generate import Generator
+from groundup.engine.engine import Engine
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder
 from groundup.tokens.chat import Message, render
-from groundup.tokens.tokenizer import TextStream, Tokenizer
+from groundup.tokens.tokenizer import Tokenizer
 
 # A model that calls again and again without ever answering is stopped here.
 MAX_CALLS = 4
@@ -42,27 +42,25 @@ class ToolResult:
 Event = Text | ToolCall | ToolResult
 
 
-def load_assistant(folder: Path) -> tuple[Generator, Tokenizer]:
+def load_assistant(folder: Path) -> Engine:
     """The model of a folder, ready to talk. Raises UserError where the folder holds none that goes on from a text."""
     tokenizer = Tokenizer.load(folder)
     # Whatever control token the model writes ends its turn, but for the one that begins a call.
     stops = [index for token, index in tokenizer.control.items() if token != "<|tool_call|>"]
-    return Generator(load_decoder(folder), stops), tokenizer
+    return Engine(load_decoder(folder), tokenizer, stop_ids=stops)
 
 
-def stream_reply(
-    generator: Generator, tokenizer: Tokenizer, messages: Sequence[Message], sampling: Sampling
-) -> Iterator[Event]:
+def stream_reply(engine: Engine, messages: Sequence[Message], sampling: Sampling) -> Iterator[Event]:
     """The reply to a conversation, event by event; `messages_of` makes messages of them, also of a reply cut short.
 
     Raises UserError if the last message alone is longer than the model can read.
     """
     events: list[Event] = []
     for _ in range(MAX_CALLS + 1):
-        prompt = next_prompt(tokenizer, messages, messages_of(events), generator.max_positions)
+        prompt = next_prompt(engine.tokenizer, messages, messages_of(events), engine.max_positions)
         if prompt is None:
             return
-        for event in _stream_turn(generator, tokenizer, prompt, sampling):
+        for event in _stream_turn(engine, prompt, sampling):
             events.append(event)
             yield event
         if not events or not isinstance(events[-1], ToolCall):
@@ -88,22 +86,16 @@ def next_prompt(
     return render(tokenizer, conversation, add_generation_prompt=True).ids
 
 
-def _stream_turn(
-    generator: Generator, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling
-) -> Iterator[Event]:
+def _stream_turn(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Iterator[Event]:
     """Text up to the end of the turn, or up to a call, which is given as one event once it is whole."""
-    text = TextStream(tokenizer)
-    tokens = generator.stream(prompt, sampling)
-    for token in tokens:
-        if token == tokenizer.control["<|tool_call|>"]:
-            yield ToolCall(tokenizer.decode(list(tokens)).strip())
+    pieces = engine.pieces(prompt, **asdict(sampling))
+    for piece in pieces:
+        if piece.choice is not None and piece.choice.token == engine.tokenizer.control["<|tool_call|>"]:
+            called = [one.choice.token for one in pieces if one.choice is not None]
+            yield ToolCall(engine.tokenizer.decode(called).strip())
             return
-        piece = text.push(token)
-        if piece:
-            yield Text(piece)
-    rest = text.finish()
-    if rest:
-        yield Text(rest)
+        if piece.text:
+            yield Text(piece.text)
 
 
 def messages_of(events: Sequence[Event]) -> list[Message]:

@@ -1,22 +1,21 @@
 """Replies to many conversations at once, calculator calls included: what evaluation asks for."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from groundup.assist.chat import MAX_CALLS, next_prompt
 from groundup.assist.tools import calculate
-from groundup.engine.generate import Generator
+from groundup.engine.engine import Engine
 from groundup.engine.sampling import Sampling
 from groundup.tokens.chat import Reply, parse_assistant
-from groundup.tokens.tokenizer import Tokenizer
 
-# Conversations per batch; they are sorted by length first, so that little of a batch is padding.
-BATCH = 32
+# Conversations that are asked at a time: progress is seen when they have their replies.
+TOGETHER = 128
 
 
 def reply_to_all(
-    generator: Generator,
-    tokenizer: Tokenizer,
+    engine: Engine,
     conversations: Sequence[Sequence[Mapping[str, Any]]],
     sampling: Sampling,
     advance: Callable[[float], None] = lambda amount: None,
@@ -30,13 +29,13 @@ def reply_to_all(
     open_ones = list(range(len(conversations)))
     for _ in range(MAX_CALLS + 1):
         found = {
-            index: next_prompt(tokenizer, conversations[index], said[index], generator.max_positions)
+            index: next_prompt(engine.tokenizer, conversations[index], said[index], engine.max_positions)
             for index in open_ones
         }
         prompts = {index: prompt for index, prompt in found.items() if prompt is not None}
         advance(len(open_ones) - len(prompts))
         open_ones = []
-        for index, reply in _generate(generator, tokenizer, prompts, sampling):
+        for index, reply in _turns(engine, prompts, sampling):
             if reply.tool_call is None:
                 answers[index] = reply.content
                 advance(1)
@@ -47,13 +46,11 @@ def reply_to_all(
     return answers
 
 
-def _generate(
-    generator: Generator, tokenizer: Tokenizer, prompts: Mapping[int, list[int]], sampling: Sampling
-) -> Iterator[tuple[int, Reply]]:
+def _turns(engine: Engine, prompts: Mapping[int, list[int]], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
     """One turn of the assistant after each of the numbered prompts."""
-    by_length = sorted(prompts, key=lambda index: (len(prompts[index]), index))
-    for first in range(0, len(by_length), BATCH):
-        batch = by_length[first : first + BATCH]
-        replies = generator.generate([prompts[index] for index in batch], sampling)
-        for index, ids in zip(batch, replies, strict=True):
-            yield index, parse_assistant(tokenizer, ids)
+    numbers = list(prompts)
+    for first in range(0, len(numbers), TOGETHER):
+        asked = numbers[first : first + TOGETHER]
+        written = engine.generate([prompts[number] for number in asked], **asdict(sampling))
+        for number, one in zip(asked, written, strict=True):
+            yield number, parse_assistant(engine.tokenizer, one.tokens)

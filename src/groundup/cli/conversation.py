@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from groundup.assist.chat import Event, Text, ToolCall, ToolResult, messages_of, stream_reply
-from groundup.engine.generate import Generator
+from groundup.engine.engine import Engine
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.record.metrics import is_silent
 from groundup.storage import write_atomically, write_json
 from groundup.tokens.chat import Message
-from groundup.tokens.tokenizer import Tokenizer
 
 HELP = """\
   /document FILE    give the assistant a text to answer from
@@ -31,10 +30,9 @@ _HISTORY_LINES = 1000
 class Conversation:
     """What was said so far, and how the next answer is to be made."""
 
-    def __init__(self, generator: Generator, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    def __init__(self, engine: Engine, sampling: Sampling) -> None:
         self.messages: list[Message] = []
-        self._generator = generator
-        self._tokenizer = tokenizer
+        self._engine = engine
         self._sampling = sampling
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: print(HELP),
@@ -90,7 +88,7 @@ class Conversation:
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
         events: list[Event] = []
         try:
-            for event in stream_reply(self._generator, self._tokenizer, asked, self._sampling):
+            for event in stream_reply(self._engine, asked, self._sampling):
                 events.append(event)
                 _show(event)
         except KeyboardInterrupt:
@@ -106,11 +104,11 @@ class Conversation:
             raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; /document takes the path of a text file") from None
-        ids = self._tokenizer.encode(text)
+        ids = self._engine.tokenizer.encode(text)
         # Half of what the model can read, so that question and answer have room beside it.
-        limit = self._generator.max_positions // 2
+        limit = self._engine.max_positions // 2
         if len(ids) > limit:
-            text = self._tokenizer.decode(ids[:limit]).rstrip("\ufffd")
+            text = self._engine.tokenizer.decode(ids[:limit]).rstrip("\ufffd")
             print(f"(of {path.name} the first {limit} of {len(ids)} tokens are used: this model reads no more at once)")
         self.messages.append({"role": "document", "content": text})
 

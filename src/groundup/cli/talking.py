@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,8 +89,7 @@ def _chat(flags: argparse.Namespace) -> None:
     from groundup.cli.conversation import Conversation
 
     sampling = _sampling(flags)
-    generator, tokenizer = load_assistant(folder)
-    conversation = Conversation(generator, tokenizer, sampling)
+    conversation = Conversation(load_assistant(folder), sampling)
     if flags.system:
         conversation.obey(f"/system {flags.system}")
     if flags.document:
@@ -101,18 +101,16 @@ def _sample(flags: argparse.Namespace) -> None:
     folder = find_model(flags.model, "pretrain")
     from groundup.assist.chat import load_assistant
     from groundup.cli.conversation import printable
-    from groundup.tokens.tokenizer import TextStream
 
     sampling = _sampling(flags)
-    generator, tokenizer = load_assistant(folder)
-    prompt = [tokenizer.bos_id, *tokenizer.encode(flags.prompt)]
-    _require_room(prompt, generator.max_positions)
-    text = TextStream(tokenizer)
+    engine = load_assistant(folder)
+    prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode(flags.prompt)]
+    _require_room(prompt, engine.max_positions)
     print(flags.prompt, end="")
-    for token in generator.stream(prompt, sampling):
-        sys.stdout.write(printable(text.push(token)))
+    for text in engine.stream(prompt, **asdict(sampling)):
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
-    print(printable(text.finish()))
+    print()
 
 
 def _require_room(prompt: Sequence[int], max_positions: int) -> None:

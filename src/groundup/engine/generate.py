@@ -1,6 +1,7 @@
 """Generation with a key-value cache: one prompt as a stream, or many together, left-padded.
 
-Cached equals uncached, a batch equals its prompts one by one, padding changes nothing (tests/engine/).
+For encoder-decoders, and for samples on the way of training; all else goes through `engine.py`. Cached equals
+uncached, a batch equals its prompts one by one, padding changes nothing (tests/engine/).
 """
 
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,7 @@ class Generator:
         if longest >= self.max_positions:
             raise ValueError(f"a prompt of {longest} tokens leaves no room: the model holds {self.max_positions}")
         memory = self._read(sources, len(prompts))
-        input_ids, mask = _left_padded(prompts, self.model.device)
+        input_ids, mask = left_padded(prompts, self.model.device)
         generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
         cache = KeyValueCache(self.decoder)
         limits = [min(sampling.max_tokens, self.max_positions - len(prompt)) for prompt in prompts]
@@ -100,10 +101,10 @@ class Generator:
             return self.model.read(sources.to(self.model.device))
         if min(map(len, sources)) == 0:
             raise ValueError("a source needs at least one token")
-        return self.model.read(*_left_padded(sources, self.model.device))
+        return self.model.read(*left_padded(sources, self.model.device))
 
 
-def _left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """The texts as rows that end together, and a mask of their tokens."""
     longest = max(map(len, texts))
     # Any token will do as padding: the mask hides it.

@@ -98,12 +98,12 @@ def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:
     questions = choose_questions(read_questions(folder / "conversations.parquet"), config.questions)
     if not questions:
         return []
-    generator, tokenizer = load_assistant(folder)
+    engine = load_assistant(folder)
     sampling = Sampling(max_tokens=config.answer_tokens)
     with Progress("evaluate: questions", len(questions), "questions") as progress:
 
         def answer(conversations: Sequence[Sequence[Message]]) -> list[str]:
-            return reply_to_all(generator, tokenizer, conversations, sampling, progress.advance)
+            return reply_to_all(engine, conversations, sampling, progress.advance)
 
         return ask(questions, answer)
 

@@ -1,0 +1,200 @@
+"""Blocks of a few tokens, in which keys and values lie: who holds which, what stands in them, which may be taken.
+
+A block is a number here; the tensors behind it are in `paged.py`. Sequences that begin alike share blocks: whole blocks
+are known by a hash of all tokens up to their end, and stay known after the last sequence has let go of them, until they
+are needed for something else (the one least recently used first). A block that two sequences share is never written to:
+the one that goes on writing takes a copy.
+
+Sources: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention"; chained
+hashes as in vLLM's prefix cache.
+"""
+
+import secrets
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import xxhash
+
+BLOCK_TOKENS = 16
+
+
+class Copy(NamedTuple):
+    """What stands in one block is to be written into another before a step."""
+
+    source: int
+    target: int
+
+
+class BlockPool:
+    """A fixed number of blocks.
+
+    count: blocks there are. snapshots: recurrent states that are kept beside known blocks, at most.
+    """
+
+    def __init__(self, count: int, snapshots: int = 64) -> None:
+        if count < 1:
+            raise ValueError(f"a pool needs at least one block, not {count}")
+        self.count = count
+        self._snapshots = snapshots
+        self._references = [0] * count
+        # Those that nobody holds, in the order in which they are taken.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))
+        self._known: dict[bytes, int] = {}
+        self._content: dict[int, tuple[bytes, tuple[int, ...]]] = {}
+        self._states: OrderedDict[int, Any] = OrderedDict()
+        # Nobody who does not know this can make up a text whose hash is that of another.
+        self._seed = secrets.randbits(64)
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken: nobody holds them, though they may be known."""
+        return len(self._free)
+
+    def is_shared(self, block: int) -> bool:
+        return self._references[block] > 1
+
+    def take(self) -> int:
+        """A block for new content, held once; what stood in it is forgotten. Raises IndexError if none is left."""
+        if not self._free:
+            raise IndexError(f"all {self.count} blocks are held")
+        block, _ = self._free.popitem(last=False)
+        self._forget(block)
+        self._references[block] = 1
+        return block
+
+    def hold(self, block: int) -> None:
+        """Hold a block that is known or that somebody else holds once more."""
+        self._free.pop(block, None)
+        self._references[block] += 1
+
+    def release(self, block: int) -> None:
+        """Let go of a block; when the last holder does, it may be taken, sooner if nothing known stands in it."""
+        if self._references[block] < 1:
+            raise ValueError(f"block {block} is released more often than held")
+        self._references[block] -= 1
+        if self._references[block] == 0:
+            self._free[block] = None
+            self._free.move_to_end(block, last=block in self._content)
+
+    def is_held(self, block: int) -> bool:
+        return self._references[block] > 0
+
+    def chained_hash(self, before: bytes, tokens: Sequence[int]) -> bytes:
+        """The hash of a whole block's tokens and of all before them; `before` is the hash so far, b"" at first."""
+        return xxhash.xxh3_128_digest(before + array("q", tokens).tobytes(), seed=self._seed)
+
+    def publish(self, block: int, content: bytes, tokens: Sequence[int]) -> None:
+        """Make a whole block known by its hash, for others to share; where another already is, that one stays."""
+        if content not in self._known:
+            self._known[content] = block
+            self._content[block] = content, tuple(tokens)
+
+    def find(self, content: bytes, tokens: Sequence[int]) -> int | None:
+        """The block with this hash and these tokens, or None."""
+        block = self._known.get(content)
+        return block if block is not None and self._content[block][1] == tuple(tokens) else None
+
+    def remember(self, block: int, state: Any) -> None:
+        """Keep the recurrent state after the last token of a known block; the least recently used one goes for it."""
+        if block in self._content:
+            self._states[block] = state
+            self._states.move_to_end(block)
+            if len(self._states) > self._snapshots:
+                self._states.popitem(last=False)
+
+    def state_after(self, block: int) -> Any | None:
+        """The recurrent state after the last token of a block, if it is remembered."""
+        if block in self._states:
+            self._states.move_to_end(block)
+        return self._states.get(block)
+
+    def _forget(self, block: int) -> None:
+        if block in self._content:
+            content, _ = self._content.pop(block)
+            del self._known[content]
+            self._states.pop(block, None)
+
+
+class BlockTable:
+    """The blocks of one sequence, in order; the first `dropped` have been given back, as nothing sees them any more."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.blocks: list[int] = []
+        self.dropped = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit, those in dropped blocks included."""
+        return (self.dropped + len(self.blocks)) * BLOCK_TOKENS
+
+    @property
+    def first_token(self) -> int:
+        """Index of the first token that is still there."""
+        return self.dropped * BLOCK_TOKENS
+
+    def block_of(self, index: int) -> int:
+        """The block that holds the tokens from index · BLOCK_TOKENS on."""
+        return self.blocks[index - self.dropped]
+
+    def wanted(self, tokens: int, written: int) -> int:
+        """Blocks that `grow` would take from the pool."""
+        return max(0, blocks_for(tokens) - self.dropped - len(self.blocks)) + len(self._shared_from(written))
+
+    def grow(self, tokens: int, written: int) -> list[Copy]:
+        """Make room for `tokens` in all, `written` of which are there, in blocks that nobody else holds.
+
+        Returns what must be copied before anything is written.
+        """
+        copies = []
+        for place in self._shared_from(written):
+            old, self.blocks[place] = self.blocks[place], self._pool.take()
+            if (self.dropped + place) * BLOCK_TOKENS < written:
+                copies.append(Copy(old, self.blocks[place]))
+            self._pool.release(old)
+        while self.room < tokens:
+            self.blocks.append(self._pool.take())
+        return copies
+
+    def adopt(self, blocks: Sequence[int]) -> None:
+        """Begin with known blocks."""
+        for block in blocks:
+            self._pool.hold(block)
+        self.blocks = list(blocks)
+
+    def fork(self) -> "BlockTable":
+        """Another table of the same blocks."""
+        other = BlockTable(self._pool)
+        other.adopt(self.blocks)
+        other.dropped = self.dropped
+        return other
+
+    def drop_before(self, token: int) -> None:
+        """Give back the blocks in which all tokens come before this one."""
+        gone = min(token // BLOCK_TOKENS - self.dropped, len(self.blocks))
+        if gone > 0:
+            self._release(self.blocks[:gone])
+            self.blocks = self.blocks[gone:]
+            self.dropped += gone
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._release(self.blocks)
+        self.blocks, self.dropped = [], 0
+
+    def _release(self, blocks: Sequence[int]) -> None:
+        # The last ones are taken first: what comes later in a text is of less use to others.
+        for block in reversed(blocks):
+            self._pool.release(block)
+
+    def _shared_from(self, written: int) -> list[int]:
+        """Places of the blocks that are still to be written to, and held by others too."""
+        first = max(0, written // BLOCK_TOKENS - self.dropped)
+        return [place for place in range(first, len(self.blocks)) if self._pool.is_shared(self.blocks[place])]
+
+
+def blocks_for(tokens: int) -> int:
+    """How many blocks so many tokens fill."""
+    return -(-tokens // BLOCK_TOKENS)

@@ -1,0 +1,94 @@
+"""What the engine's thread tells, as those who wait for it hear it: one by one or at once, blocking or awaited."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TypeVar
+
+from groundup.engine.choosing import Choice
+from groundup.engine.jobs import Ending, Piece, Writing
+
+Event = TypeVar("Event")
+Heard = Piece | Exception
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What followed a prompt.
+
+    prompt: its token ids. tokens: what followed; stop tokens are not part of it, those of a stop string are.
+    text: what they spell, up to a stop string; empty where the engine has no tokenizer.
+    choices: of each token, with its log-probability. ending: `stop`, or `length` where it was cut short.
+    cached: tokens of the prompt that did not have to be computed.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    text: str
+    choices: list[Choice]
+    ending: Ending
+    cached: int
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Of each token, in nats."""
+        return [choice.logprob for choice in self.choices]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a text is. logprobs: of each of its tokens but the first, given those before it, in nats."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+
+def completion(job: Writing, pieces: Sequence[Piece]) -> Completion:
+    """All pieces of a text as one."""
+    choices = [piece.choice for piece in pieces if piece.choice is not None]
+    last = pieces[-1]
+    assert last.ending is not None
+    text = "".join(piece.text for piece in pieces)
+    return Completion(job.prompt, [one.token for one in choices], text, choices, last.ending, last.cached)
+
+
+def pieces_of(inbox: "SimpleQueue[Heard]") -> Iterator[Piece]:
+    """The pieces of a text up to its last; raises what went wrong."""
+    while True:
+        piece = heard(inbox.get())
+        yield piece
+        if piece.ending is not None:
+            return
+
+
+async def awaited_pieces_of(inbox: "asyncio.Queue[Heard]") -> AsyncIterator[Piece]:
+    """The same in an event loop."""
+    while True:
+        piece = heard(await inbox.get())
+        yield piece
+        if piece.ending is not None:
+            return
+
+
+def heard(event: Event | Exception) -> Event:
+    """What was told, unless it is an error, which is raised."""
+    if isinstance(event, Exception):
+        raise event
+    return event
+
+
+def from_other_thread(inbox: "asyncio.Queue[Heard]") -> Callable[[Heard], None]:
+    """A way into the inbox for another thread than that of the running event loop."""
+    loop = asyncio.get_running_loop()
+
+    def tell(event: Heard) -> None:
+        with suppress(RuntimeError):  # the event loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+    return tell

@@ -1,0 +1,317 @@
+"""`groundup.Engine`: a model that serves many requests at a time, whoever they come from.
+
+Chat, evaluation, reinforcement learning and a server ask the same engine; requests that overlap in time are computed
+together, and beginnings that they share are computed once. What a request gets does not depend on the others.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing, closing
+from dataclasses import replace
+from functools import partial
+from os import PathLike
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from groundup.engine.choosing import make_chooser
+from groundup.engine.completion import (
+    Completion,
+    Heard,
+    Score,
+    awaited_pieces_of,
+    completion,
+    from_other_thread,
+    heard,
+    pieces_of,
+)
+from groundup.engine.embedding import POOLINGS, Pooling, embed
+from groundup.engine.jobs import Job, Piece, Scoring, Writing
+from groundup.engine.loop import Loop, Worker
+from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.runner import Runner, depends_on_the_longest, is_recurrent, reach, token_bytes
+from groundup.engine.sampling import Sampling
+from groundup.engine.scheduler import Scheduler
+from groundup.formats.folder import local_folder
+from groundup.formats.huggingface import load_language_model
+from groundup.model.language_model import LanguageModel
+from groundup.tokens.chat import Message, Reply, parse_assistant, render
+from groundup.tokens.tokenizer import Tokenizer
+
+Listen = Callable[[], Callable[[Heard], None]]
+
+# What the cache may hold by default, of keys and values.
+CACHE_BYTES = 2**30
+# Texts that are embedded together.
+EMBED_BATCH = 16
+
+
+class Engine:
+    """A model, and all that is asked of it.
+
+    model: a model folder, `hf:org/name`, or a model of text; decoders write and score, encoders only embed.
+    tokenizer: of a model that is given as such; a folder has its own. Token ids need none.
+    stop_ids: tokens that end a text; by default those of the folder's generation settings, or of the tokenizer.
+    cache_tokens: how many tokens the cache holds for all requests together; by default as many as fit into 1 GiB, but
+        at least one text of the model's full length.
+    step_tokens: most tokens of one step: fewer make running texts smoother, more make prompts faster.
+    most_running: texts that are computed at a time.
+    Raises UserError for a folder that cannot be read or holds a model of another kind.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | LanguageModel,
+        tokenizer: Tokenizer | None = None,
+        *,
+        stop_ids: Collection[int] | None = None,
+        cache_tokens: int | None = None,
+        step_tokens: int = 512,
+        most_running: int = 64,
+    ) -> None:
+        folder = None if isinstance(model, LanguageModel) else local_folder(model)
+        self.model = model if isinstance(model, LanguageModel) else load_language_model(local_folder(model))
+        self._reader = Reader(self.model.config, folder, tokenizer)
+        self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
+        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running)))
+        scheduler = Scheduler(
+            self._pool,
+            step_tokens,
+            most_running,
+            recurrent=is_recurrent(self.model),
+            whole_prompts=depends_on_the_longest(self.model),
+            reach=reach(self.model),
+        )
+        self._loop = Loop(Runner(self.model, self._pool.count), scheduler)
+        self._worker = Worker(self._loop)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises UserError, saying why, where there is none: token ids are then all that the engine understands."""
+        return self._reader.tokenizer
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of prompt and answer together that the model is meant for; texts end there."""
+        return self.model.config.max_positions
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n: int = 1,
+        stop: Sequence[str] = (),
+        stop_ids: Collection[int] | None = None,
+        **sampling: Any,
+    ) -> list[Completion]:
+        """What follows each prompt: `n` texts for the first, then for the second, …
+
+        n: texts that go on from one prompt, with the seeds `seed`, `seed` + 1, …
+        stop: strings that end a text and are not part of it. stop_ids: tokens that do, in place of the engine's.
+        sampling: see `Sampling`.
+        Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
+        vocabulary.
+        """
+        inboxes: list[SimpleQueue[Heard]] = []
+
+        def listen() -> Callable[[Heard], None]:
+            inboxes.append(SimpleQueue())
+            return inboxes[-1].put
+
+        jobs = self._begin(_listed(prompts), listen, n=n, stop=stop, stop_ids=stop_ids, **sampling)
+        try:
+            return [completion(job, list(pieces_of(inbox))) for job, inbox in zip(jobs, inboxes, strict=True)]
+        except BaseException:
+            self._cancel(jobs)
+            raise
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """The text that follows a prompt, as soon as it is certain; closing the stream ends it.
+
+        options: those of `generate`, but for `n`.
+        """
+        with closing(self.pieces(prompt, **options)) as pieces:
+            yield from (piece.text for piece in pieces if piece.text)
+
+    def pieces(self, prompt: Prompt, **options: Any) -> Generator[Piece, None, None]:
+        """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
+        inbox: SimpleQueue[Heard] = SimpleQueue()
+        jobs = self._begin([prompt], lambda: inbox.put, n=1, **options)
+        try:
+            yield from pieces_of(inbox)
+        except BaseException:
+            self._cancel(jobs)
+            raise
+
+    def chat(self, messages: Sequence[Message], **sampling: Any) -> Reply:
+        """The assistant's reply to a conversation, see `tokens/chat.py`; `reply.message()` continues it.
+
+        Raises UserError where the messages are no conversation, ValueError where they are too long.
+        """
+        prompt = self.chat_prompt(messages)
+        (written,) = self.generate([prompt], stop_ids=self.turn_ends, **sampling)
+        reply = parse_assistant(self.tokenizer, written.tokens)
+        return replace(reply, complete=written.ending == "stop")
+
+    def stream_chat(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+        """The words of the reply as they come, up to a tool call if it makes one."""
+        stops = self.turn_ends | {self.tokenizer.control["<|tool_call|>"]}
+        return self.stream(self.chat_prompt(messages), stop_ids=stops, **sampling)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens from which the assistant goes on."""
+        return render(self.tokenizer, messages, add_generation_prompt=True).ids
+
+    @property
+    def turn_ends(self) -> frozenset[int]:
+        """The tokens that end an assistant's turn: whatever control token it writes, but for a tool call's."""
+        return frozenset(index for token, index in self.tokenizer.control.items() if token != "<|tool_call|>")
+
+    def score(self, texts: Sequence[Prompt]) -> list[Score]:
+        """How likely each text is, token by token; summed, it is the trainer's loss, negated.
+
+        Raises ValueError as `generate` does.
+        """
+        self._check_decoder()
+        inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in texts]
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(_listed(texts))]
+        jobs = [Scoring(ids, inbox.put) for ids, inbox in zip(all_ids, inboxes, strict=True)]
+        for job in jobs:
+            self._check_fits(job)
+        self._submit(jobs)
+        try:
+            return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
+        except BaseException:
+            self._cancel(jobs)
+            raise
+
+    def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
+        """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
+
+        Raises ValueError as `generate` does.
+        """
+        if pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(_listed(texts))]
+        if not all_ids:
+            return torch.empty(0, self.model.config.width)
+        by_length = sorted(range(len(all_ids)), key=lambda index: len(all_ids[index]))
+        size = 1 if depends_on_the_longest(self.model) else EMBED_BATCH
+        batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        found = [self._do(partial(embed, self.model, [all_ids[at] for at in batch], pooling)) for batch in batches]
+        return torch.cat([future.result() for future in found])[torch.tensor(by_length).argsort()]
+
+    async def agenerate(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
+        """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
+        inboxes: list[asyncio.Queue[Heard]] = []
+
+        def listen() -> Callable[[Heard], None]:
+            inboxes.append(asyncio.Queue())
+            return from_other_thread(inboxes[-1])
+
+        jobs = self._begin(_listed(prompts), listen, **options)
+        try:
+            all_pieces = [[piece async for piece in awaited_pieces_of(inbox)] for inbox in inboxes]
+            return [completion(job, pieces) for job, pieces in zip(jobs, all_pieces, strict=True)]
+        except BaseException:
+            self._cancel(jobs)
+            raise
+
+    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[str]:
+        """As `stream`; it ends when it is closed, or with the task that reads it."""
+        async with aclosing(self.apieces(prompt, **options)) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    yield piece.text
+
+    async def apieces(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Piece, None]:
+        """As `pieces`."""
+        inbox: asyncio.Queue[Heard] = asyncio.Queue()
+        tell = from_other_thread(inbox)
+        jobs = self._begin([prompt], lambda: tell, n=1, **options)
+        try:
+            async for piece in awaited_pieces_of(inbox):
+                yield piece
+        except BaseException:
+            self._cancel(jobs)
+            raise
+
+    def _begin(
+        self,
+        prompts: Sequence[Prompt],
+        listen: Listen,
+        n: int = 1,
+        stop: Sequence[str] = (),
+        stop_ids: Collection[int] | None = None,
+        **options: Any,
+    ) -> list[Writing]:
+        """Check all that is asked, then hand it to the thread; `n` jobs for each prompt."""
+        self._check_decoder()
+        if n < 1:
+            raise ValueError(f"`n` must be at least 1, not {n}")
+        sampling = Sampling(**options)
+        stops = self.stop_ids if stop_ids is None else frozenset(stop_ids)
+        jobs: list[list[Writing]] = []
+        for index, prompt in enumerate(prompts):
+            ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
+            limit = min(sampling.max_tokens, self.max_positions - len(ids))
+            choosers = [make_chooser(replace(sampling, seed=sampling.seed + copy), ids) for copy in range(n)]
+            jobs.append([Writing(ids, limit, one, stops, self._reader.text(stop), listen()) for one in choosers])
+            self._check_fits(jobs[-1][0])
+        for leader, *copies in jobs:
+            leader.copies = copies
+        self._submit([leader for leader, *_ in jobs])
+        return [job for of_prompt in jobs for job in of_prompt]
+
+    def _submit(self, jobs: Sequence[Job]) -> None:
+        """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
+
+        def begin() -> None:
+            for job in jobs:
+                self._loop.begin(job)
+
+        self._worker.do(begin)
+
+    def _cancel(self, jobs: Sequence[Job]) -> None:
+        """Give up what is not finished."""
+        for job in jobs:
+            self._worker.do(partial(self._loop.cancel, job))
+
+    def _do(self, work: Callable[[], Tensor]) -> "Future[Tensor]":
+        """Have something else done by the thread, between two steps."""
+        future: Future[Tensor] = Future()
+
+        def action() -> None:
+            try:
+                future.set_result(work())
+            except Exception as error:  # whoever waits for the result gets it
+                future.set_exception(error)
+
+        self._worker.do(action)
+        return future
+
+    def _check_fits(self, job: Job) -> None:
+        if blocks_for(job.most_tokens) > self._pool.count:
+            raise ValueError(
+                f"a text of up to {job.most_tokens} tokens does not fit into the cache of this engine, which holds "
+                f"{self._pool.count * BLOCK_TOKENS}; ask for fewer `max_tokens` or give it more `cache_tokens`"
+            )
+
+    def _check_decoder(self) -> None:
+        if not self.model.config.causal:
+            raise ValueError(f"a {self.model.config.family} model cannot go on from a text; this engine only embeds")
+
+
+def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str):
+        raise ValueError("`prompts` must be a list of texts, not one text")
+    return prompts
+
+
+def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:
+    longest = model.config.max_positions
+    return max(longest, min(CACHE_BYTES // token_bytes(model), most_running * longest))

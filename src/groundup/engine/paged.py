@@ -1,0 +1,171 @@
+"""What layers remember of many sequences: keys and values in blocks, recurrent states beside them.
+
+All layers lay out their tokens alike: token i of a sequence lies in slot i % BLOCK_TOKENS of its block
+i // BLOCK_TOKENS, in each layer's own tensor. `StepCache` is the model's cache for one call, in which every sequence
+computes equally many tokens; what they see is gathered from the blocks, with padding on the left where one has seen
+less than another. No padding ever stands between what was there and what is new, so recurrent layers never meet any.
+
+Shape suffixes: b sequences, t new tokens, s all tokens, h kv heads, k head dimension, n slots.
+"""
+
+from collections.abc import Sequence as Items
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from groundup.engine.blocks import BLOCK_TOKENS, Copy
+from groundup.engine.scheduler import Chunk
+
+
+class Remembered(NamedTuple):
+    """What a layer remembers of one sequence beside keys and values, each with a batch of one; see `LayerCache`."""
+
+    state: tuple[Tensor, ...] | None
+    load: Tensor | None
+
+
+class Slots:
+    """A vector of each head for each token there is room for; made when the first is written and their shape is known.
+
+    The last slot belongs to no block: it holds the zeros that padding is read from.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._count = blocks * BLOCK_TOKENS
+        self._values_hnk: Tensor | None = None
+
+    def write(self, slots_bt: Tensor, new_bhtk: Tensor) -> None:
+        new_hnk = new_bhtk.transpose(0, 1).flatten(1, 2)
+        if self._values_hnk is None:
+            # Not filled: memory that nobody has written to yet is not taken from the machine.
+            self._values_hnk = new_hnk.new_empty(new_hnk.shape[0], self._count + 1, new_hnk.shape[2])
+            self._values_hnk[:, -1] = 0
+        self._values_hnk.index_copy_(1, slots_bt.flatten(), new_hnk)
+
+    def read(self, slots_bs: Tensor) -> Tensor:
+        """(b, h, s, k), laid out as the products of attention want it, which would copy it again otherwise."""
+        assert self._values_hnk is not None
+        heads = torch.arange(len(self._values_hnk), device=slots_bs.device)
+        rows_bhs = heads[:, None] * (self._count + 1) + slots_bs[:, None]
+        return self._values_hnk.flatten(0, 1).index_select(0, rows_bhs.flatten()).unflatten(0, rows_bhs.shape)
+
+    def copy(self, sources: Items[int], targets: Items[int]) -> None:
+        """Copy whole blocks; all are read before any is written."""
+        if self._values_hnk is not None:
+            blocks = self._values_hnk[:, :-1].unflatten(1, (-1, BLOCK_TOKENS))
+            blocks[:, list(targets)] = blocks[:, list(sources)]
+
+
+class PagedStore:
+    """Tokens of all blocks, and their keys and values in each layer."""
+
+    def __init__(self, layers: int, blocks: int) -> None:
+        self.padding_slot = blocks * BLOCK_TOKENS
+        self.ids = Slots(blocks)
+        self.keys = [Slots(blocks) for _ in range(layers)]
+        self.values = [Slots(blocks) for _ in range(layers)]
+
+    def copy(self, copies: Items[Copy]) -> None:
+        """Copy blocks, before a step writes to them."""
+        if copies:
+            sources, targets = zip(*copies, strict=True)
+            for slots in (self.ids, *self.keys, *self.values):
+                slots.copy(sources, targets)
+
+
+class Layout(NamedTuple):
+    """Where the tokens of one call lie.
+
+    slots_bs: of all tokens, the padding slot where there is none. positions_bt: of the new ones.
+    segments_bs: 0 for tokens, -1 for padding; None where there is no padding.
+    """
+
+    slots_bs: Tensor
+    positions_bt: Tensor
+    segments_bs: Tensor | None
+
+
+def lay_out(chunks: Items[Chunk], padding_slot: int, device: torch.device) -> Layout:
+    """The layout of chunks of equal length."""
+    ends = [chunk.start + chunk.length for chunk in chunks]
+    lengths = [end - chunk.sequence.table.first_token for end, chunk in zip(ends, chunks, strict=True)]
+    slots_bs = np.full((len(chunks), max(lengths)), padding_slot, dtype=np.int64)
+    for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
+        blocks = np.array(chunk.sequence.table.blocks, dtype=np.int64)
+        slots = (blocks[:, None] * BLOCK_TOKENS + np.arange(BLOCK_TOKENS)).ravel()
+        slots_bs[row, max(lengths) - length :] = slots[:length]
+    positions_bt = np.array([chunk.start for chunk in chunks])[:, None] + np.arange(chunks[0].length)
+    padded = min(lengths) < max(lengths)
+    segments_bs = -(slots_bs == padding_slot).astype(np.int32) if padded else None
+    return Layout(
+        torch.from_numpy(slots_bs).to(device),
+        torch.from_numpy(positions_bt).to(device),
+        None if segments_bs is None else torch.from_numpy(segments_bs).to(device),
+    )
+
+
+class LayerStep:
+    """One layer's part of a call: a `LayerCache`."""
+
+    def __init__(self, keys: Slots, values: Slots, slots_bs: Tensor, new: int, before: Items[Remembered]) -> None:
+        self._keys, self._values = keys, values
+        self._slots_bs, self._new_slots_bt = slots_bs, slots_bs[:, slots_bs.shape[1] - new :]
+        states = _rows_together([one.state for one in before])
+        self.state: tuple[Tensor, ...] | None = states
+        loads = _rows_together([None if one.load is None else (one.load,) for one in before])
+        self.load: Tensor | None = None if loads is None else loads[0]
+        self.memory: tuple[Tensor, Tensor] | None = None
+
+    def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values into their slots; returns all that the sequences see."""
+        self._keys.write(self._new_slots_bt, k_bhtk)
+        self._values.write(self._new_slots_bt, v_bhtk)
+        return self._keys.read(self._slots_bs), self._values.read(self._slots_bs)
+
+    def remembered(self, row: int) -> Remembered:
+        """What is to be kept of one sequence, in memory of its own."""
+
+        def own(rows: Tensor) -> Tensor:
+            return rows if len(rows) == 1 else rows[row : row + 1].clone()
+
+        state = None if self.state is None else tuple(map(own, self.state))
+        return Remembered(state, None if self.load is None else own(self.load))
+
+
+class StepCache:
+    """The model's `Cache` for one call. before: of each sequence, what each layer remembers; None at its start."""
+
+    def __init__(self, store: PagedStore, layout: Layout, before: Items[Items[Remembered] | None]) -> None:
+        self._store, self._slots_bs = store, layout.slots_bs
+        new = layout.positions_bt.shape[1]
+        nothing = [Remembered(None, None)] * len(store.keys)
+        by_layer = zip(*(nothing if one is None else one for one in before), strict=True)
+        parts = zip(store.keys, store.values, by_layer, strict=True)
+        self.layers = [LayerStep(keys, values, self._slots_bs, new, rows) for keys, values, rows in parts]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence, the new ones included."""
+        return self._slots_bs.shape[1]
+
+    def take_ids(self, input_ids: Tensor) -> Tensor:
+        """Keep the new tokens; returns all that the sequences see, zeros for padding."""
+        new_slots_bt = self._slots_bs[:, self.length - input_ids.shape[1] :]
+        self._store.ids.write(new_slots_bt, input_ids[:, None, :, None])
+        return self._store.ids.read(self._slots_bs)[:, 0, :, 0]
+
+    def remembered(self, row: int) -> list[Remembered]:
+        """What is to be kept of one sequence."""
+        return [layer.remembered(row) for layer in self.layers]
+
+
+def _rows_together(rows: Items[tuple[Tensor, ...] | None]) -> tuple[Tensor, ...] | None:
+    """The states of several sequences as one; zeros for those at their start, None if all are."""
+    some = next((row for row in rows if row is not None), None)
+    if some is None:
+        return None
+    nothing = tuple(map(torch.zeros_like, some))
+    filled = [nothing if row is None else row for row in rows]
+    return some if len(rows) == 1 else tuple(torch.cat(parts) for parts in zip(*filled, strict=True))

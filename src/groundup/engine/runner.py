@@ -1,0 +1,134 @@
+"""A scheduled step, computed by the model.
+
+Chunks of equal length go through the model together, the new tokens of all running texts among them; others alone. So
+do texts of very different lengths, as what is gathered for a call is padded to the longest.
+
+Shape suffixes: b sequences, t new tokens, d model width, v vocabulary, n tokens.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from groundup.engine.paged import PagedStore, StepCache, lay_out
+from groundup.engine.scheduler import Chunk, Step
+from groundup.model.language_model import LanguageModel
+from groundup.model.rotary import DynamicScaling, LongRopeScaling
+from groundup.model.specs import Attention, Experts, LatentAttention
+
+# Tokens per pass through the head where the logits of whole prompts are wanted.
+HEAD_TOKENS = 256
+# Texts up to this length go together, however much shorter others are; from there on at most half is padding.
+ALIKE_TOKENS = 64
+
+
+class Runner:
+    """A decoder and the store in which its sequences lie."""
+
+    def __init__(self, model: LanguageModel, blocks: int) -> None:
+        self.model = model
+        self._store = PagedStore(len(model.layers), blocks)
+        self._remembers = is_recurrent(model)
+        self._alone = depends_on_the_longest(model)
+
+    @torch.no_grad()
+    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
+        """Compute a step; returns the final activations (t, d) of each chunk's tokens."""
+        self._store.copy(step.copies)
+        return [pair for chunks in self._together(step.chunks) for pair in self._call(chunks)]
+
+    @torch.no_grad()
+    def logits(self, hidden_nd: Tensor) -> Tensor:
+        """(n, vocab) on the CPU, in at least float32."""
+        return self.model.logits(hidden_nd[None])[0].cpu()
+
+    @torch.no_grad()
+    def log_probabilities(self, hidden_nd: Tensor, next_ids: list[int]) -> list[float]:
+        """Of each of the tokens that came next, in nats; computed as the trainer's loss is."""
+        found: list[float] = []
+        for start in range(0, len(next_ids), HEAD_TOKENS):
+            logits_nv = self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0]
+            ids_n1 = torch.tensor(next_ids[start : start + HEAD_TOKENS], device=logits_nv.device)[:, None]
+            chosen_n = logits_nv[: len(ids_n1)].gather(1, ids_n1)[:, 0]
+            found += (chosen_n - logits_nv[: len(ids_n1)].logsumexp(-1)).tolist()
+        return found
+
+    def _together(self, chunks: list[Chunk]) -> list[list[Chunk]]:
+        """Chunks that go through the model in one call."""
+        if self._alone:
+            return [[chunk] for chunk in chunks]
+        calls: list[list[Chunk]] = []
+        for chunk in sorted(chunks, key=lambda chunk: (chunk.length, chunk.start), reverse=True):
+            longest = calls[-1][0] if calls else None
+            if longest is None or longest.length != chunk.length or _is_far_longer(longest, chunk):
+                calls.append([])
+            calls[-1].append(chunk)
+        return calls
+
+    def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
+        device = self.model.device
+        layout = lay_out(chunks, self._store.padding_slot, device)
+        cache = StepCache(self._store, layout, [chunk.sequence.state for chunk in chunks])
+        ids = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks]
+        input_ids = torch.tensor(ids, device=device)
+        hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache)
+        for row, chunk in enumerate(chunks):
+            if self._remembers:
+                chunk.sequence.state = cache.remembered(row)
+            yield chunk, hidden_btd[row]
+
+
+def _is_far_longer(one: Chunk, other: Chunk) -> bool:
+    end = one.start + one.length
+    return end > ALIKE_TOKENS and end > 2 * (other.start + other.length)
+
+
+def is_recurrent(model: LanguageModel) -> bool:
+    """Whether some layer remembers anything beside keys and values."""
+    for layer in model.config.layers:
+        if not isinstance(layer.mixer, Attention | LatentAttention):
+            return True
+        if isinstance(layer.feed_forward, Experts) and layer.feed_forward.router.capacity is not None:
+            return True
+    return False
+
+
+def depends_on_the_longest(model: LanguageModel) -> bool:
+    """Whether rotary frequencies are chosen by the last position of a call: by other sequences in it, and by chunks."""
+    mixers = [layer.mixer for layer in model.config.layers]
+    return any(
+        isinstance(mixer, Attention | LatentAttention)
+        and mixer.rope is not None
+        and isinstance(mixer.rope.scaling, DynamicScaling | LongRopeScaling)
+        for mixer in mixers
+    )
+
+
+def reach(model: LanguageModel) -> int | None:
+    """Tokens before the next one that some layer can see; None where that is all of them."""
+    config = model.config
+    if config.ngram_buckets or config.induction is not None or config.relative_positions is not None:
+        return None
+    farthest = 0
+    for layer in config.layers:
+        if isinstance(layer.mixer, LatentAttention):
+            return None
+        if isinstance(layer.mixer, Attention):
+            if layer.mixer.window is None:
+                return None
+            farthest = max(farthest, layer.mixer.window)
+    return farthest
+
+
+def token_bytes(model: LanguageModel) -> int:
+    """Bytes that the store holds for each token: keys and values of all layers, and its id."""
+    numbers = 0
+    for layer in model.config.layers:
+        match layer.mixer:
+            case Attention(kv_heads=heads, head_dim=head_dim):
+                numbers += 2 * heads * head_dim
+            case LatentAttention() as latent:
+                numbers += latent.heads * (latent.plain_dim + latent.rotated_dim + latent.value_dim)
+    dtype = model.compute_dtype or model.embedding.weight.dtype
+    return numbers * dtype.itemsize + 8

@@ -1,0 +1,203 @@
+"""Blocks: whatever happens each is accounted for, nobody writes to what others read, and what is found is right."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, blocks_for
+
+COUNT = 12
+
+
+class Memory:
+    """What stands in blocks, and tables that read and write it as sequences of tokens."""
+
+    def __init__(self) -> None:
+        self.pool = BlockPool(COUNT)
+        self.cells: dict[int, list[int]] = {block: [-1] * BLOCK_TOKENS for block in range(COUNT)}
+        self.texts: list[tuple[BlockTable, list[int]]] = []
+
+    def begin(self, tokens: list[int]) -> bool:
+        """A new text, whose beginning is looked for; returns whether there was room."""
+        table, found, content = BlockTable(self.pool), [], b""
+        for index in range(len(tokens) // BLOCK_TOKENS):
+            part = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
+            content = self.pool.chained_hash(content, part)
+            block = self.pool.find(content, part)
+            if block is None:
+                break
+            assert self.cells[block] == part
+            found.append(block)
+        fresh = blocks_for(len(tokens)) - sum(map(self.pool.is_held, found))
+        if fresh > self.pool.available:
+            return False
+        table.adopt(found)
+        known = len(found) * BLOCK_TOKENS
+        self.texts.append((table, tokens[:known]))
+        self.append(len(self.texts) - 1, tokens[known:])
+        return True
+
+    def append(self, number: int, more: list[int]) -> None:
+        table, tokens = self.texts[number]
+        if table.wanted(len(tokens) + len(more), len(tokens)) > self.pool.available:
+            return
+        before = self.pool.available
+        wanted = table.wanted(len(tokens) + len(more), len(tokens))
+        for copy in table.grow(len(tokens) + len(more), len(tokens)):
+            self.cells[copy.target] = list(self.cells[copy.source])
+        assert before - self.pool.available == wanted
+        for token in more:
+            block = table.block_of(len(tokens) // BLOCK_TOKENS)
+            assert not self.pool.is_shared(block)
+            self.cells[block][len(tokens) % BLOCK_TOKENS] = token
+            tokens.append(token)
+        self._publish(table, tokens)
+
+    def fork(self, number: int) -> None:
+        table, tokens = self.texts[number]
+        self.texts.append((table.fork(), list(tokens)))
+
+    def drop(self, number: int, before: int) -> None:
+        table, tokens = self.texts[number]
+        table.drop_before(min(before, len(tokens)))
+
+    def end(self, number: int) -> None:
+        self.texts.pop(number)[0].release()
+
+    def check(self) -> None:
+        held = Counter(block for table, _ in self.texts for block in table.blocks)
+        assert self.pool.available == COUNT - len(held)
+        for block in range(COUNT):
+            assert self.pool.is_held(block) == (block in held)
+            assert self.pool.is_shared(block) == (held[block] > 1)
+        for table, tokens in self.texts:
+            read = [token for block in table.blocks for token in self.cells[block]]
+            assert read[: len(tokens) - table.first_token] == tokens[table.first_token :]
+
+    def _publish(self, table: BlockTable, tokens: list[int]) -> None:
+        content = b""
+        for index in range(len(tokens) // BLOCK_TOKENS):
+            part = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
+            content = self.pool.chained_hash(content, part)
+            if index >= table.dropped:
+                self.pool.publish(table.block_of(index), content, part)
+
+
+def _text(length: int, branch: int) -> list[int]:
+    """Texts of one branch begin alike; all share the first block and a half."""
+    return [place if place < 24 else place * (branch + 1) for place in range(length)]
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("begin"), st.integers(1, 90), st.integers(0, 2)),
+    st.tuples(st.just("append"), st.integers(0, 9), st.integers(1, 20)),
+    st.tuples(st.just("fork"), st.integers(0, 9), st.just(0)),
+    st.tuples(st.just("drop"), st.integers(0, 9), st.integers(0, 60)),
+    st.tuples(st.just("end"), st.integers(0, 9), st.just(0)),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(ACTIONS, max_size=40))
+def test_any_schedule_leaves_every_block_free_and_every_text_as_it_was_written(actions: list[tuple[str, int, int]]):
+    memory = Memory()
+    for name, first, second in actions:
+        if name == "begin":
+            memory.begin(_text(first, second))
+        elif memory.texts:
+            number = first % len(memory.texts)
+            match name:
+                case "append":
+                    memory.append(number, [1000 + len(memory.texts) * 50 + one for one in range(second)])
+                case "fork":
+                    memory.fork(number)
+                case "drop":
+                    memory.drop(number, second)
+                case "end":
+                    memory.end(number)
+        memory.check()
+    while memory.texts:
+        memory.end(0)
+    assert memory.pool.available == COUNT
+
+
+def test_the_beginning_of_a_text_that_is_gone_is_found_until_its_blocks_are_needed():
+    memory = Memory()
+    assert memory.begin(_text(4 * BLOCK_TOKENS, 0))
+    first = list(memory.texts[0][0].blocks)
+    memory.end(0)
+    assert memory.begin(_text(4 * BLOCK_TOKENS, 0))
+    assert memory.texts[0][0].blocks == first
+    memory.end(0)
+    assert memory.begin([5000 + place for place in range(COUNT * BLOCK_TOKENS)])  # takes all there is
+    memory.end(0)
+    assert memory.begin(_text(4 * BLOCK_TOKENS, 0))
+    memory.check()
+
+
+def test_what_is_least_recently_used_is_forgotten_first_and_the_end_of_a_text_before_its_beginning():
+    memory = Memory()
+    for branch in (0, 1):
+        memory.begin([branch * 1000 + place for place in range(4 * BLOCK_TOKENS)])
+        memory.end(0)
+    # Four blocks were never used; the fifth and sixth are the last two of the older text.
+    memory.begin([9000 + place for place in range(6 * BLOCK_TOKENS)])
+
+    def known(branch: int) -> list[bool]:
+        found, content = [], b""
+        for index in range(4):
+            part = [branch * 1000 + index * BLOCK_TOKENS + place for place in range(BLOCK_TOKENS)]
+            content = memory.pool.chained_hash(content, part)
+            found.append(memory.pool.find(content, part) is not None)
+        return found
+
+    assert known(0) == [True, True, False, False]
+    assert all(known(1))
+
+
+def test_a_block_in_which_nothing_known_stands_is_taken_before_one_that_may_be_found():
+    pool = BlockPool(2)
+    known, unknown = pool.take(), pool.take()
+    pool.publish(known, b"hash", [1])
+    pool.release(known)
+    pool.release(unknown)
+    assert pool.take() == unknown
+
+
+def test_texts_that_differ_before_a_block_do_not_share_it():
+    memory = Memory()
+    same = list(range(BLOCK_TOKENS))
+    memory.begin([1] * BLOCK_TOKENS + same)
+    memory.begin([2] * BLOCK_TOKENS + [7] * BLOCK_TOKENS)
+    memory.begin([2] * BLOCK_TOKENS + same)
+    (first, _), (second, _), (third, _) = memory.texts
+    assert third.blocks[0] == second.blocks[0]
+    assert third.blocks[1] not in (first.blocks[1], second.blocks[1])
+
+
+def test_states_are_kept_for_known_blocks_alone_and_only_so_many():
+    pool = BlockPool(4, snapshots=2)
+    blocks = [pool.take() for _ in range(4)]
+    pool.remember(blocks[0], "unknown")
+    assert pool.state_after(blocks[0]) is None
+    for number, block in enumerate(blocks):
+        pool.publish(block, bytes([number]), [number])
+        pool.remember(block, number)
+    assert [pool.state_after(block) for block in blocks] == [None, None, 2, 3]
+    pool.release(blocks[2])
+    assert pool.take() == blocks[2]  # for something else, so that nothing is known of it any more
+    assert pool.state_after(blocks[2]) is None
+
+
+def test_misuse_is_refused():
+    pool = BlockPool(1)
+    block = pool.take()
+    with pytest.raises(IndexError, match="all 1 blocks are held"):
+        pool.take()
+    pool.release(block)
+    with pytest.raises(ValueError, match="more often than held"):
+        pool.release(block)
+    with pytest.raises(ValueError, match="at least one block"):
+        BlockPool(0)

@@ -1,0 +1,280 @@
+"""`groundup.Engine`: what is asked is answered, alone or in company, blocking or awaited; mistakes hurt nobody else."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import ENCODERS, VOCABULARY, hot_decoder, hot_model, random_ids, tiny_config
+
+import groundup as gu
+from groundup.engine.generate import Generator
+from groundup.engine.sampling import Sampling
+from groundup.errors import UserError
+from groundup.model.config import ModelConfig
+from groundup.model.language_model import LanguageModel
+from groundup.model.presets import build_config
+from groundup.model.rotary import DynamicScaling
+from groundup.tokens.batches import Rows
+from groundup.tokens.chat import render
+from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
+from groundup.tokens.tokenizer import Tokenizer, train
+from groundup.train.learner import Learner
+
+PROMPTS = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 33)]
+WORDS = Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["code"]))
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """In float64, where rounding never decides between two tokens."""
+    return hot_decoder(tiny_config("llama", kv_heads=1, context=100))
+
+
+@pytest.fixture(scope="module")
+def talker() -> LanguageModel:
+    """A model whose tokens are bytes."""
+    config = build_config("llama", depth=2, vocab_size=WORDS.vocab_size, context=120, width=32, head_dim=16)
+    assert isinstance(config, ModelConfig)
+    return hot_decoder(config)
+
+
+def _free(engine: gu.Engine) -> bool:
+    """Whether no block is held, once the engine's thread has done all that it was asked before."""
+    done = threading.Event()
+    engine._worker.do(done.set)
+    assert done.wait(60)
+    return engine._pool.available == engine._pool.count
+
+
+def test_together_is_one_by_one_and_as_the_generator_writes(model: LanguageModel):
+    expected = Generator(model, []).generate(PROMPTS, Sampling(max_tokens=30))
+    engine = gu.Engine(model, stop_ids=[], cache_tokens=160, step_tokens=24, most_running=4)
+    assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=30)] == expected
+    assert [engine.generate([prompt], max_tokens=30)[0].tokens for prompt in PROMPTS] == expected
+    assert [[piece.choice.token for piece in engine.pieces(prompt, max_tokens=30)] for prompt in PROMPTS] == expected
+    assert _free(engine)
+
+
+def test_a_seed_gives_the_same_text_whatever_else_is_computed(model: LanguageModel):
+    settings = {"max_tokens": 20, "temperature": 1.0, "seed": 4}
+    alone = gu.Engine(model, stop_ids=[]).generate(PROMPTS[2:3], **settings)[0]
+    engine = gu.Engine(model, stop_ids=[], cache_tokens=112, step_tokens=7, most_running=3)
+    crowd = engine.generate([*PROMPTS[:2], PROMPTS[2][:39], PROMPTS[2], PROMPTS[4]], **settings)
+    assert crowd[3].tokens == alone.tokens
+    again = engine.generate(PROMPTS[2:3], **settings)[0]
+    assert again.tokens == alone.tokens and again.cached == 32
+    other = engine.generate(PROMPTS[2:3], **{**settings, "seed": 5})[0]
+    assert other.tokens != alone.tokens
+
+
+def test_copies_are_texts_of_their_own_seeds_from_a_prompt_computed_once(model: LanguageModel):
+    calls: list[int] = []
+    engine = gu.Engine(model, stop_ids=[])
+    watch = model.layers[0].register_forward_pre_hook(lambda _, arguments: calls.append(arguments[0].shape[1]))
+    three = engine.generate([PROMPTS[2]], n=3, max_tokens=9, temperature=1.0, seed=7)
+    watch.remove()
+    assert calls == [40] + [1] * 8
+    fresh = gu.Engine(model, stop_ids=[])
+    expected = [fresh.generate([PROMPTS[2]], max_tokens=9, temperature=1.0, seed=seed)[0].tokens for seed in (7, 8, 9)]
+    assert [one.tokens for one in three] == expected
+    assert len({tuple(one) for one in expected}) == 3
+
+
+def test_log_probabilities_are_those_of_the_model(model: LanguageModel):
+    (one,) = gu.Engine(model, stop_ids=[]).generate([PROMPTS[0]], max_tokens=12, temperature=1.0, seed=2)
+    with torch.no_grad():
+        logits_tv = model(torch.tensor([one.prompt + one.tokens]))[0].log_softmax(-1)
+    expected = [float(logits_tv[len(one.prompt) - 1 + place, token]) for place, token in enumerate(one.tokens)]
+    torch.testing.assert_close(one.logprobs, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("preset", ["groundup", "gemma2", "mamba2"])
+def test_scores_are_the_trainers_loss(preset: str):
+    model = hot_decoder(tiny_config(preset, context=100))
+    texts = [random_ids(length, seed=length).tolist() for length in (90, 2, 31)]
+    scores = gu.Engine(model, stop_ids=[], step_tokens=20, most_running=2).score(texts)
+    for text, score in zip(texts, scores, strict=True):
+        ids = np.array([text])
+        places = np.arange(len(text) - 1)[None]
+        rows = Rows(ids[:, :-1], ids[:, 1:], places, np.zeros_like(places, dtype=np.int32))
+        assert -score.total == pytest.approx(float(Learner(model).loss(rows).total.detach()), rel=1e-10)
+        assert len(score.logprobs) == len(text) - 1 and score.tokens == text
+
+
+def test_a_text_ends_before_a_stop_token_and_at_its_limits(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[])
+    (free,) = engine.generate([PROMPTS[0]], max_tokens=25)
+    stop = free.tokens[6]
+    (one,) = engine.generate([PROMPTS[0]], max_tokens=25, stop_ids=[stop])
+    assert (one.tokens, one.ending) == (free.tokens[: free.tokens.index(stop)], "stop")
+    assert gu.Engine(model, stop_ids=[stop]).generate([PROMPTS[0]], max_tokens=25)[0].tokens == one.tokens
+    assert (free.ending, len(free.tokens)) == ("length", 25)
+    (full,) = engine.generate([PROMPTS[2]], max_tokens=500)
+    assert len(full.tokens) == 60 and full.ending == "length"
+
+
+def test_text_streams_in_whole_characters_up_to_a_stop_string(talker: LanguageModel):
+    engine = gu.Engine(talker, WORDS, stop_ids=[])
+    (free,) = engine.generate(["Hello"], max_tokens=60, temperature=1.0, seed=1)
+    assert free.prompt == [WORDS.bos_id, *WORDS.encode("Hello")]
+    assert free.text == WORDS.decode(free.tokens)
+    assert "".join(engine.stream("Hello", max_tokens=60, temperature=1.0, seed=1)) == free.text
+    stop = free.text[10:12]
+    cut = free.text[: free.text.index(stop)]
+    (one,) = engine.generate(["Hello"], stop=[stop, "never there"], max_tokens=60, temperature=1.0, seed=1)
+    assert (one.text, one.ending) == (cut, "stop")
+    pieces = list(engine.stream("Hello", stop=[stop], max_tokens=60, temperature=1.0, seed=1))
+    assert "".join(pieces) == cut and len(pieces) > 1
+
+
+BROKEN = [
+    ([], "prompts.1.: a prompt needs at least one token"),
+    ([3, VOCABULARY], f"prompts.1.: {VOCABULARY} is no token of this model, whose ids are 0 … {VOCABULARY - 1}"),
+    ([-1], "prompts.1.: -1 is no token"),
+    ([1] * 100, "prompts.1. has 100 tokens and leaves no room: the model holds 100"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "message"), BROKEN)
+def test_a_broken_prompt_fails_alone(model: LanguageModel, prompt: list[int], message: str):
+    engine = gu.Engine(model, stop_ids=[])
+    expected = [piece.choice.token for piece in engine.pieces(PROMPTS[0], max_tokens=20)]
+    other = engine.pieces(PROMPTS[0], max_tokens=20)
+    tokens = [next(other).choice.token]
+    with pytest.raises(ValueError, match=message):
+        engine.generate([PROMPTS[1], prompt])
+    tokens += [piece.choice.token for piece in other]
+    assert tokens == expected
+    assert _free(engine)
+
+
+def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[], cache_tokens=32)
+    with pytest.raises(ValueError, match="up to 33 tokens does not fit into the cache of this engine, which holds 32"):
+        engine.generate([[1] * 4], max_tokens=30)
+    with pytest.raises(ValueError, match="`n` must be at least 1"):
+        engine.generate([[1]], n=0)
+    with pytest.raises(ValueError, match="`temperature` must not be negative"):
+        engine.generate([[1]], temperature=-1)
+    with pytest.raises(ValueError, match="a list of texts, not one text"):
+        engine.generate("abc")
+    with pytest.raises(UserError, match="without a tokenizer"):
+        engine.generate(["abc"])
+    with pytest.raises(UserError, match="without a tokenizer"):
+        engine.generate([[1]], stop=["x"])
+    with pytest.raises(ValueError, match="must be a list of strings"):
+        engine.generate([[1]], stop="x")
+    with pytest.raises(ValueError, match="`pooling` must be one of mean, last"):
+        engine.embed([[1]], pooling="max")
+    assert engine.generate([]) == [] and engine.score([]) == [] and engine.embed([]).shape == (0, 32)
+    assert _free(engine)
+
+
+def test_a_stream_that_is_closed_frees_its_blocks(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[])
+    stream = engine.pieces(PROMPTS[2], max_tokens=50)
+    next(stream)
+    stream.close()
+    assert _free(engine)
+
+
+def test_many_tasks_share_the_engine_and_those_cancelled_are_gone(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[], cache_tokens=320, step_tokens=24, most_running=6)
+    expected = [one.tokens for one in engine.generate(PROMPTS, max_tokens=30)]
+
+    async def read(prompt: list[int]) -> list[int]:
+        return [piece.choice.token async for piece in engine.apieces(prompt, max_tokens=30)]
+
+    async def main() -> None:
+        doomed = [asyncio.create_task(engine.agenerate([PROMPTS[4]], n=2, max_tokens=60)) for _ in range(3)]
+        stream = engine.astream(PROMPTS[4], max_tokens=60)
+        reading = asyncio.create_task(anext(stream, None))
+        tasks = [asyncio.create_task(read(prompt)) for prompt in PROMPTS]
+        together = asyncio.create_task(engine.agenerate(PROMPTS, max_tokens=30))
+        await asyncio.sleep(0)
+        for task in (*doomed, reading):
+            task.cancel()
+        assert await asyncio.gather(*tasks) == expected
+        assert [one.tokens for one in await together] == expected
+        ends = await asyncio.gather(*doomed, reading, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+        with pytest.raises(ValueError, match="at least one token"):
+            await engine.agenerate([[]])
+
+    asyncio.run(main())
+    assert _free(engine)
+
+
+def test_threads_share_the_engine(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[])
+    expected = [one.tokens for one in engine.generate(PROMPTS, max_tokens=15)]
+    found: dict[int, list[int]] = {}
+
+    def ask(number: int) -> None:
+        found[number] = engine.generate([PROMPTS[number % 5]], max_tokens=15)[0].tokens
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(10)] == expected * 2
+    assert _free(engine)
+
+
+@pytest.mark.parametrize("preset", ["llama", "mamba", "groundup", *ENCODERS])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_embeddings_are_those_of_each_text_alone(preset: str, pooling: str):
+    model = hot_model(tiny_config(preset))
+    assert isinstance(model, LanguageModel)
+    vectors_bd = gu.Engine(model, stop_ids=[]).embed(PROMPTS, pooling)
+    for prompt, vector_d in zip(PROMPTS, vectors_bd, strict=True):
+        with torch.no_grad():
+            hidden_td = model.encode(torch.tensor([prompt]))[0]
+        expected_d = hidden_td.mean(0) if pooling == "mean" else hidden_td[-1]
+        torch.testing.assert_close(vector_d, expected_d, rtol=1e-9, atol=1e-9)
+
+
+def test_an_encoder_only_embeds():
+    model = hot_model(tiny_config("bert"))
+    assert isinstance(model, LanguageModel)
+    engine = gu.Engine(model, stop_ids=[])
+    for ask in (engine.generate, engine.score):
+        with pytest.raises(ValueError, match="a bert model cannot go on from a text"):
+            ask([[1]])
+
+
+def test_frequencies_that_depend_on_the_length_are_those_of_each_text_alone():
+    """Dynamic scaling turns by the last position of a call, which must be nobody else's."""
+    config = tiny_config("llama", context=100)
+    scaling = DynamicScaling(2.0, 16)
+    layers = tuple(
+        replace(one, mixer=replace(one.attention, rope=replace(one.attention.rope, scaling=scaling)))
+        for one in config.layers
+    )
+    model = hot_decoder(replace(config, layers=layers))
+    expected = [list(Generator(model, []).stream(prompt, Sampling(max_tokens=20))) for prompt in PROMPTS]
+    engine = gu.Engine(model, stop_ids=[], step_tokens=16, most_running=4)
+    assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=20)] == expected
+
+
+def test_a_folder_brings_its_tokenizer_its_stops_and_its_chat_format(pretrained: Callable[[str], Path]):
+    folder = pretrained("nanochat")
+    engine = gu.Engine(folder)
+    words = Tokenizer.load(folder)
+    assert engine.stop_ids == {words.eos_id, words.end_id}
+    messages = [{"role": "user", "content": "Hi"}]
+    prompt = render(words, messages, add_generation_prompt=True).ids
+    (written,) = engine.generate([prompt], max_tokens=12, stop_ids=engine.turn_ends)
+    reply = engine.chat(messages, max_tokens=12)
+    assert reply.complete == (written.ending == "stop")
+    if words.control["<|tool_call|>"] not in written.tokens:
+        assert reply.content == written.text == "".join(engine.stream_chat(messages, max_tokens=12))
+    assert words.end_id in engine.turn_ends and words.control["<|tool_call|>"] not in engine.turn_ends
+    with pytest.raises(UserError, match="at least one message"):
+        engine.chat([])
