@@ -11,6 +11,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
+# What pip compiles: installed again when it changes.
+KERNELS := $(wildcard src/groundup/engine/kernels/*.cpp src/groundup/engine/kernels/*.h)
+
 .PHONY: demo test test-all bench help
 
 help:
@@ -46,18 +49,19 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/kernels.py
 	@echo "Quality against time needs texts of your choice: $(BIN)/python benchmarks/quality.py --help"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "groundup needs Python 3.11 or newer: install it, or name it with PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(PIP_INSTALL) "$(TORCH)"
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-test: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(PIP_INSTALL) "$(TORCH)"
 	$(PIP_INSTALL) --editable ".[test]"
 	@touch $@ $(VENV)/.installed

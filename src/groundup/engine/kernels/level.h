@@ -1,0 +1,12 @@
+// Everything that is compiled once for every instruction set: kernels.cpp includes this file inside a namespace each.
+#include "lanes.h"
+#include "arithmetic.h"
+#include "linear.h"
+#include "pointwise.h"
+#include "attention.h"
+
+#undef INLINE
+
+constexpr Kernels kernels = {
+    quantise, linear_items, linear<true>, linear<false>, norm, rope, activate, add, attention_items, attend,
+};
