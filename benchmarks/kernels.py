@@ -10,7 +10,8 @@ and a sum as two.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,14 @@ POOL_BYTES = 160 * 2**20
 TOLERANCE = 1e-5
 FEWEST_SECONDS = 0.05  # of one measurement
 
-Step = Callable[[], Any]
+
+@dataclass(frozen=True)
+class Side:
+    """Equal matrices in one format: their bytes, and what multiplies tokens by one of them."""
+
+    pool: Sequence[Any]
+    size_bytes: int
+    multiply: Callable[[torch.Tensor, Any], torch.Tensor]
 
 
 def main() -> None:
@@ -41,26 +49,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     library.set_threads(options.threads)
-    rows = []
-    for tokens in options.tokens:
-        rows += compare(options.rows, options.columns, tokens, options.rounds)
+    weight = torch.randn(options.rows, options.columns, generator=torch.Generator().manual_seed(0))
+    sides = {"bfloat16": _plain_side(weight)}
+    sides.update({name: _quantised_side(weight, format) for name, format in WEIGHT_FORMATS.items()})
+    rows = [row for tokens in options.tokens for row in compare(sides, weight.shape, tokens, options.rounds)]
     title = f"linear {options.rows} × {options.columns}, {library.level()}, {options.threads} threads"
-    show(title, rows, options.json, {"level": library.level(), "threads": options.threads, "rows": rows})
+    figures = {"rows": options.rows, "columns": options.columns, "threads": options.threads, "level": library.level()}
+    show(title, rows, options.json, {**figures, "figures": rows})
 
 
 @torch.no_grad()
-def compare(rows: int, columns: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """All sides at one number of tokens."""
-    draw = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(rows, columns, generator=draw), torch.randn(tokens, columns, generator=draw)
-    sizes: dict[str, float] = {"bfloat16": 2 * rows * columns}
-    steps: dict[str, Step] = {"bfloat16": _plain_step(weight, x)}
-    for name, format in WEIGHT_FORMATS.items():
-        steps[name], sizes[name] = _quantised_step(weight, x, format)
-    times: dict[str, list[float]] = {name: [] for name in steps}
+def compare(sides: Mapping[str, Side], shape: torch.Size, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """All sides at one number of tokens; the medians count, after a turn that warms up."""
+    x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(1))
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
-        for name, step in steps.items():
-            seconds = _seconds(step)
+        for name, side in sides.items():
+            seconds = _seconds(side, x)
             if turn:
                 times[name].append(seconds)
     medians = {name: statistics.median(each) for name, each in times.items()}
@@ -70,47 +75,41 @@ def compare(rows: int, columns: int, tokens: int, rounds: int) -> list[dict[str,
             "format": name,
             "ms": 1000 * seconds,
             "fastest ms": 1000 * min(times[name]),
-            "GB/s": sizes[name] / seconds / 1e9,
-            "TOP/s": 2 * rows * columns * tokens / seconds / 1e12,
-            "ratio": medians["bfloat16"] / seconds,
+            "GB/s": sides[name].size_bytes / seconds / 1e9,
+            "TOP/s": 2 * shape.numel() * tokens / seconds / 1e12,
+            "times as fast": medians["bfloat16"] / seconds,
         }
         for name, seconds in medians.items()
     ]
 
 
-def _plain_step(weight: torch.Tensor, x: torch.Tensor) -> Step:
-    narrow, input_ = weight.bfloat16(), x.bfloat16()
-    pool = [narrow.clone() for _ in range(max(2, POOL_BYTES // narrow.nbytes))]
-    return _each_in_turn(pool, lambda each: F.linear(input_, each))
+def _plain_side(weight: torch.Tensor) -> Side:
+    narrow = weight.bfloat16()
+    pool = [narrow.clone() for _ in range(_copies(narrow.nbytes))]
+    return Side(pool, narrow.nbytes, lambda x, each: F.linear(x.bfloat16(), each))
 
 
-def _quantised_step(weight: torch.Tensor, x: torch.Tensor, format: WeightFormat) -> tuple[Step, int]:
-    matrix = quantise_rows(weight, format)
+def _quantised_side(weight: torch.Tensor, format: WeightFormat) -> Side:
+    matrix = quantise_rows(weight, format, search=False)
     packed = kernels.pack(matrix)
-    expected = quantised_linear(x[:4], matrix)
-    apart = float((kernels.linear(kernels.quantise(x), packed)[:4] - expected).norm() / expected.norm())
+    x = torch.randn(3, weight.shape[1])
+    expected = quantised_linear(x, matrix)
+    apart = float((kernels.linear(kernels.quantise(x), packed) - expected).norm() / expected.norm())
     if apart > TOLERANCE:
         raise SystemExit(f"the kernels do not compute what they should: {apart:.2g} apart ({format.name})")
-    pool = [kernels.pack(matrix) for _ in range(max(2, POOL_BYTES // packed.size_bytes))]
-    return _each_in_turn(pool, lambda each: kernels.linear(kernels.quantise(x), each)), packed.size_bytes
+    pool = [kernels.pack(matrix) for _ in range(_copies(packed.size_bytes))]
+    return Side(pool, packed.size_bytes, lambda x, each: kernels.linear(kernels.quantise(x), each))
 
 
-def _each_in_turn(pool: list[Any], work: Callable[[Any], Any]) -> Step:
-    turns = 0
-
-    def step() -> None:
-        nonlocal turns
-        work(pool[turns % len(pool)])
-        turns += 1
-
-    return step
+def _copies(size_bytes: int) -> int:
+    return max(2, POOL_BYTES // size_bytes)
 
 
-def _seconds(step: Step) -> float:
-    """Seconds of one step, over as many as fill the time."""
+def _seconds(side: Side, x: torch.Tensor) -> float:
+    """Seconds of one product, over as many as fill the time."""
     started, count = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < FEWEST_SECONDS or count == 0:
-        step()
+        side.multiply(x, side.pool[count % len(side.pool)])
         count += 1
     return spent / count
 

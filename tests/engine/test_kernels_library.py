@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from groundup.cli import main
 from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.errors import UserError
@@ -40,6 +41,14 @@ def test_without_the_library_one_sentence_says_what_to_do(monkeypatch: pytest.Mo
 def test_the_doctor_names_the_instructions(level: str):
     finding = library.finding()
     assert finding.verdict == ("good" if level == "avx512" else "slow") and level in finding.sentence
+
+
+def test_groundup_doctor_speaks_of_the_kernels(
+    compiled: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("groundup.hardware.doctor", lambda folder: [])
+    main(["doctor"])
+    assert f"kernels          {library.finding().sentence}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("asked", "said"), [("sse", "choose among portable, avx2, avx512"), ("", "choose among")])

@@ -63,11 +63,12 @@ def test_nibbles_lie_as_the_docstring_says(format: WeightFormat):
 
 @ALL_FORMATS
 def test_a_search_never_makes_a_row_worse(format: WeightFormat):
-    weight = _matrix(64, 512, seed=3) ** 3
+    weight = _matrix(64, 512, seed=3)
     errors = [(dequantise(quantise_rows(weight, format, search)) - weight).square().sum(1) for search in (False, True)]
     assert (errors[1] <= errors[0]).all()
     if format.bits == 4:
-        assert errors[1].sum() < 0.95 * errors[0].sum()
+        # Of normal numbers a tenth of the squared error is spared at least (docs/log.md).
+        assert errors[1].sum() < 0.9 * errors[0].sum()
 
 
 @ALL_FORMATS
@@ -85,7 +86,7 @@ def test_the_size_is_what_the_format_says(format: WeightFormat):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.floats(-1e30, 1e30, width=32), min_size=1, max_size=40))
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=40))
 def test_activations_are_the_nearest_of_255_steps(numbers: list[float]):
     activations = quantise_activations(torch.tensor([numbers]))
     scale = float(activations.scales_m[0])

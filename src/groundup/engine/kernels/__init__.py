@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from groundup.engine.kernels import library
+from groundup.engine.kernels import jobs, library
+from groundup.engine.kernels.checks import address, require_shape, require_within, round_up, rows_address
 from groundup.model.specs import Activation
 from groundup.quantize.matrix import QuantisedMatrix, WeightFormat
 
@@ -36,12 +37,12 @@ class PackedMatrix:
 
     @property
     def padded_columns(self) -> int:
-        return _up(self.columns, self.format.column_multiple)
+        return round_up(self.columns, self.format.column_multiple)
 
-    def fields(self) -> library.PackedMatrixFields:
+    def fields(self) -> jobs.PackedMatrixFields:
         group = self.format.group or self.padded_columns
         pointers = self.values.data_ptr(), self.scales.data_ptr()
-        return library.PackedMatrixFields(*pointers, self.rows, self.padded_columns, group, self.format.bits)
+        return jobs.PackedMatrixFields(*pointers, self.rows, self.padded_columns, group, self.format.bits)
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Activations:
     scales: Tensor
     running_sums: Tensor
 
-    def fields(self) -> library.ActivationsFields:
+    def fields(self) -> jobs.ActivationsFields:
         pointers = self.values.data_ptr(), self.scales.data_ptr(), self.running_sums.data_ptr()
-        return library.ActivationsFields(*pointers, *self.values.shape)
+        return jobs.ActivationsFields(*pointers, *self.values.shape)
 
 
 @dataclass(frozen=True)
@@ -78,30 +79,34 @@ class KeyValueBlocks:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"keys and values are kept in float32 or bfloat16, not {dtype}")
         keys = torch.empty(blocks, kv_heads, head_dim, block_size, dtype=dtype)
-        return cls(head_dim, keys, torch.empty(blocks, kv_heads, block_size, _up(head_dim, STRIP), dtype=dtype))
+        return cls(head_dim, keys, torch.empty(blocks, kv_heads, block_size, round_up(head_dim, STRIP), dtype=dtype))
 
     @property
     def block_size(self) -> int:
         return self.keys.shape[3]
 
-    def fields(self) -> library.KeyValueBlocksFields:
+    def fields(self) -> jobs.KeyValueBlocksFields:
         pointers, narrow = (self.keys.data_ptr(), self.values.data_ptr()), self.keys.dtype == torch.bfloat16
-        return library.KeyValueBlocksFields(*pointers, self.keys.shape[1], self.head_dim, self.block_size, narrow)
+        return jobs.KeyValueBlocksFields(*pointers, self.keys.shape[1], self.head_dim, self.block_size, narrow)
 
     def store(self, keys_mhd: Tensor, values_mhd: Tensor, slots_m: Tensor) -> None:
         """Keep keys and values of tokens; slot = block · block_size + place in the block, int64."""
         shape = (len(slots_m), self.keys.shape[1], self.head_dim)
-        _require_shape("keys", keys_mhd, shape)
-        _require_shape("values", values_mhd, shape)
-        _require_within("slots", slots_m, len(self.keys) * self.block_size)
-        pointers = _rows("keys", keys_mhd), _rows("values", values_mhd), _whole("slots", slots_m, torch.int64)
+        require_shape("keys", keys_mhd, shape)
+        require_shape("values", values_mhd, shape)
+        require_within("slots", slots_m, len(self.keys) * self.block_size)
+        pointers = (
+            rows_address("keys", keys_mhd),
+            rows_address("values", values_mhd),
+            address("slots", slots_m, torch.int64),
+        )
         strides = keys_mhd.stride(0), values_mhd.stride(0)
-        library.call("store", library.StoreJob(self.fields(), *pointers, len(slots_m), *strides))
+        library.call("store", jobs.StoreJob(self.fields(), *pointers, len(slots_m), *strides))
 
 
 def pack(matrix: QuantisedMatrix) -> PackedMatrix:
     """Copy a matrix into the kernels' layout; rows are padded with zeros to a multiple of 64."""
-    rows, padded = _up(matrix.rows, ROW_MULTIPLE), matrix.padded_columns
+    rows, padded = round_up(matrix.rows, ROW_MULTIPLE), matrix.padded_columns
     packed = PackedMatrix(
         matrix.format,
         matrix.rows,
@@ -109,35 +114,35 @@ def pack(matrix: QuantisedMatrix) -> PackedMatrix:
         torch.empty(rows * padded * matrix.format.bits // 8, dtype=torch.uint8),
         torch.empty(rows * matrix.scales_ng.shape[1], dtype=matrix.scales_ng.dtype),
     )
-    _require_shape("values", matrix.values, (matrix.rows, padded * matrix.format.bits // 8))
-    _require_shape("scales", matrix.scales_ng, (matrix.rows, padded // (matrix.format.group or padded)))
-    values = _whole("values", matrix.values, torch.int8 if matrix.format.bits == 8 else torch.uint8)
-    scales = _whole("scales", matrix.scales_ng, torch.float32 if matrix.format.bits == 8 else torch.float16)
+    require_shape("values", matrix.values, (matrix.rows, padded * matrix.format.bits // 8))
+    require_shape("scales", matrix.scales_ng, (matrix.rows, padded // (matrix.format.group or padded)))
+    values = address("values", matrix.values, torch.int8 if matrix.format.bits == 8 else torch.uint8)
+    scales = address("scales", matrix.scales_ng, torch.float32 if matrix.format.bits == 8 else torch.float16)
     targets = packed.values.data_ptr(), packed.scales.data_ptr()
-    library.call("pack", library.PackJob(packed.fields(), *targets, values, scales))
+    library.call("pack", jobs.PackJob(packed.fields(), *targets, values, scales))
     return packed
 
 
 def gather(matrix: PackedMatrix, ids_m: Tensor) -> Tensor:
     """Rows of the matrix by number (int64), dequantised: (m, columns)."""
-    _require_within("ids", ids_m, matrix.rows)
+    require_within("ids", ids_m, matrix.rows)
     out_mk = torch.empty(len(ids_m), matrix.columns)
-    pointers = _whole("ids", ids_m, torch.int64), len(ids_m), out_mk.data_ptr()
-    library.call("gather", library.GatherJob(matrix.fields(), *pointers, matrix.columns))
+    pointers = address("ids", ids_m, torch.int64), len(ids_m), out_mk.data_ptr()
+    library.call("gather", jobs.GatherJob(matrix.fields(), *pointers, matrix.columns))
     return out_mk
 
 
 def quantise(x_mk: Tensor) -> Activations:
     """Tokens of float32 as int8; see `quantise_activations`, whose values these are."""
-    pointer, (rows, columns) = _rows("x", x_mk), x_mk.shape
-    stride = _up(columns, STRIDE_MULTIPLE)
+    pointer, (rows, columns) = rows_address("x", x_mk), x_mk.shape
+    stride = round_up(columns, STRIDE_MULTIPLE)
     activations = Activations(
         columns,
         torch.empty(rows, stride, dtype=torch.int8),
         torch.empty(rows),
         torch.empty(rows, stride // SUM_COLUMNS + 1, dtype=torch.int32),
     )
-    library.call("quantise", library.QuantiseJob(pointer, x_mk.stride(0), columns, activations.fields()))
+    library.call("quantise", jobs.QuantiseJob(pointer, x_mk.stride(0), columns, activations.fields()))
     return activations
 
 
@@ -146,10 +151,10 @@ def linear(activations: Activations, matrix: PackedMatrix, bias_n: Tensor | None
     if activations.columns != matrix.columns:
         raise ValueError(f"a matrix of {matrix.columns} columns cannot be multiplied by rows of {activations.columns}")
     if bias_n is not None:
-        _require_shape("bias", bias_n, (matrix.rows,))
+        require_shape("bias", bias_n, (matrix.rows,))
     out_mn = torch.empty(len(activations.values), matrix.rows)
-    pointers = _whole("bias", bias_n), out_mn.data_ptr()
-    library.call("linear", library.LinearJob(matrix.fields(), activations.fields(), *pointers, matrix.rows))
+    pointers = address("bias", bias_n), out_mn.data_ptr()
+    library.call("linear", jobs.LinearJob(matrix.fields(), activations.fields(), *pointers, matrix.rows))
     return out_mn
 
 
@@ -166,13 +171,13 @@ def layer_norm(x_mk: Tensor, weight_k: Tensor | None, bias_k: Tensor | None, eps
 def _norm(
     x_mk: Tensor, weight_k: Tensor | None, bias_k: Tensor | None, eps: float, *, centred: bool, plus_one: bool
 ) -> Tensor:
-    pointer, (rows, width) = _rows("x", x_mk), x_mk.shape
+    pointer, (rows, width) = rows_address("x", x_mk), x_mk.shape
     for name, each in (("weight", weight_k), ("bias", bias_k)):
         if each is not None:
-            _require_shape(name, each, (width,))
+            require_shape(name, each, (width,))
     out_mk = torch.empty(rows, width)
-    pointers = pointer, out_mk.data_ptr(), _whole("weight", weight_k), _whole("bias", bias_k)
-    library.call("norm", library.NormJob(*pointers, rows, width, x_mk.stride(0), width, eps, centred, plus_one))
+    pointers = pointer, out_mk.data_ptr(), address("weight", weight_k), address("bias", bias_k)
+    library.call("norm", jobs.NormJob(*pointers, rows, width, x_mk.stride(0), width, eps, centred, plus_one))
     return out_mk
 
 
@@ -181,34 +186,34 @@ def rope(x_mhd: Tensor, cosine: Tensor, sine: Tensor, positions_m: Tensor, *, in
 
     cosine, sine: (positions, turned dimensions / 2); positions_m: int32. Pairs are neighbours, or halves apart.
     """
-    pointer, (rows, heads, head_dim) = _rows("x", x_mhd), x_mhd.shape
-    _require_shape("sine", sine, tuple(cosine.shape))
-    _require_shape("positions", positions_m, (rows,))
-    _require_within("positions", positions_m, len(cosine))
+    pointer, (rows, heads, head_dim) = rows_address("x", x_mhd), x_mhd.shape
+    require_shape("sine", sine, tuple(cosine.shape))
+    require_shape("positions", positions_m, (rows,))
+    require_within("positions", positions_m, len(cosine))
     dims = 2 * cosine.shape[1]
     if dims > head_dim:
         raise ValueError(f"tables for {dims} dimensions cannot turn heads of {head_dim}")
-    tables = _whole("cosine", cosine), _whole("sine", sine), _whole("positions", positions_m, torch.int32)
-    library.call("rope", library.RopeJob(pointer, *tables, rows, heads, head_dim, dims, x_mhd.stride(0), interleaved))
+    tables = address("cosine", cosine), address("sine", sine), address("positions", positions_m, torch.int32)
+    library.call("rope", jobs.RopeJob(pointer, *tables, rows, heads, head_dim, dims, x_mhd.stride(0), interleaved))
 
 
 def activate(gate_mk: Tensor, up_mk: Tensor | None, activation: Activation) -> Tensor:
     """activation(gate), times `up` if given, (m, k)."""
     rows, width = gate_mk.shape
     if up_mk is not None:
-        _require_shape("up", up_mk, (rows, width))
+        require_shape("up", up_mk, (rows, width))
     out_mk = torch.empty(rows, width)
-    pointers = _rows("gate", gate_mk), None if up_mk is None else _rows("up", up_mk), out_mk.data_ptr()
+    pointers = rows_address("gate", gate_mk), None if up_mk is None else rows_address("up", up_mk), out_mk.data_ptr()
     strides = gate_mk.stride(0), 0 if up_mk is None else up_mk.stride(0), width
     kind = _ACTIVATIONS.index(activation)
-    library.call("activate", library.ActivateJob(*pointers, rows, width, *strides, kind))
+    library.call("activate", jobs.ActivateJob(*pointers, rows, width, *strides, kind))
     return out_mk
 
 
 def add(x: Tensor, y: Tensor) -> None:
     """x += y, in place."""
-    _require_shape("y", y, tuple(x.shape))
-    library.call("add", library.AddJob(_whole("x", x), _whole("y", y), x.numel()))
+    require_shape("y", y, tuple(x.shape))
+    library.call("add", jobs.AddJob(address("x", x), address("y", y), x.numel()))
 
 
 def attend(
@@ -230,7 +235,7 @@ def attend(
     key_counts_s: keys of each sequence, int32, the new ones included.
     window: keys that a query sees, itself included; blocks before it are not read. softcap, sinks_h: see `Attention`.
     """
-    pointer, (rows, heads, head_dim) = _rows("queries", queries_mhd), queries_mhd.shape
+    pointer, (rows, heads, head_dim) = rows_address("queries", queries_mhd), queries_mhd.shape
     kv_heads, sequences = blocks.keys.shape[1], len(key_counts_s)
     if head_dim != blocks.head_dim or heads % kv_heads:
         raise ValueError(
@@ -239,17 +244,17 @@ def attend(
     if window is not None and window < 1:
         raise ValueError(f"an attention window must be at least 1, not {window}")
     if sinks_h is not None:
-        _require_shape("sinks", sinks_h, (heads,))
+        require_shape("sinks", sinks_h, (heads,))
     _require_tables(blocks, block_table, query_starts, key_counts_s, rows, window)
     out_mhd = torch.empty(rows, heads, head_dim)
     tables = [
-        _whole("block_table", block_table, torch.int32),
-        _whole("query_starts", query_starts, torch.int32),
-        _whole("key_counts", key_counts_s, torch.int32),
+        address("block_table", block_table, torch.int32),
+        address("query_starts", query_starts, torch.int32),
+        address("key_counts", key_counts_s, torch.int32),
     ]
     sizes = sequences, heads, queries_mhd.stride(0), heads * head_dim, block_table.shape[1], window or 0
-    job = library.AttentionJob(
-        blocks.fields(), pointer, out_mhd.data_ptr(), *tables, _whole("sinks", sinks_h), *sizes, scale, softcap or 0.0
+    job = jobs.AttentionJob(
+        blocks.fields(), pointer, out_mhd.data_ptr(), *tables, address("sinks", sinks_h), *sizes, scale, softcap or 0.0
     )
     library.call("attend", job)
     return out_mhd
@@ -271,41 +276,4 @@ def _require_tables(
     first_s = torch.zeros_like(counts_s) if window is None else (counts_s - tokens_s + 1 - window).clamp(min=0)
     index = torch.arange(table.shape[1])
     read = (index >= (first_s // blocks.block_size)[:, None]) & (index < last_s[:, None]) & (tokens_s > 0)[:, None]
-    _require_within("block_table", table[read], len(blocks.keys))
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _rows(name: str, x: Tensor) -> int:
-    """The address of float32 rows, of which each is contiguous."""
-    _require_type(name, x, torch.float32)
-    if not (x.numel() == 0 or x[0].is_contiguous()) or x.stride(0) < 0:
-        raise ValueError(f"every row of `{name}` must be contiguous")
-    return x.data_ptr()
-
-
-def _whole(name: str, x: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
-    """The address of a contiguous tensor, or None."""
-    if x is None:
-        return None
-    _require_type(name, x, dtype)
-    if not x.is_contiguous():
-        raise ValueError(f"`{name}` must be contiguous")
-    return x.data_ptr()
-
-
-def _require_type(name: str, x: Tensor, dtype: torch.dtype) -> None:
-    if x.dtype != dtype or x.device.type != "cpu":
-        raise ValueError(f"`{name}` must be {dtype} on the CPU, not {x.dtype} on {x.device}")
-
-
-def _require_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape != shape:
-        raise ValueError(f"`{name}` must have shape {shape}, not {tuple(x.shape)}")
-
-
-def _require_within(name: str, x: Tensor, count: int) -> None:
-    if x.numel() and (int(x.min()) < 0 or int(x.max()) >= count):
-        raise ValueError(f"`{name}` must be in 0 … {count - 1}")
+    require_within("block_table", table[read], len(blocks.keys))

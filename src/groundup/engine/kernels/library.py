@@ -1,4 +1,4 @@
-"""The compiled kernels: where they lie, what they are told (jobs.h), which instructions and how many threads they use.
+"""The compiled kernels: where they lie, which instructions they use, and on how many threads.
 
 Installing groundup compiles `kernels.cpp` beside this file where there is a C++ compiler. ctypes lets go of Python's
 lock for the length of every call.
@@ -7,12 +7,13 @@ lock for the length of every call.
 import ctypes
 import functools
 import os
-from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_int
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 
+from groundup.engine.kernels.jobs import FUNCTIONS
 from groundup.errors import UserError
 from groundup.hardware import Finding
 
@@ -20,134 +21,6 @@ from groundup.hardware import Finding
 LEVELS = ("portable", "avx2", "avx512")
 # Names one of them that is to be used instead of the largest.
 LEVEL_VARIABLE = "GROUNDUP_KERNELS"
-
-
-class PackedMatrixFields(ctypes.Structure):
-    _fields_ = (
-        ("values", c_void_p),
-        ("scales", c_void_p),
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("group", c_int64),
-        ("bits", c_int64),
-    )
-
-
-class ActivationsFields(ctypes.Structure):
-    _fields_ = (
-        ("values", c_void_p),
-        ("scales", c_void_p),
-        ("running_sums", c_void_p),
-        ("rows", c_int64),
-        ("stride", c_int64),
-    )
-
-
-class PackJob(ctypes.Structure):
-    _fields_ = (
-        ("packed", PackedMatrixFields),
-        ("packed_values", c_void_p),
-        ("packed_scales", c_void_p),
-        ("values", c_void_p),
-        ("scales", c_void_p),
-    )
-
-
-class QuantiseJob(ctypes.Structure):
-    _fields_ = (("input", c_void_p), ("input_stride", c_int64), ("width", c_int64), ("out", ActivationsFields))
-
-
-class LinearJob(ctypes.Structure):
-    _fields_ = (
-        ("weight", PackedMatrixFields),
-        ("input", ActivationsFields),
-        ("bias", c_void_p),
-        ("out", c_void_p),
-        ("out_stride", c_int64),
-    )
-
-
-class GatherJob(ctypes.Structure):
-    _fields_ = (
-        ("weight", PackedMatrixFields),
-        ("ids", c_void_p),
-        ("count", c_int64),
-        ("out", c_void_p),
-        ("width", c_int64),
-    )
-
-
-class NormJob(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("input", "out", "weight", "bias")),
-        *((name, c_int64) for name in ("rows", "width", "input_stride", "out_stride")),
-        ("eps", c_float),
-        ("centred", c_int32),
-        ("plus_one", c_int32),
-    )
-
-
-class RopeJob(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "cosine", "sine", "positions")),
-        *((name, c_int64) for name in ("rows", "heads", "head_dim", "dims", "stride")),
-        ("interleaved", c_int32),
-    )
-
-
-class ActivateJob(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("gate", "up", "out")),
-        *((name, c_int64) for name in ("rows", "width", "gate_stride", "up_stride", "out_stride")),
-        ("activation", c_int32),
-    )
-
-
-class AddJob(ctypes.Structure):
-    _fields_ = (("x", c_void_p), ("y", c_void_p), ("count", c_int64))
-
-
-class KeyValueBlocksFields(ctypes.Structure):
-    _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("kv_heads", c_int64),
-        ("head_dim", c_int64),
-        ("block_size", c_int64),
-        ("bfloat16", c_int32),
-    )
-
-
-class StoreJob(ctypes.Structure):
-    _fields_ = (
-        ("blocks", KeyValueBlocksFields),
-        *((name, c_void_p) for name in ("keys", "values", "slots")),
-        *((name, c_int64) for name in ("rows", "key_stride", "value_stride")),
-    )
-
-
-class AttentionJob(ctypes.Structure):
-    _fields_ = (
-        ("blocks", KeyValueBlocksFields),
-        *((name, c_void_p) for name in ("queries", "out", "block_table", "query_starts", "key_counts", "sinks")),
-        *((name, c_int64) for name in ("sequences", "heads", "query_stride", "out_stride", "table_stride", "window")),
-        ("scale", c_float),
-        ("softcap", c_float),
-    )
-
-
-_JOBS = {
-    "pack": PackJob,
-    "gather": GatherJob,
-    "quantise": QuantiseJob,
-    "linear": LinearJob,
-    "norm": NormJob,
-    "rope": RopeJob,
-    "activate": ActivateJob,
-    "add": AddJob,
-    "store": StoreJob,
-    "attend": AttentionJob,
-}
 
 
 def path() -> Path | None:
@@ -169,7 +42,7 @@ def load() -> ctypes.CDLL:
             "(`apt install g++` or likewise), then groundup again"
         )
     library = ctypes.CDLL(str(found))
-    for name, job in _JOBS.items():
+    for name, job in FUNCTIONS.items():
         function = getattr(library, f"groundup_{name}")
         function.argtypes, function.restype = [POINTER(job)], None
     library.groundup_set_threads.argtypes, library.groundup_set_threads.restype = [c_int], None

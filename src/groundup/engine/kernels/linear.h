@@ -85,22 +85,26 @@ static void tile(const LinearJob& job, int64_t row, int64_t panel) {
       for (int v = 0; v < kVectors; ++v) sums[r][v] = splat(-Weights::kZero * sum);
     }
     for (int64_t k = begin; k < end; k += Weights::kStep) {
-      B low[kVectors], high[kVectors];
+      B both[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        const uint8_t* from = bytes + v * W / kPanel * panel_bytes + k / Weights::kStep * 64 + v * W % kPanel * 4;
+        const uint8_t* from = bytes + v * W / kPanel * panel_bytes + k * (64 / Weights::kStep) + v * W % kPanel * 4;
         if (kRows <= 2 && v * W % kPanel == 0) __builtin_prefetch(from + 4096);
-        low[v] = load_bytes(from);
-        if (kNibbles) high[v] = low[v] >> 4, low[v] &= 15;
+        both[v] = load_bytes(from);
       }
+      // One half of the nibbles after the other: fewer registers than both at once.
+#pragma GCC unroll 2
+      for (int half = 0; half < Weights::kStep / 4; ++half) {
+        B weights[kVectors];
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const int8_t* word = values + r * job.input.stride + k;
-        const I first = splat_word(word), second = splat_word(word + Weights::kStep - 4);
+        for (int v = 0; v < kVectors; ++v) weights[v] = !kNibbles ? both[v] : half == 0 ? both[v] & 15 : both[v] >> 4;
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          if (kNibbles) sums[r][v] = dot_nibbles(dot_nibbles(sums[r][v], low[v], first), high[v], second);
-          else sums[r][v] = dot_bytes(sums[r][v], low[v], first);
+        for (int r = 0; r < kRows; ++r) {
+          const I word = splat_word(values + r * job.input.stride + k + 4 * half);
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) {
+            sums[r][v] = kNibbles ? dot_nibbles(sums[r][v], weights[v], word) : dot_bytes(sums[r][v], weights[v], word);
+          }
         }
       }
     }
