@@ -25,7 +25,7 @@ from groundup.quantize.matrix import (
 ALL_FORMATS = pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEIGHT_FORMATS)
 # Rows of a matrix, columns, tokens: around every multiple that the kernels count in.
 SHAPES = [(1, 1, 1), (16, 32, 2), (17, 33, 3), (64, 128, 1), (65, 127, 5), (100, 300, 7), (130, 257, 13)]
-SHAPES += [(33, 640, 251)]
+SHAPES += [(33, 640, 251), (40, 2300, 9)]
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_the_largest_sums_that_there_can_be_do_not_overflow(level: str, format: 
 
 @ALL_FORMATS
 @settings(deadline=None, max_examples=25)
-@given(st.integers(1, 140), st.integers(1, 400), st.integers(1, 20), st.booleans())
+@given(st.integers(1, 140), st.integers(1, 2400), st.integers(1, 20), st.booleans())
 def test_a_layer_is_what_float64_says(format: WeightFormat, rows: int, columns: int, tokens: int, biased: bool):
     """In every level at once: hypothesis does not go with fixtures."""
     weight, x = _random(rows, columns, seed=rows), _random(tokens, columns, seed=tokens)
@@ -124,7 +124,7 @@ def test_a_layer_is_what_float64_says(format: WeightFormat, rows: int, columns: 
 
 @ALL_FORMATS
 def test_a_token_does_not_depend_on_the_batch_around_it(level: str, format: WeightFormat):
-    x, packed = _random(64, 300), kernels.pack(quantise_rows(_random(200, 300), format))
+    x, packed = _random(64, 2300), kernels.pack(quantise_rows(_random(100, 2300), format))
     together = kernels.linear(kernels.quantise(x), packed)
     for count in (1, 2, 3, 4, 5, 7, 12, 13):
         for start in range(0, 64 - count, 9):

@@ -20,7 +20,7 @@ struct AttentionTile {
   F total[kTile];  // of weights, lane by lane
 };
 
-// The sequence of an item and the item's place in it; items are [sequence][kv_head][tile of rows].
+// Tiles of a sequence for each key-value head. What threads share out are items [sequence][kv_head][tile].
 static int64_t tiles_of(const AttentionJob& job, int64_t sequence) {
   const int64_t tokens = job.query_starts[sequence + 1] - job.query_starts[sequence];
   return (tokens * (job.heads / job.blocks.kv_heads) + kTile - 1) / kTile;

@@ -4,6 +4,7 @@
 // else is written once, in the compiler's own vectors of W numbers.
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 
 #if GROUNDUP_LEVEL == 2
 constexpr int W = 16;

@@ -6,6 +6,7 @@
 #include "attention.h"
 
 #undef INLINE
+#undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
     quantise, linear_items, linear<true>, linear<false>, norm, rope, activate, add, attention_items, attend,
