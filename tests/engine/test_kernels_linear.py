@@ -57,7 +57,8 @@ def test_packing_loses_nothing(level: str, format: WeightFormat, shape: tuple[in
 def test_activations_are_those_of_the_definition_to_the_bit(level: str, shape: tuple[int, int]):
     x = _random(*shape)
     x[0] = 0.0
-    x[-1] *= 1e-20
+    if len(x) > 3:
+        x[1:4] *= torch.tensor([[1e-20], [1e-32], [1e-40]])
     expected, found = quantise_activations(x), kernels.quantise(x)
     assert torch.equal(found.values[:, : shape[1]], expected.values_mk)
     assert not found.values[:, shape[1] :].any()

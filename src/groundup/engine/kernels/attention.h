@@ -17,7 +17,9 @@ struct AttentionTile {
   float sums[kTile * kMaxHeadDim];     // of values, padded rows
   float weights[kTile * kStrip];
   float largest[kTile];
-  F total[kTile];  // of weights, lane by lane
+  F total[kTile];                         // of weights, lane by lane
+  float wide_keys[kMaxHeadDim * kStrip];  // of the strip, if they are widened for all rows
+  float wide_values[kStrip * kMaxHeadDim];
 };
 
 // Tiles of a sequence for each key-value head. What threads share out are items [sequence][kv_head][tile].
@@ -81,7 +83,8 @@ static void score(const float* queries, const Element* keys, int64_t dim, int64_
 // From scores to weights e^(score - largest), in place; what was summed under a smaller largest score shrinks.
 static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t strip, int64_t padded) {
   // Bounds as lanes of the strip, cut so that they fit into 32 bits however far away they are.
-  const int32_t first = std::max<int64_t>(tile.first_key[r] - strip, 0), end = std::clamp<int64_t>(tile.end_key[r] - strip, 0, kStrip);
+  const int32_t first = std::max<int64_t>(tile.first_key[r] - strip, 0);
+  const int32_t end = std::clamp<int64_t>(tile.end_key[r] - strip, 0, kStrip);
   float* weights = tile.weights + r * kStrip;
   F scores[kStripVectors], top = splat(tile.largest[r]);
   for (int v = 0; v < kStripVectors; ++v) {
@@ -96,7 +99,8 @@ static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, int64
     const F shrink = exp(splat(tile.largest[r] - largest));
     tile.largest[r] = largest;
     tile.total[r] *= shrink;
-    for (int64_t d = 0; d < padded; d += W) store(tile.sums + r * padded + d, load(tile.sums + r * padded + d) * shrink);
+    float* sums = tile.sums + r * padded;
+    for (int64_t d = 0; d < padded; d += W) store(sums + d, load(sums + d) * shrink);
   }
   for (int v = 0; v < kStripVectors; ++v) {
     const F weight = exp(scores[v] - largest);
@@ -131,22 +135,47 @@ static void blend(const float* weights, const Element* values, int64_t keys, int
   }
 }
 
+// Keys and values of a strip: the first `there` of its keys exist.
+template <typename Element>
+struct Strip {
+  const Element *keys, *values;
+  int64_t key_stride, begin, there;
+};
+
 // `rows` rows, at most kRows, past one strip.
 template <int kRows, typename Element>
-static void strip_of(int64_t rows, const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t strip,
-                     const Element* keys, const Element* values, int64_t there) {
+static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t rows,
+                      const Strip<Element>& strip) {
   if (rows == kRows) {
     const int64_t dim = job.blocks.head_dim, padded = (dim + kPanel - 1) / kPanel * kPanel;
-    score<kRows>(tile.queries + r * dim, keys, dim, job.blocks.block_size, tile.weights + r * kStrip);
-    for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, strip, padded);
+    score<kRows>(tile.queries + r * dim, strip.keys, dim, strip.key_stride, tile.weights + r * kStrip);
+    for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, strip.begin, padded);
     float* sums = tile.sums + r * padded;
     const float* weights = tile.weights + r * kStrip;
     int64_t d = 0;
-    for (; d + 4 * W <= padded; d += 4 * W) blend<kRows, 4>(weights, values + d, there, padded, sums + d);
-    for (; d < padded; d += W) blend<kRows, 1>(weights, values + d, there, padded, sums + d);
+    for (; d + 4 * W <= padded; d += 4 * W) blend<kRows, 4>(weights, strip.values + d, strip.there, padded, sums + d);
+    for (; d < padded; d += W) blend<kRows, 1>(weights, strip.values + d, strip.there, padded, sums + d);
   } else if constexpr (kRows > 1) {
-    strip_of<kRows - 1>(rows, job, tile, r, strip, keys, values, there);
+    rows_past<kRows - 1>(job, tile, r, rows, strip);
   }
+}
+
+template <typename Element>
+static void tile_past(const AttentionJob& job, AttentionTile& tile, const Strip<Element>& strip) {
+  for (int64_t r = 0; r < tile.rows; r += kAttentionRows) {
+    rows_past<kAttentionRows>(job, tile, r, std::min<int64_t>(kAttentionRows, tile.rows - r), strip);
+  }
+}
+
+// The same strip in float32: cheaper once than for every few rows again.
+template <typename Element>
+static Strip<float> widened(AttentionTile& tile, const Strip<Element>& strip, int64_t dim, int64_t padded) {
+  for (int64_t d = 0; d < dim; ++d) {
+    const Element* keys = strip.keys + d * strip.key_stride;
+    for (int v = 0; v < kStrip; v += W) store(tile.wide_keys + d * kStrip + v, load(keys + v));
+  }
+  for (int64_t i = 0; i < strip.there * padded; i += W) store(tile.wide_values + i, load(strip.values + i));
+  return {tile.wide_keys, tile.wide_values, kStrip, strip.begin, strip.there};
 }
 
 template <typename Element>
@@ -154,15 +183,15 @@ static void attend_tile(const AttentionJob& job, AttentionTile& tile) {
   const KeyValueBlocks& blocks = job.blocks;
   const int64_t padded = (blocks.head_dim + kPanel - 1) / kPanel * kPanel;
   const int64_t first = tile.first_key[0] / kStrip * kStrip, end = tile.end_key[tile.rows - 1];
-  for (int64_t strip = first; strip < end; strip += kStrip) {
-    const int64_t block = job.block_table[tile.sequence * job.table_stride + strip / blocks.block_size];
-    const int64_t head = (block * blocks.kv_heads + tile.kv_head) * blocks.block_size, slot = strip % blocks.block_size;
+  for (int64_t begin = first; begin < end; begin += kStrip) {
+    const int64_t block = job.block_table[tile.sequence * job.table_stride + begin / blocks.block_size];
+    const int64_t head = (block * blocks.kv_heads + tile.kv_head) * blocks.block_size, slot = begin % blocks.block_size;
     const auto* keys = static_cast<const Element*>(blocks.keys) + head * blocks.head_dim + slot;
     const auto* values = static_cast<const Element*>(blocks.values) + (head + slot) * padded;
-    for (int64_t r = 0; r < tile.rows; r += kAttentionRows) {
-      const int64_t rows = std::min<int64_t>(kAttentionRows, tile.rows - r), there = std::min(kStrip, end - strip);
-      strip_of<kAttentionRows>(rows, job, tile, r, strip, keys, values, there);
-    }
+    const Strip<Element> strip{keys, values, blocks.block_size, begin, std::min(kStrip, end - begin)};
+    constexpr bool is_wide = std::is_same_v<Element, float>;
+    if (is_wide || tile.rows <= kAttentionRows) tile_past(job, tile, strip);
+    else tile_past(job, tile, widened(tile, strip, blocks.head_dim, padded));
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float inverse = 1.0f / reduce_add(tile.total[r]);

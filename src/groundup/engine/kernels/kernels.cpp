@@ -4,8 +4,8 @@
 // needs a flag for the machine it is built on. Floating-point contraction is off: a·b + c is fused where `fma` says so
 // and nowhere else, so that a number does not depend on what the compiler made of the loop around it.
 //
-// jobs.h: what a call is told; pool.h: threads; packing.h: the layout of weights; lanes.h, arithmetic.h: one register and
-// what is made of it; linear.h, pointwise.h, attention.h: the kernels. Callers check sizes: nothing is checked here.
+// jobs.h: what a call is told; pool.h: threads; packing.h: the layout of weights; lanes.h, arithmetic.h: one register
+// and what is made of it; linear.h, pointwise.h, attention.h: the kernels. Callers check sizes: nothing is checked here.
 
 #include <algorithm>
 #include <cmath>
@@ -85,12 +85,12 @@ const Kernels* level(int number) {
   if (number == 0) return &portable::kernels;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#define HAS __builtin_cpu_supports
+  const bool has_avx2 = HAS("avx2") && HAS("fma") && HAS("f16c");
+  const bool has_avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512vl") && HAS("avx512dq") && HAS("avx512vnni");
+#undef HAS
   if (number == 1 && has_avx2) return &avx2::kernels;
-  if (number == 2 && has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
-    return &avx512::kernels;
-  }
+  if (number == 2 && has_avx2 && has_avx512) return &avx512::kernels;
 #endif
   return nullptr;
 }

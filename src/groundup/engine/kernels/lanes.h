@@ -89,7 +89,7 @@ INLINE I dot_nibbles(I sums, B weights, I values) {
   typedef int8_t Signed __attribute__((vector_size(4 * W)));
   typedef int16_t Wide __attribute__((vector_size(8 * W)));
   const Wide products = __builtin_convertvector(weights, Wide) * __builtin_convertvector((Signed)values, Wide);
-  for (int i = 0; i < W; ++i) sums[i] += products[4 * i] + products[4 * i + 1] + products[4 * i + 2] + products[4 * i + 3];
+  for (int i = 0; i < 4 * W; ++i) sums[i / 4] += products[i];
   return sums;
 }
 INLINE I dot_bytes(I sums, B weights, I values) { return dot_nibbles(sums, weights, values); }

@@ -1,8 +1,8 @@
 // A few threads that stay awake for a moment after each job, since the next one mostly follows at once.
 //
 // A job is a number of chunks that threads claim one by one: a core that is taken away for a while holds up one chunk,
-// not its share of everything. Which thread takes which chunk never changes a result. Whoever calls works too, and waits
-// for claimed chunks alone, never for a thread that is still asleep.
+// not its share of everything. Which thread takes which chunk never changes a result. Whoever calls works too, and
+// waits for claimed chunks alone, never for a thread that is still asleep.
 #pragma once
 
 #include <pthread.h>
@@ -110,8 +110,8 @@ class Pool {
   std::vector<std::thread> workers_;
 };
 
-// The one pool of this process. A forked child has none of its parent's threads: it forgets the pool, which may be in any
-// state, and starts its own when it first needs one.
+// The one pool of this process. A forked child has none of its parent's threads: it forgets the pool, which may be in
+// any state, and starts its own when it first needs one.
 inline std::atomic<Pool*> current{nullptr};
 inline std::atomic<int> wanted_threads{1};
 inline std::atomic_flag starting = ATOMIC_FLAG_INIT;
