@@ -15,6 +15,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 
 # What the demo asks about: the model has learned to answer from what it is given, not to know the library by heart.
 DOCUMENT := runs/calendar.isleap.txt
+# What pip compiles: installed again when it changes.
+KERNELS := $(wildcard src/groundup/engine/kernels/*.cpp src/groundup/engine/kernels/*.h)
 
 .PHONY: demo test test-all bench help
 
@@ -53,18 +55,20 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/attention.py
 	@echo "Quality against time needs texts of your choice: $(BIN)/python benchmarks/quality.py --help"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "groundup needs Python 3.11 or newer: install it, or name it with PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(PIP_INSTALL) "$(TORCH)"
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-test: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(PIP_INSTALL) "$(TORCH)"
 	$(PIP_INSTALL) --editable ".[test]"
 	@touch $@ $(VENV)/.installed

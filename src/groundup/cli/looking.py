@@ -154,9 +154,10 @@ def _record_of(folder: Path, makes: str, ledger: Ledger) -> Record | None:
 
 
 def _doctor(flags: argparse.Namespace) -> None:
+    from groundup.engine.kernels import library
     from groundup.hardware import doctor
 
-    for finding in doctor(flags.run):
+    for finding in [*doctor(flags.run), library.finding()]:
         print(f"{_MARKS[finding.verdict]} {finding.subject:16} {finding.sentence}")
 
 

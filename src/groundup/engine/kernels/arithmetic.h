@@ -1,0 +1,67 @@
+// Vectors from and to memory, also in part, and the functions of a model's layers. Included once for every level.
+
+INLINE F load(const float* from) {
+  F x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+INLINE F load(const uint16_t* from) {  // bfloat16: the upper half of a float32
+  H x;
+  std::memcpy(&x, from, sizeof x);
+  return (F)(__builtin_convertvector(x, U) << 16);
+}
+INLINE void store(float* to, F x) { std::memcpy(to, &x, sizeof x); }
+
+// As many of W numbers as are left, zeros for the others.
+INLINE F load(const float* from, int64_t left) {
+  if (left >= W) return load(from);
+  F x = {};
+  if (left > 0) std::memcpy(&x, from, left * sizeof(float));
+  return x;
+}
+INLINE void store(float* to, F x, int64_t left) {
+  if (left >= W) store(to, x);
+  else if (left > 0) std::memcpy(to, &x, left * sizeof(float));
+}
+
+INLINE I lanes() {  // 0, 1, 2, …
+  I out;
+  for (int i = 0; i < W; ++i) out[i] = i;
+  return out;
+}
+
+INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+INLINE F max(F a, F b) { return a > b ? a : b; }
+INLINE F abs(F x) { return (F)((I)x & 0x7fffffff); }
+
+// Adding 1.5 · 2²³ leaves no bits behind the point: the sum's last bits are the nearest integer, halves to even.
+constexpr float kRounder = 12582912.0f;
+INLINE F round(F x) { return (x + kRounder) - kRounder; }
+INLINE I round_to_int(F x) { return (I)(x + kRounder) - (I)splat(kRounder); }  // |x| < 2²²
+
+// eˣ within 2 units in the last place; 0 below -87.3, finite above 88.3, not a number where x is none.
+// x = n ln 2 + r with |r| ≤ ln 2 / 2, then Taylor's series of eʳ to the sixth power. exp(0) is exactly 1.
+INLINE F exp(F x) {
+  const F bounded = x > 88.3f ? splat(88.3f) : x < -87.3f ? splat(-87.3f) : x;
+  const F n = round(bounded * 1.44269504f);
+  F r = fma(n, splat(-0.693359375f), bounded);
+  r = fma(n, splat(2.12194440e-4f), r);
+  F series = splat(1.0f / 720);
+  for (const float factor : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) series = fma(series, r, splat(factor));
+  const F power = (F)((round_to_int(n) + 127) << 23);
+  return x < -87.3f ? splat(0.0f) : series * power;
+}
+
+INLINE F sigmoid(F x) { return 1.0f / (1.0f + exp(-x)); }
+INLINE F tanh(F x) { return 1.0f - 2.0f / (1.0f + exp(x + x)); }  // absolute error 2e-7
+
+// Within 2e-7: Abramowitz and Stegun, formula 7.1.26.
+INLINE F erf(F x) {
+  const F t = 1.0f / (1.0f + 0.3275911f * abs(x));
+  F series = splat(1.061405429f);
+  for (const float factor : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
+    series = fma(series, t, splat(factor));
+  }
+  const F size = 1.0f - series * t * exp(-(x * x));
+  return x < 0.0f ? -size : size;
+}

@@ -1,0 +1,41 @@
+"""Tensors as addresses for the library, which checks nothing: types, layouts, shapes and bounds, each a ValueError."""
+
+import torch
+from torch import Tensor
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def rows_address(name: str, x: Tensor) -> int:
+    """The address of float32 rows, of which each is contiguous."""
+    require_type(name, x, torch.float32)
+    if x.numel() and not x[0].is_contiguous():
+        raise ValueError(f"every row of `{name}` must be contiguous")
+    return x.data_ptr()
+
+
+def address(name: str, x: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+    """The address of a contiguous tensor, or None."""
+    if x is None:
+        return None
+    require_type(name, x, dtype)
+    if not x.is_contiguous():
+        raise ValueError(f"`{name}` must be contiguous")
+    return x.data_ptr()
+
+
+def require_type(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    if x.dtype != dtype or x.device.type != "cpu":
+        raise ValueError(f"`{name}` must be {dtype} on the CPU, not {x.dtype} on {x.device}")
+
+
+def require_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"`{name}` must have shape {shape}, not {tuple(x.shape)}")
+
+
+def require_within(name: str, x: Tensor, count: int) -> None:
+    if x.numel() and (int(x.min()) < 0 or int(x.max()) >= count):
+        raise ValueError(f"`{name}` must be in 0 … {count - 1}")

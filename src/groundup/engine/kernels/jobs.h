@@ -1,0 +1,152 @@
+// What a call of the library is told: plain data, the same for every instruction set.
+//
+// Letters: m tokens (rows of activations), n output channels, k input channels, g groups of input channels.
+// Strides count elements. Every pointer is to memory of the caller, contiguous but for the strides named.
+#pragma once
+
+#include <cstdint>
+
+// Output channels whose weights lie together, and those that a packed matrix is padded to a multiple of.
+constexpr int64_t kPanel = 16;
+constexpr int64_t kRowMultiple = 64;
+// Columns that one running sum of the activations covers; every group is a multiple of it.
+constexpr int64_t kSumColumns = 32;
+// Keys that attention looks at together; the slots of a key-value block are a multiple of it.
+constexpr int64_t kStrip = 16;
+constexpr int64_t kMaxHeadDim = 512;
+
+// A quantised matrix, packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
+// unsigned around 8 or 128; `scales` [n/16][k/group][16], half precision with 4 bits and float32 with 8.
+// In 4 bits a byte holds column k in its low half and column k + 4 in its high half.
+struct PackedMatrix {
+  const uint8_t* values;
+  const void* scales;
+  int64_t rows;     // without padding
+  int64_t columns;  // padded to a multiple of group
+  int64_t group;    // columns that share a scale; all of them with 8 bits
+  int64_t bits;     // 4 or 8
+};
+
+// Quantised activations: values [m][stride] in -127..127 with zeros behind the row's end, one scale for each token, and
+// running_sums[m][i] = the sum of the token's first 32·i values, from which that of any group is one subtraction.
+struct Activations {
+  int8_t* values;
+  float* scales;
+  int32_t* running_sums;  // [m][stride / 32 + 1]
+  int64_t rows;
+  int64_t stride;  // a multiple of 128
+};
+
+struct QuantiseJob {
+  const float* input;
+  int64_t input_stride;
+  int64_t width;
+  Activations out;
+};
+
+// out[m][n] = scales[m] · Σ_g scale[n][g] · Σ_k weight[n][k] · value[m][k] + bias[n]
+struct LinearJob {
+  PackedMatrix weight;
+  Activations input;
+  const float* bias;  // or null
+  float* out;
+  int64_t out_stride;
+};
+
+// Rows of a packed matrix by number, as float32: what an embedding is.
+struct GatherJob {
+  PackedMatrix weight;
+  const int64_t* ids;
+  int64_t count;
+  float* out;
+  int64_t width;  // columns without padding
+};
+
+struct NormJob {
+  const float* input;
+  float* out;
+  const float* weight;  // or null
+  const float* bias;    // or null
+  int64_t rows;
+  int64_t width;
+  int64_t input_stride;
+  int64_t out_stride;
+  float eps;
+  int32_t centred;   // layer norm; otherwise root mean square
+  int32_t plus_one;  // multiply by 1 + weight
+};
+
+// Turns, in place, pairs of the first `dims` numbers of each head by the angles of the token's position.
+struct RopeJob {
+  float* x;  // [m][heads][head_dim], tokens `stride` apart
+  const float* cosine;
+  const float* sine;  // [positions][dims / 2]
+  const int32_t* positions;
+  int64_t rows;
+  int64_t heads;
+  int64_t head_dim;
+  int64_t dims;
+  int64_t stride;
+  int32_t interleaved;  // pairs (2i, 2i + 1) instead of (i, i + dims / 2)
+};
+
+// out = activation(gate) · up, or activation(gate) where up is null.
+struct ActivateJob {
+  const float* gate;
+  const float* up;
+  float* out;
+  int64_t rows;
+  int64_t width;
+  int64_t gate_stride;
+  int64_t up_stride;
+  int64_t out_stride;
+  int32_t activation;  // see Activation
+};
+
+enum Activation : int32_t { kSilu, kGelu, kGeluTanh, kQuickGelu, kRelu, kReluSquared, kTanh, kActivations };
+
+struct AddJob {
+  float* x;  // x += y
+  const float* y;
+  int64_t count;
+};
+
+// Blocks of keys and values. Keys lie transposed, so that scores need no sums across a register:
+// keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16].
+struct KeyValueBlocks {
+  void* keys;
+  void* values;
+  int64_t kv_heads;
+  int64_t head_dim;
+  int64_t block_size;  // a multiple of 16
+  int32_t bfloat16;    // otherwise float32
+};
+
+struct StoreJob {
+  KeyValueBlocks blocks;
+  const float* keys;
+  const float* values;   // [m][kv_heads][head_dim], tokens `stride` apart
+  const int64_t* slots;  // [m]: block · block_size + place in the block
+  int64_t rows;
+  int64_t key_stride;
+  int64_t value_stride;
+};
+
+// Causal attention of the last tokens of each sequence to all of its keys.
+struct AttentionJob {
+  KeyValueBlocks blocks;
+  const float* queries;  // [m][heads][head_dim], tokens `query_stride` apart
+  float* out;            // likewise
+  const int32_t* block_table;   // [sequences][table_stride]
+  const int32_t* query_starts;  // [sequences + 1]: tokens of sequence s are query_starts[s] … query_starts[s + 1] - 1
+  const int32_t* key_counts;    // [sequences], the new tokens included
+  const float* sinks;           // [heads] or null
+  int64_t sequences;
+  int64_t heads;
+  int64_t query_stride;
+  int64_t out_stride;
+  int64_t table_stride;
+  int64_t window;  // keys that a query sees, itself included; 0 is all
+  float scale;
+  float softcap;  // 0 is none
+};

@@ -1,0 +1,133 @@
+"""What the library's functions are told, as ctypes sees it: field by field the structures of jobs.h and packing.h."""
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_void_p
+
+
+class PackedMatrixFields(ctypes.Structure):
+    _fields_ = (
+        ("values", c_void_p),
+        ("scales", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("group", c_int64),
+        ("bits", c_int64),
+    )
+
+
+class ActivationsFields(ctypes.Structure):
+    _fields_ = (
+        ("values", c_void_p),
+        ("scales", c_void_p),
+        ("running_sums", c_void_p),
+        ("rows", c_int64),
+        ("stride", c_int64),
+    )
+
+
+class PackJob(ctypes.Structure):
+    _fields_ = (
+        ("packed", PackedMatrixFields),
+        ("packed_values", c_void_p),
+        ("packed_scales", c_void_p),
+        ("values", c_void_p),
+        ("scales", c_void_p),
+    )
+
+
+class QuantiseJob(ctypes.Structure):
+    _fields_ = (("input", c_void_p), ("input_stride", c_int64), ("width", c_int64), ("out", ActivationsFields))
+
+
+class LinearJob(ctypes.Structure):
+    _fields_ = (
+        ("weight", PackedMatrixFields),
+        ("input", ActivationsFields),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
+class GatherJob(ctypes.Structure):
+    _fields_ = (
+        ("weight", PackedMatrixFields),
+        ("ids", c_void_p),
+        ("count", c_int64),
+        ("out", c_void_p),
+        ("width", c_int64),
+    )
+
+
+class NormJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("input", "out", "weight", "bias")),
+        *((name, c_int64) for name in ("rows", "width", "input_stride", "out_stride")),
+        ("eps", c_float),
+        ("centred", c_int32),
+        ("plus_one", c_int32),
+    )
+
+
+class RopeJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "cosine", "sine", "positions")),
+        *((name, c_int64) for name in ("rows", "heads", "head_dim", "dims", "stride")),
+        ("interleaved", c_int32),
+    )
+
+
+class ActivateJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("gate", "up", "out")),
+        *((name, c_int64) for name in ("rows", "width", "gate_stride", "up_stride", "out_stride")),
+        ("activation", c_int32),
+    )
+
+
+class AddJob(ctypes.Structure):
+    _fields_ = (("x", c_void_p), ("y", c_void_p), ("count", c_int64))
+
+
+class KeyValueBlocksFields(ctypes.Structure):
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("block_size", c_int64),
+        ("bfloat16", c_int32),
+    )
+
+
+class StoreJob(ctypes.Structure):
+    _fields_ = (
+        ("blocks", KeyValueBlocksFields),
+        *((name, c_void_p) for name in ("keys", "values", "slots")),
+        *((name, c_int64) for name in ("rows", "key_stride", "value_stride")),
+    )
+
+
+class AttentionJob(ctypes.Structure):
+    _fields_ = (
+        ("blocks", KeyValueBlocksFields),
+        *((name, c_void_p) for name in ("queries", "out", "block_table", "query_starts", "key_counts", "sinks")),
+        *((name, c_int64) for name in ("sequences", "heads", "query_stride", "out_stride", "table_stride", "window")),
+        ("scale", c_float),
+        ("softcap", c_float),
+    )
+
+
+# The library's functions, without `groundup_`, and what each is told.
+FUNCTIONS: dict[str, type[ctypes.Structure]] = {
+    "pack": PackJob,
+    "gather": GatherJob,
+    "quantise": QuantiseJob,
+    "linear": LinearJob,
+    "norm": NormJob,
+    "rope": RopeJob,
+    "activate": ActivateJob,
+    "add": AddJob,
+    "store": StoreJob,
+    "attend": AttentionJob,
+}

@@ -1,0 +1,13 @@
+// Everything that is compiled once for every instruction set: kernels.cpp includes this file inside a namespace each.
+#include "lanes.h"
+#include "arithmetic.h"
+#include "linear.h"
+#include "pointwise.h"
+#include "attention.h"
+
+#undef INLINE
+#undef INLINE_MEMBER
+
+constexpr Kernels kernels = {
+    quantise, linear_items, linear<true>, linear<false>, norm, rope, activate, add, attention_items, attend,
+};

@@ -1,0 +1,229 @@
+// Products of quantised activations with packed weights. Included once for every level.
+//
+// The integers of a group are summed exactly; every group is then scaled and added in order. A token's result therefore
+// depends neither on the tile it is computed in, nor on its neighbours, nor on the thread.
+
+// One token after another: scale = largest / 127, value = round(x · 127 / largest). A row smaller than any number that
+// matters counts as zero, one that is not finite has a scale that is not a number.
+static void quantise(const QuantiseJob& job, int64_t begin, int64_t end) {
+  const Activations& out = job.out;
+  for (int64_t m = begin; m < end; ++m) {
+    const float* x = job.input + m * job.input_stride;
+    F largest = {}, broken = {};
+    for (int64_t i = 0; i < job.width; i += W) {
+      const F part = load(x + i, job.width - i);
+      largest = max(largest, abs(part));
+      broken += part * 0.0f;
+    }
+    const float top = reduce_max(largest);
+    const bool finite = reduce_add(broken) == 0.0f;
+    const float inverse = finite && top > kSmallest ? 127.0f / top : 0.0f;
+    out.scales[m] = !finite ? NAN : top > kSmallest ? top / 127.0f : 0.0f;
+    int8_t* values = out.values + m * out.stride;
+    for (int64_t i = 0; i < out.stride; i += W) {
+      const F part = finite ? load(x + i, job.width - i) : F{};
+      const S narrow = __builtin_convertvector(round_to_int(part * inverse), S);
+      std::memcpy(values + i, &narrow, sizeof narrow);
+    }
+    int32_t* sums = out.running_sums + m * (out.stride / kSumColumns + 1);
+    sums[0] = 0;
+    for (int64_t i = 0; i < out.stride / kSumColumns; ++i) {
+      int32_t sum = 0;
+      for (int64_t j = 0; j < kSumColumns; ++j) sum += values[i * kSumColumns + j];
+      sums[i + 1] = sums[i] + sum;
+    }
+  }
+}
+
+template <bool kNibbles>
+struct Format {
+  static constexpr int64_t kStep = kNibbles ? 8 : 4;  // columns of 16 channels in 64 bytes
+  static constexpr int32_t kZero = kNibbles ? 8 : kByteZero;
+};
+
+template <typename Vector>
+INLINE Vector load_as(const void* from) {
+  Vector x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+// A register tile: kRows tokens from `row` on against kPanels panels of 16 channels from `panel` on.
+template <bool kNibbles, int kRows, int kPanels>
+struct Tile {
+  static constexpr int kVectors = kPanels * kPanel / W;
+  static constexpr int64_t kStep = Format<kNibbles>::kStep;
+  using Sums = I[kRows][kVectors];
+  using Totals = F[kRows][kVectors];
+
+  const LinearJob& job;
+  const int64_t row, panel;
+
+  // Columns begin … end - 1. Unless they are the last, what was summed so far waits in `partial` for the next.
+  void run(int64_t begin, int64_t end, int32_t* partial) const {
+    const bool is_first = begin == 0, is_last = end == job.weight.columns;
+    Totals totals;
+    if constexpr (kNibbles) {
+      if (is_first) clear(totals);
+      else copy(totals, partial);
+      const int64_t group = job.weight.group;
+      for (int64_t g = begin / group; g < end / group; ++g) add_group(totals, g);
+      if (!is_last) copy(partial, totals);
+    } else {
+      Sums sums;
+      if (is_first) correct(sums, 0, job.weight.columns);
+      else copy(sums, partial);
+      accumulate(sums, begin, end);
+      if (!is_last) return copy(partial, sums);
+      clear(totals);
+      scale(totals, sums, static_cast<const float*>(job.weight.scales) + panel * kPanel, kPanel);
+    }
+    if (is_last) finish(totals);
+  }
+
+ private:
+  // Every loop over the tile is unrolled, or its arrays would lie in memory instead of registers.
+  INLINE_MEMBER void clear(Totals& totals) const {
+#pragma GCC unroll 32
+    for (int i = 0; i < kRows * kVectors; ++i) totals[i / kVectors][i % kVectors] = F{};
+  }
+  template <typename Vector>
+  INLINE_MEMBER void copy(Vector (&to)[kRows][kVectors], const int32_t* from) const {
+#pragma GCC unroll 32
+    for (int i = 0; i < kRows * kVectors; ++i) to[i / kVectors][i % kVectors] = load_as<Vector>(from + i * W);
+  }
+  template <typename Vector>
+  INLINE_MEMBER void copy(int32_t* to, const Vector (&from)[kRows][kVectors]) const {
+#pragma GCC unroll 32
+    for (int i = 0; i < kRows * kVectors; ++i) std::memcpy(to + i * W, &from[i / kVectors][i % kVectors], 4 * W);
+  }
+
+  INLINE_MEMBER void add_group(Totals& totals, int64_t g) const {
+    const int64_t begin = g * job.weight.group, end = begin + job.weight.group;
+    const int64_t panel_scales = job.weight.columns / job.weight.group * kPanel;
+    Sums sums;
+    correct(sums, begin, end);
+    accumulate(sums, begin, end);
+    const auto* scales = static_cast<const uint16_t*>(job.weight.scales) + panel * panel_scales + g * kPanel;
+    scale(totals, sums, scales, panel_scales);
+  }
+
+  // Sums begin at what the unsigned weights are off by over columns begin … end - 1.
+  INLINE_MEMBER void correct(Sums& sums, int64_t begin, int64_t end) const {
+    const int64_t stride = job.input.stride / kSumColumns + 1;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t* running = job.input.running_sums + (row + r) * stride;
+      const int32_t sum = running[end / kSumColumns] - running[begin / kSumColumns];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = splat(-Format<kNibbles>::kZero * sum);
+    }
+  }
+
+  // sums += weight · value over columns begin … end - 1.
+  INLINE_MEMBER void accumulate(Sums& sums, int64_t begin, int64_t end) const {
+    const int64_t panel_bytes = job.weight.columns / kStep * 64;
+    const uint8_t* bytes = job.weight.values + panel * panel_bytes;
+    const int8_t* values = job.input.values + row * job.input.stride;
+    for (int64_t k = begin; k < end; k += kStep) {
+      B both[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const uint8_t* from = bytes + v * W / kPanel * panel_bytes + k * (64 / kStep) + v * W % kPanel * 4;
+        if (kRows <= 2 && v * W % kPanel == 0) __builtin_prefetch(from + 4096);
+        both[v] = load_as<B>(from);
+      }
+      // One half of the nibbles after the other takes fewer registers than both at once.
+#pragma GCC unroll 2
+      for (int half = 0; half < kStep / 4; ++half) {
+        B weights[kVectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) weights[v] = !kNibbles ? both[v] : half == 0 ? both[v] & 15 : both[v] >> 4;
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const I word = splat(load_as<int32_t>(values + r * job.input.stride + k + 4 * half));
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) {
+            sums[r][v] = kNibbles ? dot_nibbles(sums[r][v], weights[v], word) : dot_bytes(sums[r][v], weights[v], word);
+          }
+        }
+      }
+    }
+  }
+
+  // totals += scale · sums. scales: of the first panel; those of the next are panel_scales behind.
+  template <typename Scale>
+  INLINE_MEMBER void scale(Totals& totals, const Sums& sums, const Scale* scales, int64_t panel_scales) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const Scale* from = scales + v * W / kPanel * panel_scales + v * W % kPanel;
+      F factor;
+      if constexpr (kNibbles) factor = from_half(load_as<H>(from));
+      else factor = load(from);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) totals[r][v] = fma(to_float(sums[r][v]), factor, totals[r][v]);
+    }
+  }
+
+  INLINE_MEMBER void finish(const Totals& totals) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      float* out = job.out + (row + r) * job.out_stride;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t n = panel * kPanel + v * W, left = job.weight.rows - n;
+        const F bias = job.bias == nullptr ? F{} : load(job.bias + n, left);
+        store(out + n, fma(totals[r][v], splat(job.input.scales[row + r]), bias), left);
+      }
+    }
+  }
+};
+
+// Tokens and bytes of weights that pass by each other before the next: they stay in the second and the first cache.
+constexpr int64_t kBlockRows = 240, kBlockBytes = 16384;
+constexpr int64_t kTileChannels = kTilePanels * kPanel;
+
+static int64_t linear_items(const LinearJob& job) {
+  const int64_t padded = (job.weight.rows + kRowMultiple - 1) / kRowMultiple * kRowMultiple;
+  const int64_t blocks = (job.input.rows + kBlockRows - 1) / kBlockRows;
+  return padded / kPanel / (job.input.rows == 1 ? kSinglePanels : kTilePanels) * blocks;
+}
+
+// Columns begin … end - 1 of `rows` tokens, at most kRows, from `row` on.
+template <bool kNibbles, int kRows>
+static void tile_of(int64_t rows, const LinearJob& job, int64_t row, int64_t panel, int64_t begin, int64_t end,
+                    int32_t* partial) {
+  if (rows == kRows) Tile<kNibbles, kRows, kTilePanels>{job, row, panel}.run(begin, end, partial);
+  else if constexpr (kRows > 1) tile_of<kNibbles, kRows - 1>(rows, job, row, panel, begin, end, partial);
+}
+
+// Tokens begin … end - 1 against one set of panels.
+template <bool kNibbles>
+static void block(const LinearJob& job, int64_t begin, int64_t end, int64_t panel) {
+  constexpr int64_t kBlockColumns = kBlockBytes / kTileChannels * (kNibbles ? 2 : 1);
+  int32_t partial[kBlockRows * kTileChannels];
+  for (int64_t k = 0; k < job.weight.columns; k += kBlockColumns) {
+    const int64_t stop = std::min(job.weight.columns, k + kBlockColumns);
+    for (int64_t row = begin; row < end;) {
+      // Seven rows are better done as four and three than as six and one.
+      const int64_t tiles = (end - row + kTileRows - 1) / kTileRows, rows = (end - row + tiles - 1) / tiles;
+      tile_of<kNibbles, kTileRows>(rows, job, row, panel, k, stop, partial + (row - begin) * kTileChannels);
+      row += rows;
+    }
+  }
+}
+
+template <bool kNibbles>
+static void linear(const LinearJob& job, int64_t begin, int64_t end) {
+  const int64_t rows = job.input.rows, blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t panels = linear_items(job) / blocks;
+  int32_t none[kSinglePanels * kPanel];
+  for (int64_t i = begin; i < end; ++i) {
+    if (rows == 1) {
+      Tile<kNibbles, 1, kSinglePanels>{job, 0, i * kSinglePanels}.run(0, job.weight.columns, none);
+    } else {
+      const int64_t row = i / panels * kBlockRows;
+      block<kNibbles>(job, row, std::min(rows, row + kBlockRows), i % panels * kTilePanels);
+    }
+  }
+}

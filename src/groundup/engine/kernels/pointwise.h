@@ -1,0 +1,91 @@
+// Norms, rotary positions, activations and sums, token by token. Included once for every level.
+
+// Zhang and Sennrich 2019; Ba et al. 2016. Statistics in float32, of numbers already centred.
+static void norm(const NormJob& job, int64_t begin, int64_t end) {
+  for (int64_t m = begin; m < end; ++m) {
+    const float* x = job.input + m * job.input_stride;
+    float* out = job.out + m * job.out_stride;
+    float mean = 0;
+    if (job.centred) {
+      F sum = {};
+      for (int64_t i = 0; i < job.width; i += W) sum += load(x + i, job.width - i);
+      mean = reduce_add(sum) / job.width;
+    }
+    F squares = {};
+    for (int64_t i = 0; i < job.width; i += W) {
+      F centred = load(x + i, job.width - i) - mean;
+      if (i + W > job.width) centred = lanes() < static_cast<int32_t>(job.width - i) ? centred : F{};
+      squares = fma(centred, centred, squares);
+    }
+    const float scale = 1.0f / std::sqrt(reduce_add(squares) / job.width + job.eps);
+    for (int64_t i = 0; i < job.width; i += W) {
+      const int64_t left = job.width - i;
+      F y = (load(x + i, left) - mean) * scale;
+      if (job.weight != nullptr) y *= load(job.weight + i, left) + (job.plus_one ? 1.0f : 0.0f);
+      if (job.bias != nullptr) y += load(job.bias + i, left);
+      store(out + i, y, left);
+    }
+  }
+}
+
+// Su et al. 2021, section 3.4.2.
+static void turn_neighbours(float* x, const float* cosine, const float* sine, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float first = x[2 * i], second = x[2 * i + 1];
+    x[2 * i] = first * cosine[i] - second * sine[i];
+    x[2 * i + 1] = second * cosine[i] + first * sine[i];
+  }
+}
+
+static void turn_halves(float* x, const float* cosine, const float* sine, int64_t half) {
+  for (int64_t i = 0; i < half; i += W) {
+    const int64_t left = half - i;
+    const F first = load(x + i, left), second = load(x + half + i, left);
+    const F c = load(cosine + i, left), s = load(sine + i, left);
+    store(x + i, first * c - second * s, left);
+    store(x + half + i, second * c + first * s, left);
+  }
+}
+
+static void rope(const RopeJob& job, int64_t begin, int64_t end) {
+  const int64_t half = job.dims / 2;
+  const auto turn = job.interleaved ? turn_neighbours : turn_halves;
+  for (int64_t m = begin; m < end; ++m) {
+    const int64_t table = job.positions[m] * half;
+    for (int64_t h = 0; h < job.heads; ++h) {
+      turn(job.x + m * job.stride + h * job.head_dim, job.cosine + table, job.sine + table, half);
+    }
+  }
+}
+
+INLINE F activation(F x, int32_t kind) {
+  switch (kind) {
+    case kSilu: return x * sigmoid(x);
+    case kGelu: return 0.5f * x * (1.0f + erf(x * 0.70710678f));
+    case kGeluTanh: return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));  // (1 + tanh u) / 2 = sigmoid(2u)
+    case kQuickGelu: return x * sigmoid(1.702f * x);
+    case kRelu: return max(F{}, x);
+    case kReluSquared: return max(F{}, x) * max(F{}, x);
+    default: return tanh(x);
+  }
+}
+
+static void activate(const ActivateJob& job, int64_t begin, int64_t end) {
+  for (int64_t m = begin; m < end; ++m) {
+    const float* gate = job.gate + m * job.gate_stride;
+    float* out = job.out + m * job.out_stride;
+    for (int64_t i = 0; i < job.width; i += W) {
+      const int64_t left = job.width - i;
+      F y = activation(load(gate + i, left), job.activation);
+      if (job.up != nullptr) y *= load(job.up + m * job.up_stride + i, left);
+      store(out + i, y, left);
+    }
+  }
+}
+
+static void add(const AddJob& job, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += W) {
+    const int64_t left = end - i;
+    store(job.x + i, load(job.x + i, left) + load(job.y + i, left), left);
+  }
+}

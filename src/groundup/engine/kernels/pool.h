@@ -1,0 +1,164 @@
+// A few threads that stay awake for a moment after each job, since the next one mostly follows at once.
+//
+// A job is a number of chunks that threads claim one by one: a core that is taken away for a while holds up one chunk,
+// not its share of everything. Which thread takes which chunk never changes a result. Whoever calls works too, and
+// waits for claimed chunks alone, never for a thread that is still asleep.
+#pragma once
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace pool {
+
+using Work = void (*)(const void* job, int64_t begin, int64_t end);
+
+// Longer than the Python between two calls takes, shorter than anybody notices on an idle machine.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(sleep_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  // Calls work(job, begin, end) for pieces of 0 … items, each of `grain` items but the last. One job at a time.
+  void run(Work work, const void* job, int64_t items, int64_t grain) {
+    std::lock_guard<std::mutex> one_job(caller_);
+    const int64_t chunks = (items + grain - 1) / grain;
+    work_ = work, job_ = job, items_ = items, grain_ = grain, chunks_ = chunks;
+    unfinished_.store(chunks, std::memory_order_relaxed);
+    unclaimed_.store(chunks);
+    if (sleepers_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(sleep_); }
+      wake_.notify_all();
+    }
+    while (claim()) {}
+    const auto deadline = std::chrono::steady_clock::now() + kSpin;
+    while (unfinished_.load(std::memory_order_acquire) > 0) {
+      if (std::chrono::steady_clock::now() < deadline) pause();
+      else std::this_thread::yield();
+    }
+  }
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+ private:
+  // Does one chunk, if one is left. What a job is may be read once a chunk of it is claimed: it stays as it is until
+  // that chunk is finished.
+  bool claim() {
+    int64_t left = unclaimed_.load();
+    do {
+      if (left <= 0) return false;
+    } while (!unclaimed_.compare_exchange_weak(left, left - 1));
+    const int64_t begin = (chunks_ - left) * grain_;
+    work_(job_, begin, std::min(begin + grain_, items_));
+    unfinished_.fetch_sub(1, std::memory_order_release);
+    return true;
+  }
+
+  void serve() {
+    while (true) {
+      const auto deadline = std::chrono::steady_clock::now() + kSpin;
+      while (!claim() && std::chrono::steady_clock::now() < deadline) pause();
+      while (claim()) {}
+      std::unique_lock<std::mutex> lock(sleep_);
+      sleepers_.fetch_add(1);  // before it looks once more, so that either it sees the job or the caller sees it
+      wake_.wait(lock, [this] { return stopping_ || unclaimed_.load() > 0; });
+      sleepers_.fetch_sub(1);
+      if (stopping_) return;
+    }
+  }
+
+  Work work_ = nullptr;
+  const void* job_ = nullptr;
+  int64_t items_ = 0, grain_ = 1, chunks_ = 0;
+  alignas(64) std::atomic<int64_t> unclaimed_{0};
+  alignas(64) std::atomic<int64_t> unfinished_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+  bool stopping_ = false;
+  std::mutex caller_, sleep_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+};
+
+// The one pool of this process. A forked child has none of its parent's threads: it forgets the pool, which may be in
+// any state, and starts its own when it first needs one.
+inline std::atomic<Pool*> current{nullptr};
+inline std::atomic<int> wanted_threads{1};
+inline std::atomic_flag starting = ATOMIC_FLAG_INIT;
+
+inline void forget_after_fork() {
+  current.store(nullptr);
+  starting.clear();
+}
+
+// Runs with `starting` held.
+inline Pool* replace(int threads) {
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_after_fork);
+  (void)registered;
+  delete current.exchange(nullptr);
+  Pool* made = new Pool(threads);
+  current.store(made);
+  return made;
+}
+
+// Not while other calls run: what they work with is taken down.
+inline void set_threads(int threads) {
+  while (starting.test_and_set()) pause();
+  wanted_threads.store(threads);
+  Pool* pool = current.load();
+  if (pool == nullptr || pool->threads() != threads) replace(threads);
+  starting.clear();
+}
+
+inline Pool* get() {
+  Pool* pool = current.load();
+  if (pool != nullptr) return pool;
+  while (starting.test_and_set()) pause();
+  pool = current.load();
+  if (pool == nullptr) pool = replace(wanted_threads.load());
+  starting.clear();
+  return pool;
+}
+
+// Small jobs, those of one piece, and all with one thread, run where they are called.
+inline void run(Work work, const void* job, int64_t items, int64_t smallest_grain) {
+  const int64_t threads = wanted_threads.load();
+  const int64_t grain = std::max(smallest_grain, items / (threads * 8));
+  if (threads == 1 || items <= grain) {
+    if (items > 0) work(job, 0, items);
+    return;
+  }
+  get()->run(work, job, items, grain);
+}
+
+}  // namespace pool

@@ -1,0 +1,165 @@
+// Runs every function of the kernels over random shapes, with buffers that end exactly where the data ends, so that the
+// address sanitizer sees a step too far. Prints the number of calls. Results are compared elsewhere: here they must be
+// finite. Built by test_kernels_sanitized.py together with kernels.cpp.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "jobs.h"
+#include "packing.h"
+
+extern "C" {
+int groundup_set_level(int);
+void groundup_set_threads(int);
+void groundup_pack(const packing::PackJob*);
+void groundup_gather(const GatherJob*);
+void groundup_quantise(const QuantiseJob*);
+void groundup_linear(const LinearJob*);
+void groundup_norm(const NormJob*);
+void groundup_rope(const RopeJob*);
+void groundup_activate(const ActivateJob*);
+void groundup_add(const AddJob*);
+void groundup_store(const StoreJob*);
+void groundup_attend(const AttentionJob*);
+}
+
+namespace {
+
+std::mt19937 draw(0);
+
+int64_t up_to(int64_t most) { return 1 + draw() % most; }
+int64_t padded(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
+
+template <typename Number>
+std::unique_ptr<Number[]> random(int64_t count) {
+  auto numbers = std::make_unique<Number[]>(count);
+  for (int64_t i = 0; i < count; ++i) {
+    if constexpr (std::is_integral_v<Number>) numbers[i] = static_cast<Number>(draw());
+    else numbers[i] = std::normal_distribution<Number>(0, 3)(draw);
+  }
+  return numbers;
+}
+
+void require_finite(const float* numbers, int64_t count, const char* what) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(numbers[i])) std::printf("%s: number %ld is %f\n", what, long(i), numbers[i]), std::exit(1);
+  }
+}
+
+void linear() {
+  const int64_t bits = draw() % 2 ? 4 : 8, width = up_to(500), rows = up_to(150), tokens = up_to(20);
+  const int64_t group = bits == 8 ? 32 : draw() % 2 ? 128 : 32, columns = padded(width, group);
+  PackedMatrix matrix{nullptr, nullptr, rows, columns, bits == 8 ? columns : group, bits};
+  const int64_t groups = columns / matrix.group, all_rows = packing::padded_rows(rows);
+  auto values = random<uint8_t>(rows * columns * bits / 8), packed = random<uint8_t>(all_rows * columns * bits / 8);
+  auto scales = random<uint16_t>(rows * groups * (bits == 4 ? 1 : 2));
+  for (int64_t i = 0; i < rows * groups; ++i) {
+    if (bits == 4) scales[i] = 0x3c00;
+    else reinterpret_cast<float*>(scales.get())[i] = 1.0f;
+  }
+  auto packed_scales = random<uint16_t>(all_rows * groups * (bits == 4 ? 1 : 2));
+  matrix.values = packed.get(), matrix.scales = packed_scales.get();
+  const packing::PackJob pack{matrix, packed.get(), packed_scales.get(), values.get(), scales.get()};
+  groundup_pack(&pack);
+
+  const int64_t stride = padded(width, 128), apart = width + draw() % 3;
+  auto x = random<float>((tokens - 1) * apart + width), bias = random<float>(rows), token_scales = random<float>(tokens);
+  auto bytes = random<int8_t>(tokens * stride);
+  auto sums = random<int32_t>(tokens * (stride / kSumColumns + 1));
+  const Activations activations{bytes.get(), token_scales.get(), sums.get(), tokens, stride};
+  const QuantiseJob quantise{x.get(), apart, width, activations};
+  groundup_quantise(&quantise);
+  auto out = random<float>(tokens * rows);
+  const LinearJob job{matrix, activations, draw() % 2 ? bias.get() : nullptr, out.get(), rows};
+  groundup_linear(&job);
+  require_finite(out.get(), tokens * rows, "linear");
+
+  auto ids = std::make_unique<int64_t[]>(tokens);
+  for (int64_t i = 0; i < tokens; ++i) ids[i] = draw() % rows;
+  auto gathered = random<float>(tokens * width);
+  const GatherJob gather{matrix, ids.get(), tokens, gathered.get(), width};
+  groundup_gather(&gather);
+  require_finite(gathered.get(), tokens * width, "gather");
+}
+
+void pointwise() {
+  const int64_t rows = up_to(40), width = up_to(700), apart = width + draw() % 3, span = (rows - 1) * apart + width;
+  auto x = random<float>(span), y = random<float>(span), weight = random<float>(width), out = random<float>(rows * width);
+  const NormJob norm{x.get(), out.get(), draw() % 2 ? weight.get() : nullptr, draw() % 2 ? weight.get() : nullptr, rows,
+                     width, apart, width, 1e-5f, int32_t(draw() % 2), int32_t(draw() % 2)};
+  groundup_norm(&norm);
+  require_finite(out.get(), rows * width, "norm");
+  const ActivateJob activate{x.get(), draw() % 2 ? y.get() : nullptr, out.get(), rows, width, apart, apart, width,
+                             int32_t(draw() % kActivations)};
+  groundup_activate(&activate);
+  require_finite(out.get(), rows * width, "activate");
+  const AddJob add{x.get(), y.get(), span};
+  groundup_add(&add);
+
+  const int64_t heads = up_to(4), half = up_to(40), head_dim = 2 * half + draw() % 3, places = up_to(9);
+  auto turned = random<float>(rows * heads * head_dim), tables = random<float>(places * half);
+  auto positions = std::make_unique<int32_t[]>(rows);
+  for (int64_t i = 0; i < rows; ++i) positions[i] = draw() % places;
+  const RopeJob rope{turned.get(), tables.get(), tables.get(), positions.get(), rows, heads, head_dim, 2 * half,
+                     heads * head_dim, int32_t(draw() % 2)};
+  groundup_rope(&rope);
+  require_finite(turned.get(), rows * heads * head_dim, "rope");
+}
+
+void attention() {
+  const int64_t sequences = up_to(3), kv_heads = up_to(3), heads = kv_heads * up_to(5), dim = up_to(140);
+  const int64_t size = 16 * up_to(3), most = up_to(4), pool = sequences * most, narrow = draw() % 2;
+  auto keys = random<float>((pool * kv_heads * dim * size + narrow) / (narrow ? 2 : 1));
+  auto values = random<float>((pool * kv_heads * size * padded(dim, 16) + narrow) / (narrow ? 2 : 1));
+  const KeyValueBlocks blocks{keys.get(), values.get(), kv_heads, dim, size, int32_t(narrow)};
+  std::vector<int32_t> table(pool), starts{0}, counts;
+  for (int64_t i = 0; i < pool; ++i) table[i] = int32_t(pool - 1 - i);
+  for (int64_t s = 0; s < sequences; ++s) {
+    counts.push_back(int32_t(up_to(most * size)));
+    starts.push_back(starts.back() + int32_t(up_to(counts.back())));
+    std::vector<int64_t> slots;
+    for (int64_t i = 0; i < counts.back(); ++i) slots.push_back(table[s * most + i / size] * size + i % size);
+    auto k = random<float>(counts.back() * kv_heads * dim);
+    const StoreJob store{blocks, k.get(), k.get(), slots.data(), counts.back(), kv_heads * dim, kv_heads * dim};
+    groundup_store(&store);
+  }
+  const int64_t tokens = starts.back();
+  auto queries = random<float>(tokens * heads * dim), out = random<float>(tokens * heads * dim), sinks = random<float>(heads);
+  const AttentionJob job{blocks, queries.get(), out.get(), table.data(), starts.data(), counts.data(),
+                         draw() % 2 ? sinks.get() : nullptr, sequences, heads, heads * dim, heads * dim, most,
+                         int64_t(draw() % 40), 0.1f, draw() % 2 ? 5.0f : 0.0f};
+  groundup_attend(&job);
+  require_finite(out.get(), tokens * heads * dim, "attention");
+}
+
+}  // namespace
+
+int main() {
+  int rounds = 0;
+  for (int level = 0; level < 3; ++level) {
+    if (!groundup_set_level(level)) continue;
+    for (const int threads : {1, 3}) {
+      groundup_set_threads(threads);
+      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), attention();
+    }
+  }
+  std::vector<std::thread> callers;  // several threads ask the pool at once
+  groundup_set_threads(2);
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([] {
+      std::vector<float> x(100000, 1.0f), y(100000, 2.0f);
+      const AddJob add{x.data(), y.data(), int64_t(x.size())};
+      for (int j = 0; j < 200; ++j) groundup_add(&add);
+      if (x[99999] != 401.0f) std::exit(2);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  groundup_set_threads(1);
+  std::printf("%d rounds\n", rounds);
+}
