@@ -57,7 +57,7 @@ class GrammarCompiler:
                 text, defaults={"whitespace_pattern": _JSON_SPACE}
             )
         except ValueError as error:
-            raise UserError(f"the JSON schema is no JSON: {error}") from None
+            raise UserError(f"the JSON schema cannot be read: {error}") from None
         return self._compile("JSON schema", grammar)
 
     def regex(self, pattern: str) -> "Constraint":
@@ -94,11 +94,16 @@ class GrammarCompiler:
 class Constraint:
     """What may follow in one text. Made by `GrammarCompiler`; its use changes it, so each text needs a fork.
 
-    end_ids: the tokens that end the text.
+    Where the form leaves one way to go on, only the token with which the tokenizer itself would begin it may come next.
+
+    end_ids: the tokens that end the text. has_ended: whether the last token is one of them; then none may come next.
     """
 
-    def __init__(self, matcher: "LLMatcher", end_ids: tuple[int, ...], usable: Bits, vocab_size: int) -> None:
+    def __init__(
+        self, matcher: "LLMatcher", end_ids: tuple[int, ...], usable: Bits, vocab_size: int, has_ended: bool = False
+    ) -> None:
         self.end_ids = end_ids
+        self.has_ended = has_ended
         self._matcher = matcher
         self._usable = usable
         self._vocab_size = vocab_size
@@ -133,21 +138,31 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """The text goes on with `token`. Raises ValueError where that may not come next; nothing has changed then."""
+        is_end = token in self.end_ids
         is_usable = 0 <= token < self._vocab_size and self._usable[token // 8] >> (token % 8) & 1
-        if not is_usable or self._matcher.try_consume_tokens([token]) != 1:
+        if self.has_ended or not (self.may_end if is_end else is_usable and self._consume(token)):
             raise ValueError(f"token id {token} cannot follow here: the constraint forbids it")
+        self.has_ended = is_end
 
     def undo(self, count: int) -> None:
         """Take back the last `count` tokens. Raises ValueError where there are not as many."""
-        if count and not self._matcher.rollback(count):
+        # The library has not read the end, which is ours to keep.
+        read = count - 1 if self.has_ended and count else count
+        if read and not self._matcher.rollback(read):
             raise ValueError(f"the constraint cannot take back {count} tokens: {_reason(self._matcher)}")
+        self.has_ended = self.has_ended and count == 0
 
     def fork(self) -> "Constraint":
         """Another one that goes on from here."""
-        return Constraint(self._matcher.deep_copy(), self.end_ids, self._usable, self._vocab_size)
+        return Constraint(self._matcher.deep_copy(), self.end_ids, self._usable, self._vocab_size, self.has_ended)
+
+    def _consume(self, token: int) -> bool:
+        return bool(self._matcher.try_consume_tokens([token]) == 1)
 
     def _bits(self) -> Bits:
         """What may come next, a bit for each token."""
+        if self.has_ended:
+            return np.zeros_like(self._usable)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise ValueError(f"the constraint cannot be followed any further: {_reason(self._matcher)}")

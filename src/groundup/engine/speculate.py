@@ -58,6 +58,7 @@ def verify(chooser: Chooser, logits_tv: Tensor, guesses: Sequence[int]) -> list[
 
     logits_tv: (guesses + 1, vocab), those that follow the answer so far, then each guess.
     """
+    _require_rows(logits_tv, guesses)
     choices: list[Choice] = []
     for logits_v, guess in zip(logits_tv, (*guesses, None), strict=True):
         choices.append(chooser.choose(logits_v))
@@ -78,6 +79,7 @@ def verify_drawn(
 
     The draft may have been filtered in any way, as long as the guess was drawn from the distribution given here.
     """
+    _require_rows(logits_tv, guesses)
     choices: list[Choice] = []
     for logits_v, guess, draft_v in zip(logits_tv[:-1], guesses, drafts_tv, strict=True):
         target_v = chooser.distribution(logits_v).dense(len(logits_v))
@@ -101,3 +103,8 @@ def residual(target_v: Probabilities, draft_v: Probabilities) -> Probabilities:
     missing_v = np.maximum(target_v - draft_v, 0.0)
     # Of equal distributions every guess is kept, but for a rounding.
     return missing_v if missing_v.any() else target_v
+
+
+def _require_rows(logits_tv: Tensor, guesses: Sequence[int]) -> None:
+    if len(logits_tv) != len(guesses) + 1:
+        raise ValueError(f"{len(logits_tv)} rows of logits for {len(guesses)} guesses: there must be one more")
