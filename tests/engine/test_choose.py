@@ -111,18 +111,29 @@ def test_without_temperature_the_likeliest_is_taken_and_of_equal_ones_the_lowest
     assert make_chooser(Sampling(), [0]).choose(torch.tensor([1.0, 2.0, 2.0, 2.0])).token == 1
     tied = make_chooser(Sampling(temperature=1.0, top_k=2), [0]).distribution(torch.zeros(6))
     assert tied.ids.tolist() == [0, 1]
+    likeliest = make_chooser(Sampling(temperature=1.0, min_p=1.0), [0]).distribution(torch.tensor([1.0, 2.0, 2.0]))
+    assert likeliest.ids.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "chosen",
-    [{"top_k": 50}, {"top_p": 0.9}, {"top_p": 0.999}, {"typical_p": 0.6}, {"min_p": 0.01}, {"top_k": 5000}, {}],
+    [
+        {"top_k": 50},
+        {"top_p": 0.9},
+        {"top_p": 0.999},
+        {"typical_p": 0.6},
+        {"typical_p": 0.99},
+        {"min_p": 0.01},
+        {"top_k": 5000},
+        {},
+    ],
 )
 @pytest.mark.parametrize("spread", [0.3, 4.0])
-def test_a_large_vocabulary_has_the_same_distribution(dtype: torch.dtype, chosen: dict, spread: float):
+def test_a_large_vocabulary_has_the_same_distribution(dtype: torch.dtype, name: str, value: float, spread: float):
     """Where parts of the vocabulary are looked at first; of what rounding to float32 can decide a few may differ."""
     logits_v = (spread * torch.randn(30_011, generator=torch.Generator().manual_seed(0))).to(dtype)
-    sampling = Sampling(temperature=0.8, **chosen)
+    sampling = Sampling(temperature=0.8, **{name: value})
     expected_v = _full_distribution(logits_v.double().numpy(), sampling)
     found_v = make_chooser(sampling, [0]).distribution(logits_v).dense(len(logits_v))
     differing = np.flatnonzero((found_v > 0) != (expected_v > 0))

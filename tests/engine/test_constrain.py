@@ -188,6 +188,12 @@ def test_only_the_tokens_that_were_named_end_a_text():
     assert constraint.must_end
 
 
+@pytest.mark.parametrize("end_ids", [[], [TOKENIZER.encode("a")[0]], [TOKENIZER.end_id, 9999]])
+def test_an_end_that_is_no_control_token_is_refused(end_ids: list[int]):
+    with pytest.raises(ValueError, match="`end_ids` must be one or more control tokens"):
+        GrammarCompiler(TOKENIZER, end_ids)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["accept", "undo", "fork", "forbidden"]), max_size=25), st.integers(0, 2**32))
 def test_after_any_way_there_and_back_a_constraint_is_as_new(steps: list[str], seed: int):

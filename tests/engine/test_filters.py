@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from groundup.engine import filters
@@ -46,7 +46,24 @@ def test_what_has_no_weight_is_never_drawn_not_even_by_the_first_and_the_last_nu
     for seed in range(20):
         generator = np.random.default_rng(seed)
         weights = generator.random(length).astype(dtype) * (generator.random(length) < 0.1)
+        weights[: length // 2] = 0
         weights[generator.integers(length)] = 1e-30
         possible = np.flatnonzero(weights)
         assert filters.draw(weights, 0.0) == possible[0]
         assert weights[filters.draw(weights, 1 - 2**-53)] > 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.one_of(VALUE, st.floats(-90, 3)), min_size=65, max_size=400).filter(lambda one: max(one) > -math.inf),
+    st.sampled_from([0.31, 0.8, 0.97, 0.9999]),
+)
+def test_a_nucleus_of_many_is_that_of_sorting_all(values: list[float], share: float):
+    """More than the first look takes in: whole steps of a hundredth of a nat are counted, one is sorted."""
+    logits = np.array(values)
+    order = sorted(range(len(values)), key=lambda place: (-values[place], place))
+    weights = np.exp(logits - logits.max())
+    until = np.cumsum(weights[order]) / weights.sum()
+    assume(np.abs(until - share).min() > 1e-12)
+    expected = order[: int((until < share).sum()) + 1]
+    assert filters.top_p(logits, share).tolist() == sorted(expected)

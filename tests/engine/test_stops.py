@@ -24,15 +24,24 @@ def _cut(text: str, stops: list[str]) -> tuple[str, str | None]:
 
 
 @settings(max_examples=500, deadline=None)
-@given(STOPS, st.lists(st.text(LETTERS, max_size=4), max_size=12))
-def test_the_text_ends_before_the_first_whole_stop_string(stops: list[str], pieces: list[str]):
-    expected, stop = _cut("".join(pieces), stops)
+@given(
+    st.lists(st.text("aab😀", max_size=4), max_size=8),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5)), max_size=3),
+    STOPS,
+)
+def test_the_text_ends_before_the_first_whole_stop_string(
+    pieces: list[str], slices: list[tuple[int, int]], stops: list[str]
+):
+    """Among the stop strings are parts of the text, so that most texts hold one."""
+    whole = "".join(pieces)
+    stops += [part for start, length in slices if (part := whole[start : start + length])]
+    expected, stop = _cut(whole, stops)
     matcher, shown = StopMatcher(stops), ""
     for count, piece in enumerate(pieces, 1):
         shown += matcher.push(piece)
         assert expected.startswith(shown)
         if matcher.found is not None:
-            assert _cut("".join(pieces[:count]), stops)[1] == stop
+            assert _cut("".join(pieces[:count]), stops)[1] == stop, "no later than possible"
             break
         # Nothing is held back that cannot become a stop string.
         text = "".join(pieces[:count])

@@ -1,6 +1,6 @@
 """The next token of one sequence, from its logits.
 
-What happens to the logits, in this order, which is vLLM's and that of transformers:
+What happens to the logits, in this order, which is that of transformers:
 
 1. `logit_bias` is added, then the penalties of repetition, frequency and presence are applied;
 2. banned are the last tokens of `bad_words`, `stop_token_ids` before `min_tokens`, and what a constraint forbids;

@@ -32,7 +32,7 @@ class GrammarCompiler:
     """Makes constraints for the texts of one tokenizer; the vocabulary is prepared once.
 
     end_ids: the control tokens that may end a text, by default the tokenizer's end of text and end of message.
-    Raises UserError where `llguidance` is not installed.
+    Raises UserError where `llguidance` is not installed, ValueError where one of `end_ids` is no control token.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int] | None = None) -> None:
@@ -42,7 +42,9 @@ class GrammarCompiler:
             raise UserError(
                 "constrained decoding needs llguidance; pip install 'groundup[constrain]' brings it"
             ) from None
-        self.end_ids = tuple(end_ids or (tokenizer.eos_id, tokenizer.end_id))
+        self.end_ids = (tokenizer.eos_id, tokenizer.end_id) if end_ids is None else tuple(end_ids)
+        if not self.end_ids or any(tokenizer.control_name(index) is None for index in self.end_ids):
+            raise ValueError(f"`end_ids` must be one or more control tokens of the tokenizer, not {self.end_ids}")
         vocabulary = _Vocabulary(tokenizer, self.end_ids)
         self._library = llguidance
         self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=list(self.end_ids))
@@ -133,7 +135,7 @@ class Constraint:
         tokens = self._vocab_size
         if len(logits_v) < tokens:
             raise ValueError(f"the constraint is for {tokens} tokens, but there are only {len(logits_v)} logits")
-        logits_v[:tokens] += _ADDED_BY_BITS[self._bits()].reshape(-1)[:tokens]
+        logits_v[:tokens] += np.take(_ADDED_BY_BITS, self._bits(), axis=0).reshape(-1)[:tokens]
         logits_v[tokens:] = -np.inf
 
     def accept(self, token: int) -> None:

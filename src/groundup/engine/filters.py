@@ -4,7 +4,7 @@ Each filter reads logits (n,) that are already divided by the temperature and gi
 ascending order; of equal logits the lower position comes first. A logit of -inf is a token that is banned. A vocabulary
 of 150,000 is never sorted where a part of it decides: `largest` looks for the few that can matter first.
 
-Shape suffixes: n candidates, b blocks of them, k kept.
+Shape suffixes: n candidates, b blocks of them, s steps, k kept.
 """
 
 import math
@@ -18,9 +18,13 @@ Positions = npt.NDArray[np.int64]
 # Parts of a vocabulary whose maximum is taken together, when only the largest logits are looked for, and whose sum is.
 _MAXIMUM_BLOCK = 64
 _SUM_BLOCK = 512
-# How many of the likeliest a nucleus is looked for in, and how many times more if it is not there.
+# How many of the likeliest a nucleus is looked for in first.
 _FIRST_GUESS = 64
-_GROWTH = 8
+# Then scores are counted in steps of a hundredth of a nat; whatever is 40 nats below the highest is in the last one.
+_STEPS_PER_NAT = 100
+_STEPS = 4000
+# A number that any float can hold.
+_LARGE = 1e30
 
 
 def top_k(logits_n: Floats, k: int) -> Positions:
@@ -46,8 +50,8 @@ def typical_p(logits_n: Floats, p: float) -> Positions:
     """
     weights_n = weights(logits_n)
     surprise_n = log_normaliser(logits_n) - logits_n
-    drawn = weights_n > 0
-    entropy = float(weights_n[drawn] @ surprise_n[drawn]) / float(weights_n.sum())
+    # What is banned has no weight and an infinite surprise; their product must be nothing.
+    entropy = float(weights_n @ np.minimum(surprise_n, _LARGE)) / float(weights_n.sum())
     return _fewest(-np.abs(surprise_n - entropy), weights_n, p)
 
 
@@ -79,8 +83,8 @@ def draw(weights_n: Floats, number: float) -> int:
     """
     starts_b = np.arange(0, len(weights_n), _SUM_BLOCK)
     until_b = np.cumsum(np.add.reduceat(weights_n, starts_b), dtype=np.float64)
-    # The product can round up to the whole, where nothing is left to draw.
-    target = min(number * until_b[-1], np.nextafter(until_b[-1], 0.0))
+    # Below the whole, and not by a rounding equal to it: the largest number is 1 - 2^-53.
+    target = number * until_b[-1]
     block = int(np.searchsorted(until_b, target, side="right"))
     inside = weights_n[starts_b[block] : starts_b[block] + _SUM_BLOCK]
     before = until_b[block - 1] if block else 0.0
@@ -118,12 +122,24 @@ def log_normaliser(logits_n: Floats) -> float:
 
 
 def _fewest(scores_n: Floats, weights_n: Floats, share: float) -> Positions:
-    """The fewest positions of the highest scores whose weights make up this share of the total."""
+    """The fewest positions of the highest scores whose weights make up this share of the total.
+
+    Looked for among a few of the highest scores first. Where they are not enough, scores are counted into steps, and
+    only those of the step in which the share is reached are sorted.
+    """
     wanted = share * float(weights_n.sum())
-    count = _FIRST_GUESS
-    while True:
-        best_k = largest(scores_n, count)
-        until_k = np.cumsum(weights_n[best_k], dtype=np.float64)
-        if until_k[-1] >= wanted or len(best_k) < count:
-            return np.sort(best_k[: int(np.searchsorted(until_k, wanted)) + 1])
-        count *= _GROWTH
+    best_k = largest(scores_n, _FIRST_GUESS)
+    until_k = np.cumsum(weights_n[best_k], dtype=np.float64)
+    if until_k[-1] >= wanted or len(best_k) < _FIRST_GUESS:
+        return np.sort(best_k[: int(np.searchsorted(until_k, wanted)) + 1])
+    steps_n = np.minimum((scores_n.max() - scores_n) * _STEPS_PER_NAT, _STEPS - 1).astype(np.int64)
+    until_s = np.cumsum(np.bincount(steps_n, weights_n, _STEPS))
+    # By a rounding the whole can fall short of what is wanted; the last step with any weight is the border then.
+    border = int(np.searchsorted(until_s, min(wanted, until_s[-1])))
+    members = np.flatnonzero(steps_n == border)
+    members = members[largest(scores_n[members], len(members))]
+    before = until_s[border - 1] if border else 0.0
+    needed = int(np.searchsorted(before + np.cumsum(weights_n[members], dtype=np.float64), wanted)) + 1
+    kept_n = steps_n < border
+    kept_n[members[:needed]] = True
+    return np.flatnonzero(kept_n)

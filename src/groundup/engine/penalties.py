@@ -39,9 +39,10 @@ class TokenCounts:
 
     def require_vocabulary(self, vocab_size: int) -> None:
         """Raises ValueError where the prompt has an id that is none of `vocab_size` tokens."""
-        for token in self.ids[: self._of_prompt]:
-            if not 0 <= token < vocab_size:
-                raise ValueError(f"the prompt has the token id {token}, but the vocabulary ends at {vocab_size - 1}")
+        prompt = self._ids[: self._of_prompt]
+        outside = prompt[(prompt < 0) | (prompt >= vocab_size)]
+        if len(outside):
+            raise ValueError(f"the prompt has the token id {outside[0]}, but the vocabulary ends at {vocab_size - 1}")
 
     def add(self, token: int) -> None:
         """The answer has one more token."""
