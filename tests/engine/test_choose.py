@@ -117,16 +117,16 @@ def test_without_temperature_the_likeliest_is_taken_and_of_equal_ones_the_lowest
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "chosen",
+    ("name", "value"),
     [
-        {"top_k": 50},
-        {"top_p": 0.9},
-        {"top_p": 0.999},
-        {"typical_p": 0.6},
-        {"typical_p": 0.99},
-        {"min_p": 0.01},
-        {"top_k": 5000},
-        {},
+        ("top_k", 0),
+        ("top_k", 50),
+        ("top_k", 5000),
+        ("top_p", 0.9),
+        ("top_p", 0.999),
+        ("typical_p", 0.6),
+        ("typical_p", 0.99),
+        ("min_p", 0.01),
     ],
 )
 @pytest.mark.parametrize("spread", [0.3, 4.0])
@@ -232,6 +232,21 @@ def test_what_is_undone_leaves_no_trace_and_a_fork_goes_its_own_way(
     assert [chooser.choose(row).token for row in rows[before:]] == texts[before:]
     assert [fork.choose(row).token for row in rows[before:]] == texts[before:]
     assert fork.answer == chooser.answer == texts
+
+
+def test_any_number_of_different_tokens_is_counted_and_uncounted():
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal(500)
+    prompt, answer = generator.integers(500, size=30).tolist(), generator.integers(500, size=400).tolist()
+    sampling = Sampling(temperature=1.0, repetition_penalty=1.2, frequency_penalty=0.3, presence_penalty=-0.4)
+    chooser = make_chooser(sampling, prompt)
+    for token in answer:
+        chooser.take(torch.zeros(500), token)
+    for count in (400, 399, 150, 3):
+        chooser.undo(len(chooser.answer) - count)
+        expected = next_distribution(logits.tolist(), sampling, prompt, answer[:count])
+        found = chooser.fork().distribution(torch.from_numpy(logits))
+        np.testing.assert_allclose(found.probabilities, [expected[token] for token in range(500)], rtol=1e-9)
 
 
 def test_a_number_depends_on_seed_place_and_stream_alone():

@@ -74,7 +74,7 @@ class Sampling:
         self._check_together()
 
     @property
-    def filters(self) -> bool:
+    def has_filters(self) -> bool:
         """Whether there is any filter of the tokens to draw from."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or self.typical_p < 1
 
@@ -124,7 +124,7 @@ class Sampling:
         if self.mirostat_tau > 0:
             if self.temperature == 0:
                 raise ValueError("`mirostat_tau` needs `temperature` above 0: without draws there is nothing to steer")
-            if self.filters:
+            if self.has_filters:
                 raise ValueError(
                     "`mirostat_tau` takes the place of `top_k`, `top_p`, `min_p` and `typical_p`: leave them out"
                 )
