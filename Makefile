@@ -57,6 +57,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/sampling.py
 	@echo "Quality against time needs texts of your choice: $(BIN)/python benchmarks/quality.py --help"
 
 $(BIN)/python:

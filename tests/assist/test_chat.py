@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from groundup.assist.chat import MAX_CALLS, Text, ToolCall, ToolResult, fit, messages_of, stream_reply
-from groundup.engine.choosing import PlainChoice
+from groundup.engine.choose import Choice
 from groundup.engine.jobs import Piece
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
@@ -32,7 +32,7 @@ class ScriptedModel:
         self.prompts.append(list(prompt))
         text = TextStream(self.tokenizer)
         for token in next(self.turns):
-            yield Piece(PlainChoice(token, 0.0, []), text.push(token), None, 0)
+            yield Piece(Choice(token, 0.0, []), text.push(token), None, 0)
         yield Piece(None, text.finish(), "stop", 0)
 
 

@@ -1,5 +1,7 @@
 """Generation: a cache, a batch and padding save time and change nothing."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import TYPICAL, hot_decoder, random_ids, tiny_config
@@ -103,6 +105,26 @@ def test_a_prompt_that_leaves_no_room_is_refused(model: LanguageModel, length: i
         generator.generate([[1], [1] * length], Sampling())
     with pytest.raises(ValueError, match="no room"):
         next(generator.stream([1] * length, Sampling()))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"n": 2, "temperature": 1.0}, {"best_of": 2, "temperature": 1.0}, {"beams": 2}, {"stop": ["a"]}]
+)
+def test_settings_that_need_more_than_one_sequence_or_its_text_are_refused(settings: dict[str, Any]):
+    generator = Generator(hot_decoder(tiny_config("llama")), NO_STOP)
+    with pytest.raises(ValueError, match="`n`, `best_of`, `beams` and `stop` are not for this"):
+        generator.generate([[1]], Sampling(**settings))
+
+
+def test_stop_tokens_of_the_settings_count_too_and_none_comes_before_min_tokens(model: LanguageModel):
+    free = Generator(model, NO_STOP).generate(PROMPTS[:1], Sampling(max_tokens=25))[0]
+    stop = free[4]
+    cut = free[: free.index(stop)]
+    assert Generator(model, NO_STOP).generate(PROMPTS[:1], Sampling(stop_token_ids=[stop]))[0] == cut
+    longer = Generator(model, [stop]).generate(PROMPTS[:1], Sampling(max_tokens=25, min_tokens=len(cut) + 5))[0]
+    assert longer[: len(cut)] == cut
+    assert len(longer) >= len(cut) + 5
+    assert stop not in longer
 
 
 def test_an_empty_prompt_is_refused_and_no_prompts_are_no_work(model: LanguageModel):

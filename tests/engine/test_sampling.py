@@ -1,55 +1,96 @@
-"""Choosing tokens: frequencies against softmax, limits, refusals."""
+"""Settings of sampling: each is refused out of its range, in a sentence that names it."""
 
-from collections import Counter
+import math
+from dataclasses import FrozenInstanceError
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from groundup.engine.sampling import Sampling, choose
+from groundup.engine.sampling import Sampling
 
-DRAWS = 4000
-LOGITS = torch.tensor([1.5, -0.5, 0.3, 2.0, -3.0, 0.0, 1.0, 0.9])
-# Chi-square quantiles at 99.9 % for 1 to 7 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.4).
-CHI_SQUARE_999 = (10.828, 13.816, 16.266, 18.467, 20.515, 22.458, 24.322)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"max_tokens": 0}, "`max_tokens` must be an integer of at least 1, not 0"),
+    ({"max_tokens": 2.5}, "`max_tokens` must be an integer of at least 1, not 2.5"),
+    ({"max_tokens": True}, "`max_tokens` must be an integer of at least 1, not True"),
+    ({"min_tokens": -1}, "`min_tokens` must be an integer of at least 0, not -1"),
+    ({"temperature": -0.1}, "`temperature` must be a number of at least 0, not -0.1"),
+    ({"temperature": math.nan}, "`temperature` must be a number of at least 0, not nan"),
+    ({"temperature": math.inf}, "`temperature` must be a number of at least 0, not inf"),
+    ({"temperature": "hot"}, "`temperature` must be a number of at least 0, not 'hot'"),
+    ({"top_k": -1}, "`top_k` must be an integer of at least 0, not -1"),
+    ({"top_p": 0.0}, "`top_p` must be a number above 0 and at most 1, not 0.0"),
+    ({"top_p": 1.1}, "`top_p` must be a number above 0 and at most 1, not 1.1"),
+    ({"min_p": -0.1}, "`min_p` must be a number of at least 0 and at most 1, not -0.1"),
+    ({"typical_p": 0}, "`typical_p` must be a number above 0 and at most 1, not 0"),
+    ({"repetition_penalty": 0}, "`repetition_penalty` must be a number above 0, not 0"),
+    ({"frequency_penalty": 2.1}, "`frequency_penalty` must be a number of at least -2 and at most 2, not 2.1"),
+    ({"presence_penalty": -3}, "`presence_penalty` must be a number of at least -2 and at most 2, not -3"),
+    ({"logit_bias": [1]}, "`logit_bias` must map token ids to numbers, not [1]"),
+    ({"logit_bias": {-1: 1.0}}, "a token id in `logit_bias` must be an integer of at least 0, not -1"),
+    ({"logit_bias": {"7": 1.0}}, "a token id in `logit_bias` must be an integer of at least 0, not '7'"),
+    ({"logit_bias": {7: -math.inf}}, "`logit_bias` of token 7 must be a number, not -inf"),
+    ({"bad_words": [3]}, "`bad_words` must be a list of lists of token ids, none empty, not [3]"),
+    ({"bad_words": [[]]}, "`bad_words` must be a list of lists of token ids, none empty, not [[]]"),
+    ({"bad_words": "no"}, "`bad_words` must be a list of lists of token ids, none empty, not 'no'"),
+    ({"bad_words": [[1, -2]]}, "a token id in `bad_words` must be an integer of at least 0, not -2"),
+    ({"stop_token_ids": 7}, "`stop_token_ids` must be a list of token ids, not 7"),
+    ({"stop_token_ids": [7.0]}, "a token id in `stop_token_ids` must be an integer of at least 0, not 7.0"),
+    ({"stop": "\n"}, "`stop` must be a list of texts that are not empty, not '\\n'"),
+    ({"stop": ["a", ""]}, "`stop` must be a list of texts that are not empty, not ['a', '']"),
+    ({"stop": [b"a"]}, "`stop` must be a list of texts that are not empty, not [b'a']"),
+    ({"n": 0}, "`n` must be an integer of at least 1, not 0"),
+    ({"best_of": 0, "temperature": 1.0}, "`best_of` must be an integer of at least 1, not 0"),
+    ({"beams": 0}, "`beams` must be an integer of at least 1, not 0"),
+    ({"length_penalty": 11}, "`length_penalty` must be a number of at least -10 and at most 10, not 11"),
+    ({"mirostat_tau": -1.0}, "`mirostat_tau` must be a number of at least 0, not -1.0"),
+    ({"mirostat_eta": 0.0}, "`mirostat_eta` must be a number above 0 and at most 1, not 0.0"),
+    ({"seed": 2**63}, f"`seed` must be an integer of at least {-(2**63)} and at most {2**63 - 1}, not {2**63}"),
+    ({"seed": None}, f"`seed` must be an integer of at least {-(2**63)} and at most {2**63 - 1}, not None"),
+    ({"logprobs": -1}, "`logprobs` must be an integer of at least 0, not -1"),
+    ({"max_tokens": 5, "min_tokens": 6}, "`min_tokens` must be at most `max_tokens` (5), not 6"),
+    ({"n": 3, "best_of": 2, "temperature": 1.0}, "`best_of` must be at least `n` (3), not 2"),
+    ({"n": 2}, "`n` above 1 needs `temperature` above 0 or `beams`: else all answers are one"),
+    ({"best_of": 2}, "`best_of` above 1 needs `temperature` above 0 or `beams`: else all answers are one"),
+    ({"beams": 2, "temperature": 0.5}, "`beams` take the likeliest: `temperature` must be 0 with them, not 0.5"),
+    ({"beams": 2, "n": 3}, "`n` must be at most `beams` (2), not 3"),
+    ({"beams": 2, "best_of": 2}, "`best_of` is for draws: with `beams` their number decides"),
+    ({"mirostat_tau": 3.0}, "`mirostat_tau` needs `temperature` above 0: without draws there is nothing to steer"),
+    (
+        {"mirostat_tau": 3.0, "temperature": 1.0, "top_k": 5},
+        "`mirostat_tau` takes the place of `top_k`, `top_p`, `min_p` and `typical_p`: leave them out",
+    ),
+]
 
 
-def _frequencies(logits_v: Tensor, sampling: Sampling) -> Tensor:
-    generator = torch.Generator().manual_seed(sampling.seed)
-    counts = Counter(choose(logits_v, sampling, generator) for _ in range(DRAWS))
-    return torch.tensor([counts[token] for token in range(len(logits_v))], dtype=torch.float64)
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[str(settings) for settings, _ in REFUSED])
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError) as refused:
+        Sampling(**settings)
+    assert str(refused.value) == message
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("top_k", [0, 2, 5, 8, 100])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_tokens_are_drawn_as_often_as_softmax_says(temperature: float, top_k: int, seed: int):
-    kept = LOGITS.double().argsort(descending=True)[: top_k or None]
-    weights = torch.zeros(len(LOGITS), dtype=torch.float64)
-    weights[kept] = (LOGITS.double()[kept] / temperature).exp()
-    expected = DRAWS * weights / weights.sum()
-    counts = _frequencies(LOGITS, Sampling(temperature=temperature, top_k=top_k, seed=seed))
-    assert counts[expected == 0].sum() == 0
-    drawn = expected > 0
-    statistic = ((counts - expected)[drawn].square() / expected[drawn]).sum()
-    assert statistic < CHI_SQUARE_999[int(drawn.sum()) - 2]
-
-
-def test_temperature_zero_and_top_1_take_the_likeliest():
-    generator = torch.Generator().manual_seed(0)
-    for sampling in (Sampling(), Sampling(temperature=5.0, top_k=1)):
-        assert {choose(LOGITS, sampling, generator) for _ in range(50)} == {3}
-
-
-def test_of_equal_logits_only_k_are_drawn_from():
-    counts = _frequencies(torch.zeros(6), Sampling(temperature=1.0, top_k=2))
-    assert int((counts > 0).sum()) == 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [({"max_tokens": 0}, "max_tokens"), ({"temperature": -0.1}, "temperature"), ({"top_k": -1}, "top_k")],
-)
-def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float], name: str):
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        Sampling(**settings)  # type: ignore[arg-type]
+def test_what_is_in_range_is_taken():
+    Sampling(
+        max_tokens=np.int64(3),
+        min_tokens=3,
+        temperature=1,
+        top_k=0,
+        top_p=1,
+        min_p=1,
+        typical_p=1.0,
+        repetition_penalty=0.5,
+        frequency_penalty=-2,
+        presence_penalty=2,
+        logit_bias={0: -100, 9: 100.0},
+        bad_words=[[1], (2, 3)],
+        stop_token_ids=[0],
+        stop=["\n", "ü"],
+        n=2,
+        best_of=2,
+        seed=-(2**63),
+        logprobs=20,
+    )
+    Sampling(beams=4, n=4, length_penalty=-1)
+    with pytest.raises(FrozenInstanceError):
+        Sampling().seed = 3  # type: ignore[misc]

@@ -16,7 +16,7 @@ from tiny import hot_decoder, random_ids, tiny_config
 from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
-from groundup.engine.choosing import PlainChoice
+from groundup.engine.choose import Choice
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.runner import Runner, is_recurrent, reach
@@ -70,9 +70,9 @@ class Watching:
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
-    def choose(self, logits_v: Tensor) -> PlainChoice:
+    def choose(self, logits_v: Tensor) -> Choice:
         self.seen.append(logits_v)
-        return PlainChoice(int(logits_v.argmax()), 0.0, [])
+        return Choice(int(logits_v.argmax()), 0.0, [])
 
 
 @dataclass
@@ -286,7 +286,7 @@ def test_ten_thousand_requests_leave_memory_flat():
 
 def test_a_chooser_that_fails_ends_its_own_text_alone():
     class Broken(Watching):
-        def choose(self, logits_v: Tensor) -> PlainChoice:
+        def choose(self, logits_v: Tensor) -> Choice:
             if len(self.seen) == 3:
                 raise RuntimeError("no token fits")
             return super().choose(logits_v)

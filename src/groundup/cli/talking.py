@@ -78,7 +78,7 @@ def _sampling(flags: argparse.Namespace) -> "Sampling":
     from groundup.engine.sampling import Sampling
 
     try:
-        return Sampling(flags.max_tokens, flags.temperature, flags.top_k, flags.seed)
+        return Sampling(max_tokens=flags.max_tokens, temperature=flags.temperature, top_k=flags.top_k, seed=flags.seed)
     except ValueError as error:
         raise UserError(str(error)) from None
 

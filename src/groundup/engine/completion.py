@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
-from groundup.engine.choosing import Choice
+from groundup.engine.choose import Choice
 from groundup.engine.jobs import Ending, Piece, Writing
 
 Event = TypeVar("Event")

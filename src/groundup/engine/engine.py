@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
-from groundup.engine.choosing import make_chooser
+from groundup.engine.choose import make_chooser
 from groundup.engine.completion import (
     Completion,
     Heard,
@@ -140,7 +140,7 @@ class Engine:
     def pieces(self, prompt: Prompt, **options: Any) -> Generator[Piece, None, None]:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
-        jobs = self._begin([prompt], lambda: inbox.put, n=1, **options)
+        jobs = self._begin([prompt], lambda: inbox.put, **_of_one_text(options))
         try:
             yield from pieces_of(inbox)
         except BaseException:
@@ -232,7 +232,7 @@ class Engine:
         """As `pieces`."""
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
-        jobs = self._begin([prompt], lambda: tell, n=1, **options)
+        jobs = self._begin([prompt], lambda: tell, **_of_one_text(options))
         try:
             async for piece in awaited_pieces_of(inbox):
                 yield piece
@@ -253,8 +253,12 @@ class Engine:
         self._check_decoder()
         if n < 1:
             raise ValueError(f"`n` must be at least 1, not {n}")
-        sampling = Sampling(**options)
         stops = self.stop_ids if stop_ids is None else frozenset(stop_ids)
+        stops |= frozenset(options.pop("stop_token_ids", ()))
+        sampling = Sampling(stop_token_ids=tuple(stops), **options)
+        if sampling.beams > 1 or sampling.best_of is not None:
+            raise ValueError("the engine has no `beams` and no `best_of` yet; ask for `n` texts")
+        sampling.require_vocabulary(self.model.config.vocab_size)
         jobs: list[list[Writing]] = []
         for index, prompt in enumerate(prompts):
             ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
@@ -310,6 +314,13 @@ def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str):
         raise ValueError("`prompts` must be a list of texts, not one text")
     return prompts
+
+
+def _of_one_text(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a stream. Raises ValueError for those of several texts."""
+    if options.get("n", 1) != 1:
+        raise ValueError(f"a stream is of one text, not of {options['n']}: `n` is for `generate`")
+    return options
 
 
 def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:

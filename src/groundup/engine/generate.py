@@ -5,12 +5,14 @@ uncached, a batch equals its prompts one by one, padding changes nothing (tests/
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from groundup.engine.cache import KeyValueCache
-from groundup.engine.sampling import Sampling, choose
+from groundup.engine.choose import make_chooser
+from groundup.engine.sampling import Sampling
 from groundup.model.context import Memory
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
@@ -41,7 +43,8 @@ class Generator:
         """The tokens that follow `prompt`, one by one as they are chosen.
 
         source: of an encoder-decoder: token ids, or a spectrogram (mel bins, frames).
-        Raises ValueError for an empty prompt or one that leaves no room for an answer.
+        Raises ValueError for an empty prompt, one that leaves no room for an answer, and settings that need more than
+        one answer to a prompt or the text of one.
         """
         sources = None if source is None else source[None] if isinstance(source, Tensor) else [source]
         for tokens in self._steps([prompt], sampling, sources):
@@ -64,6 +67,8 @@ class Generator:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, sources: Sources | None
     ) -> Iterator[list[int | None]]:
         """One list per step: the new token of each sequence, or None where it has ended."""
+        if max(sampling.n, sampling.best_of or 1, sampling.beams) > 1 or sampling.stop:
+            raise ValueError("`n`, `best_of`, `beams` and `stop` are not for this: it goes on once, token by token")
         longest = max(len(prompt) for prompt in prompts)
         if min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("a prompt needs at least one token")
@@ -71,16 +76,17 @@ class Generator:
             raise ValueError(f"a prompt of {longest} tokens leaves no room: the model holds {self.max_positions}")
         memory = self._read(sources, len(prompts))
         input_ids, mask = left_padded(prompts, self.model.device)
-        generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
+        sampling = replace(sampling, stop_token_ids=tuple(self.stop_ids.union(sampling.stop_token_ids)))
+        choosers = [make_chooser(sampling, prompt) for prompt in prompts]
         cache = KeyValueCache(self.decoder)
         limits = [min(sampling.max_tokens, self.max_positions - len(prompt)) for prompt in prompts]
         alive = [True] * len(prompts)
         for step in range(max(limits)):
             logits_bv = self.decoder(input_ids, mask, cache, memory=memory)[:, -1].cpu()
-            chosen = [choose(row, sampling, generator) for row, generator in zip(logits_bv, generators, strict=True)]
+            chosen = [chooser.choose(row).token for row, chooser in zip(logits_bv, choosers, strict=True)]
             alive = [
-                on and step < limit and token not in self.stop_ids
-                for on, limit, token in zip(alive, limits, chosen, strict=True)
+                on and step < limit and not chooser.has_ended
+                for on, limit, chooser in zip(alive, limits, choosers, strict=True)
             ]
             if not any(alive):
                 return

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from groundup.engine.choosing import Choice, Chooser
+from groundup.engine.choose import Choice, Chooser
 from groundup.engine.scheduler import Sequence
 from groundup.engine.text import StoppingText
 

@@ -2,24 +2,26 @@
 
 from collections.abc import Sequence
 
+from groundup.engine.stops import StopMatcher
 from groundup.tokens.tokenizer import TextStream, Tokenizer
 
 
 class StoppingText:
-    """Text that ends where a stop string begins.
+    """Text that ends where a stop string begins, however it is divided into tokens; see `StopMatcher`.
 
-    stopped: whether one has come. It is looked for character by character, so that it does not matter how the text is
-    divided into tokens: the one that is complete first counts, and of several that are the longest.
     Raises ValueError for an empty stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         if not all(stops):
             raise ValueError("a stop string needs at least one character")
-        self.stopped = False
         self._stream = TextStream(tokenizer)
-        self._stops = sorted(stops, key=len, reverse=True)
-        self._held = ""
+        self._matcher = StopMatcher(stops)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._matcher.found is not None
 
     def push(self, token: int) -> str:
         """The text that can be shown now."""
@@ -27,27 +29,8 @@ class StoppingText:
 
     def finish(self) -> str:
         """What was held back, when nothing follows."""
-        if self.stopped:
-            return ""
         shown = self._add(self._stream.finish())
-        rest, self._held = self._held, ""
-        return shown + rest
+        return shown if self.stopped else shown + self._matcher.finish()
 
     def _add(self, text: str) -> str:
-        shown = ""
-        for character in text if not self.stopped else "":
-            self._held += character
-            found = next((stop for stop in self._stops if self._held.endswith(stop)), None)
-            if found is not None:
-                self.stopped = True
-                shown, self._held = shown + self._held[: -len(found)], ""
-                break
-            kept = self._beginning()
-            shown, self._held = shown + self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
-        return shown
-
-    def _beginning(self) -> int:
-        """How many of the last characters may be the beginning of a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        sizes = range(min(longest, len(self._held)), 0, -1)
-        return next((size for size in sizes if any(stop.startswith(self._held[-size:]) for stop in self._stops)), 0)
+        return "" if self.stopped else self._matcher.push(text)

@@ -1,0 +1,264 @@
+"""The next token of one sequence, from its logits.
+
+What happens to the logits, in this order, which is that of transformers:
+
+1. `logit_bias` is added, then the penalties of repetition, frequency and presence are applied;
+2. banned are the last tokens of `bad_words`, `stop_token_ids` before `min_tokens`, and what a constraint forbids;
+3. at `temperature` 0 the largest is taken; otherwise logits are divided by it;
+4. `top_k`, `top_p`, `min_p` and `typical_p` each leave out some, reading the probabilities of what the one before has
+   left; or `mirostat_tau` does;
+5. a token is drawn by the number that belongs to the seed and to the token's place in the sequence (`draws.py`).
+
+The log-probabilities that are told are those of the model: of the logits before any of this, as the trainer computes
+them. Shape suffixes: v vocabulary, n candidates.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from groundup.engine import filters
+from groundup.engine.constrain import Constraint
+from groundup.engine.draws import Purpose, uniform
+from groundup.engine.filters import Floats, Positions
+from groundup.engine.mirostat import Mirostat
+from groundup.engine.penalties import Integers, TokenCounts, banned_endings, penalise
+from groundup.engine.sampling import Sampling
+
+# Below this, a temperature is no float32 any more; no two different logits are as near to each other.
+_COLDEST = 1e-30
+
+
+class Choice(NamedTuple):
+    """A token, its log-probability, and the likeliest tokens with theirs, likeliest first; nats."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Distribution(NamedTuple):
+    """What a token is drawn from: ids (n,) in ascending order, and their probabilities (n,) float64."""
+
+    ids: Integers
+    probabilities: npt.NDArray[np.float64]
+
+    def dense(self, vocab_size: int) -> npt.NDArray[np.float64]:
+        """(vocab,), 0 for what is left out."""
+        probabilities_v = np.zeros(vocab_size)
+        probabilities_v[self.ids] = self.probabilities
+        return probabilities_v
+
+
+def make_chooser(sampling: Sampling, prompt_ids: Sequence[int], constraint: Constraint | None = None) -> "Chooser":
+    """A chooser for the answer to `prompt_ids`. The constraint is forked: the caller can use it again."""
+    return Chooser(
+        sampling,
+        answer=[],
+        first_place=len(prompt_ids),
+        counts=TokenCounts(prompt_ids) if sampling.penalises else None,
+        mirostat=Mirostat(sampling.mirostat_tau, sampling.mirostat_eta) if sampling.mirostat_tau > 0 else None,
+        constraint=None if constraint is None else constraint.fork(),
+    )
+
+
+class Chooser:
+    """Chooses the tokens of one answer, one after the other. Made by `make_chooser`.
+
+    answer: the tokens so far, a stop token included.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        answer: list[int],
+        first_place: int,
+        counts: TokenCounts | None,
+        mirostat: Mirostat | None,
+        constraint: Constraint | None,
+        stream: int = 0,
+    ) -> None:
+        self.sampling = sampling
+        self.answer = answer
+        self._first_place = first_place
+        self._stream = stream
+        self._counts = counts
+        self._mirostat = mirostat
+        self._constraint = constraint
+        self._bias_ids = np.array(list(sampling.logit_bias), dtype=np.int64)
+        self._bias = np.array(list(sampling.logit_bias.values()))
+        self._filters = _kept_of(sampling, mirostat)
+        self._vocab_size: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last token is a stop token, or the end of what the constraint asks for."""
+        if not self.answer:
+            return False
+        ends = self._constraint is not None and self.answer[-1] in self._constraint.end_ids
+        return ends or self.answer[-1] in self.sampling.stop_token_ids
+
+    def choose(self, logits_v: Tensor) -> Choice:
+        """The next token; the answer then has it.
+
+        logits_v: (vocab,), any float type. Raises ValueError for logits that are no numbers, where bans and constraint
+        together leave no token, and for a token id in the settings that the vocabulary does not have.
+        """
+        values_v, normaliser = self._read(logits_v)
+        adjusted_v = self._adjusted(values_v)
+        if self.sampling.temperature == 0:
+            token = int(adjusted_v.argmax())
+        else:
+            ids_n, logits_n = self._candidates(adjusted_v)
+            drawn = filters.draw(filters.weights(logits_n), self.number())
+            token = drawn if ids_n is None else int(ids_n[drawn])
+        self._append(token, adjusted_v)
+        return self._choice(token, values_v, normaliser)
+
+    def take(self, logits_v: Tensor, token: int) -> Choice:
+        """The same with a token that was chosen elsewhere. Raises ValueError where it is banned, besides."""
+        values_v, normaliser = self._read(logits_v)
+        if not 0 <= token < len(values_v):
+            raise ValueError(f"token id {token} is outside the vocabulary of {len(values_v)}")
+        adjusted_v = self._adjusted(values_v)
+        if adjusted_v[token] == -np.inf:
+            raise ValueError(f"token id {token} cannot follow here: it is banned")
+        self._append(token, adjusted_v)
+        return self._choice(token, values_v, normaliser)
+
+    def distribution(self, logits_v: Tensor) -> Distribution:
+        """What `choose` would draw from; the answer stays as it is."""
+        adjusted_v = self._adjusted(self._read(logits_v)[0])
+        if self.sampling.temperature == 0:
+            return Distribution(np.array([adjusted_v.argmax()]), np.ones(1))
+        ids_n, logits_n = self._candidates(adjusted_v)
+        probabilities_n = filters.probabilities(logits_n)
+        drawn = np.flatnonzero(probabilities_n)
+        return Distribution(drawn if ids_n is None else ids_n[drawn], probabilities_n[drawn])
+
+    def number(self, purpose: Purpose = "token", ahead: int = 0) -> float:
+        """The number from [0, 1) that decides about the next token, or one `ahead` of it."""
+        place = self._first_place + len(self.answer) + ahead
+        return uniform(self.sampling.seed, place, self._stream, purpose)
+
+    def undo(self, count: int) -> None:
+        """Take back the last `count` tokens. Raises ValueError where there are not as many."""
+        if not 0 <= count <= len(self.answer):
+            raise ValueError(f"an answer of {len(self.answer)} tokens cannot take back {count}")
+        for _ in range(count):
+            token = self.answer.pop()
+            if self._counts is not None:
+                self._counts.remove(token)
+        if self._mirostat is not None:
+            self._mirostat.undo(count)
+        if self._constraint is not None:
+            self._constraint.undo(count)
+
+    def fork(self, stream: int | None = None) -> "Chooser":
+        """Another chooser that goes on from here; `stream`: whose numbers it draws, this one's by default."""
+        return Chooser(
+            self.sampling,
+            answer=list(self.answer),
+            first_place=self._first_place,
+            counts=None if self._counts is None else self._counts.copy(),
+            mirostat=None if self._mirostat is None else self._mirostat.copy(),
+            constraint=None if self._constraint is None else self._constraint.fork(),
+            stream=self._stream if stream is None else stream,
+        )
+
+    def _read(self, logits_v: Tensor) -> tuple[Floats, float]:
+        """The logits as an array, which is not to be written to, and their normaliser; checked against the settings."""
+        if logits_v.ndim != 1:
+            raise ValueError(f"a token is chosen from logits of shape (vocab,), not {tuple(logits_v.shape)}")
+        if self._vocab_size != len(logits_v):
+            self.sampling.require_vocabulary(len(logits_v))
+            if self._counts is not None:
+                self._counts.require_vocabulary(len(logits_v))
+            self._vocab_size = len(logits_v)
+        values_v: Floats = logits_v.detach().to("cpu", torch.promote_types(logits_v.dtype, torch.float32)).numpy()
+        return values_v, filters.log_normaliser(values_v)
+
+    def _adjusted(self, logits_v: Floats) -> Floats:
+        """The logits with bias, penalties and bans; -inf for what is banned."""
+        is_early = len(self.answer) < self.sampling.min_tokens and len(self.sampling.stop_token_ids) > 0
+        is_banning = is_early or len(self.sampling.bad_words) > 0 or self._constraint is not None
+        if not is_banning and self._counts is None and not len(self._bias_ids):
+            return logits_v
+        adjusted_v = logits_v.copy()
+        adjusted_v[self._bias_ids] += self._bias
+        if self._counts is not None:
+            penalise(adjusted_v, self._counts, self.sampling)
+        if is_banning:
+            self._ban(adjusted_v, is_early)
+        return adjusted_v
+
+    def _ban(self, logits_v: Floats, is_early: bool) -> None:
+        """Write -inf over what must not follow. Raises ValueError where nothing is left."""
+        constraint = self._constraint
+        for token in banned_endings(self.sampling.bad_words, self.answer):
+            logits_v[token] = -np.inf
+        if constraint is not None:
+            constraint.restrict(logits_v)
+        if is_early and not (constraint is not None and constraint.must_end):
+            logits_v[list(self.sampling.stop_token_ids)] = -np.inf
+        if logits_v.max() == -np.inf:
+            raise ValueError("`bad_words`, `min_tokens` and the constraint leave no token: change one of them")
+
+    def _candidates(self, logits_v: Floats) -> tuple[Integers | None, Floats]:
+        """Ids in ascending order (None: all) of what to draw from, and their logits by the temperature."""
+        sampling = self.sampling
+        ids_n: Integers | None = None
+        if 0 < sampling.top_k < len(logits_v):
+            # Before the division, which changes no order, so that it is one of k numbers.
+            ids_n = filters.top_k(logits_v, sampling.top_k)
+            logits_n = _divided(logits_v[ids_n].astype(np.float64), sampling.temperature)
+        else:
+            logits_n = _divided(logits_v, sampling.temperature)
+        for kept_of in self._filters:
+            kept = kept_of(logits_n)
+            ids_n, logits_n = kept if ids_n is None else ids_n[kept], logits_n[kept]
+        return ids_n, logits_n
+
+    def _append(self, token: int, adjusted_v: Floats) -> None:
+        """The answer has one more token. Raises ValueError where the constraint has none to follow."""
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        if self._mirostat is not None:
+            logits_v = _divided(adjusted_v, self.sampling.temperature)
+            self._mirostat.observe(float(filters.surprise_bits(logits_v)[token]))
+        if self._counts is not None:
+            self._counts.add(token)
+        self.answer.append(token)
+
+    def _choice(self, token: int, logits_v: Floats, normaliser: float) -> Choice:
+        top = filters.largest(logits_v, self.sampling.logprobs) if self.sampling.logprobs else ()
+        return Choice(
+            token,
+            logprob=float(logits_v[token]) - normaliser,
+            top=[(int(one), float(logits_v[one]) - normaliser) for one in top],
+        )
+
+
+def _kept_of(sampling: Sampling, mirostat: Mirostat | None) -> list[Callable[[Floats], Positions]]:
+    """The filters that read probabilities, in their order."""
+    chosen: list[Callable[[Floats], Positions]] = []
+    if sampling.top_p < 1:
+        chosen.append(partial(filters.top_p, p=sampling.top_p))
+    if sampling.min_p > 0:
+        chosen.append(partial(filters.min_p, p=sampling.min_p))
+    if sampling.typical_p < 1:
+        chosen.append(partial(filters.typical_p, p=sampling.typical_p))
+    if mirostat is not None:
+        chosen.append(lambda logits_n: mirostat.keep(filters.surprise_bits(logits_n)))
+    return chosen
+
+
+def _divided(logits_n: Floats, temperature: float) -> Floats:
+    """The logits by the temperature, the largest moved to 0, so that the least temperature leads to no infinity."""
+    return (logits_n - logits_n.max()) / max(temperature, _COLDEST)
