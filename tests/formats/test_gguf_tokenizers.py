@@ -207,7 +207,7 @@ def test_tokens_of_several_words_need_text_that_is_not_cut(tmp_path: Path):
         (sentencepiece, {"scores": [0.5]}, "has 1 entries for 1000 tokens"),
         (sentencepiece, {"scores": [-1.0] * 1000}, "have equal scores"),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=["no separator", "id too large", "same token twice", "no scores", "too few scores", "equal scores"],
 )
 def test_a_damaged_tokenizer_is_refused_with_its_key(
     make: Callable[..., Path], changes: dict[str, Any], said: str, tmp_path: Path
