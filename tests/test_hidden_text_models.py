@@ -19,6 +19,7 @@ from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.config import PretrainConfig
 from groundup.train.heldout import heldout_loss
 from groundup.train.objectives import objective_of
 
@@ -53,7 +54,7 @@ def test_they_are_scored_by_what_is_hidden_of_heldout_text(
     model, words = load_model(folder), Tokenizer.load(folder)
     assert isinstance(model, LanguageModel | EncoderDecoder)
     objective, loss = score_heldout(folder, tokens_folder / "heldout", context=512)
-    hide = objective_of(model.config).heldout_corruption(words, 0.15)
+    hide = objective_of(model.config).heldout_corruption(words, PretrainConfig(preset=preset).mask_fraction)
     # The model holds no more than 64 tokens.
     expected = heldout_loss(model, Shards.open(tokens_folder / "heldout"), 64, words.bos_id, corruption=hide)
     assert (objective, loss) == (objective_of(model.config), expected)

@@ -159,7 +159,7 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
         engine.generate([[1] * 4], max_tokens=30)
     with pytest.raises(ValueError, match="`n` must be at least 1"):
         engine.generate([[1]], n=0)
-    with pytest.raises(ValueError, match="`temperature` must not be negative"):
+    with pytest.raises(ValueError, match="`temperature` must be a number of at least 0"):
         engine.generate([[1]], temperature=-1)
     with pytest.raises(ValueError, match="a list of texts, not one text"):
         engine.generate("abc")

@@ -222,7 +222,7 @@ def test_the_final_figure_is_that_of_all_heldout_text(preset: str, hidden_runs: 
     assert list(words.control)[-len(control_tokens) :] == control_tokens
     summary = json.loads((out / "summary.json").read_text())
     if objective == "masked tokens":
-        fraction = 0.3 if preset == "modernbert" else 0.15
+        fraction = PretrainConfig(preset=preset).mask_fraction
         hide = MaskedTokens(fraction, words.mask_id, words.bos_id, np.flatnonzero(words.token_bytes()), HELDOUT_SEED)
         assert summary["mask_fraction"] == fraction
     else:
