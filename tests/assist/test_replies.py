@@ -26,7 +26,7 @@ class Arithmetician:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def generate(self, prompts: Sequence[Sequence[int]], **sampling: float) -> list[Completion]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         return [Completion(list(prompt), self._answer(list(prompt)), "", [], "stop", 0) for prompt in prompts]
 
     def _answer(self, prompt: list[int]) -> list[int]:

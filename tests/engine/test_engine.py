@@ -1,6 +1,7 @@
 """`groundup.Engine`: what is asked is answered, alone or in company, blocking or awaited; mistakes hurt nobody else."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,9 @@ import torch
 from tiny import ENCODERS, VOCABULARY, hot_decoder, hot_model, random_ids, tiny_config
 
 import groundup as gu
+from groundup.engine.choose import make_chooser
+from groundup.engine.completion import Completion
+from groundup.engine.constrain import GrammarCompiler
 from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
@@ -20,7 +24,7 @@ from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
 from groundup.model.rotary import DynamicScaling
 from groundup.tokens.batches import Rows
-from groundup.tokens.chat import render
+from groundup.tokens.chat import render, turn_ends
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
 from groundup.tokens.tokenizer import Tokenizer, train
 from groundup.train.learner import Learner
@@ -72,17 +76,26 @@ def test_a_seed_gives_the_same_text_whatever_else_is_computed(model: LanguageMod
     assert other.tokens != alone.tokens
 
 
-def test_copies_are_texts_of_their_own_seeds_from_a_prompt_computed_once(model: LanguageModel):
+def test_copies_draw_their_own_numbers_and_their_prompt_is_computed_once(model: LanguageModel):
     calls: list[int] = []
     engine = gu.Engine(model, stop_ids=[])
     watch = model.layers[0].register_forward_pre_hook(lambda _, arguments: calls.append(arguments[0].shape[1]))
     three = engine.generate([PROMPTS[2]], n=3, max_tokens=9, temperature=1.0, seed=7)
     watch.remove()
     assert calls == [40] + [1] * 8
-    fresh = gu.Engine(model, stop_ids=[])
-    expected = [fresh.generate([PROMPTS[2]], max_tokens=9, temperature=1.0, seed=seed)[0].tokens for seed in (7, 8, 9)]
+    sampling = Sampling(max_tokens=9, temperature=1.0, seed=7)
+    expected = [_written_alone(model, PROMPTS[2], sampling, stream) for stream in range(3)]
     assert [one.tokens for one in three] == expected
     assert len({tuple(one) for one in expected}) == 3
+
+
+def _written_alone(model: LanguageModel, prompt: list[int], sampling: Sampling, stream: int) -> list[int]:
+    """The tokens of one text, each from all before it, without a cache."""
+    chooser = make_chooser(sampling, prompt).fork(stream)
+    for _ in range(sampling.max_tokens):
+        with torch.no_grad():
+            chooser.choose(model(torch.tensor([prompt + chooser.answer]))[0, -1])
+    return chooser.answer
 
 
 def test_log_probabilities_are_those_of_the_model(model: LanguageModel):
@@ -110,7 +123,7 @@ def test_a_text_ends_before_a_stop_token_and_at_its_limits(model: LanguageModel)
     engine = gu.Engine(model, stop_ids=[])
     (free,) = engine.generate([PROMPTS[0]], max_tokens=25)
     stop = free.tokens[6]
-    (one,) = engine.generate([PROMPTS[0]], max_tokens=25, stop_ids=[stop])
+    (one,) = engine.generate([PROMPTS[0]], max_tokens=25, stop_token_ids=(stop,))
     assert (one.tokens, one.ending) == (free.tokens[: free.tokens.index(stop)], "stop")
     assert gu.Engine(model, stop_ids=[stop]).generate([PROMPTS[0]], max_tokens=25)[0].tokens == one.tokens
     assert (free.ending, len(free.tokens)) == ("length", 25)
@@ -130,6 +143,23 @@ def test_text_streams_in_whole_characters_up_to_a_stop_string(talker: LanguageMo
     assert (one.text, one.ending) == (cut, "stop")
     pieces = list(engine.stream("Hello", stop=[stop], max_tokens=60, temperature=1.0, seed=1))
     assert "".join(pieces) == cut and len(pieces) > 1
+
+
+def test_texts_with_a_form_and_free_ones_go_together(talker: LanguageModel):
+    engine = gu.Engine(talker, WORDS, stop_ids=[])
+    settings = {"max_tokens": 30, "temperature": 1.0, "seed": 3}
+    (free,) = engine.generate(["Hello"], **settings)
+    form = GrammarCompiler(WORDS).regex("(yes|no)[0-9]{4}")
+
+    async def main() -> list[list[Completion]]:
+        bound = engine.agenerate(["Hello", "again"], constraint=form, n=2, **settings)
+        return await asyncio.gather(bound, engine.agenerate(["Hello"], **settings))
+
+    bound, others = asyncio.run(main())
+    assert [one.tokens for one in others] == [free.tokens]
+    assert all(re.fullmatch("(yes|no)[0-9]{4}", one.text) and one.ending == "stop" for one in bound)
+    assert len({one.text for one in bound}) > 1
+    assert _free(engine)
 
 
 BROKEN = [
@@ -157,7 +187,7 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
     engine = gu.Engine(model, stop_ids=[], cache_tokens=32)
     with pytest.raises(ValueError, match="up to 33 tokens does not fit into the cache of this engine, which holds 32"):
         engine.generate([[1] * 4], max_tokens=30)
-    with pytest.raises(ValueError, match="`n` must be at least 1"):
+    with pytest.raises(ValueError, match="`n` must be"):
         engine.generate([[1]], n=0)
     with pytest.raises(ValueError, match="`temperature` must be a number of at least 0"):
         engine.generate([[1]], temperature=-1)
@@ -167,8 +197,12 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
         engine.generate(["abc"])
     with pytest.raises(UserError, match="without a tokenizer"):
         engine.generate([[1]], stop=["x"])
-    with pytest.raises(ValueError, match="must be a list of strings"):
+    with pytest.raises(ValueError, match="`stop`"):
         engine.generate([[1]], stop="x")
+    with pytest.raises(ValueError, match=r"give `sampling` or its fields \(max_tokens\), not both"):
+        engine.generate([[1]], Sampling(), max_tokens=3)
+    with pytest.raises(ValueError, match="a stream is of one text, not of 2"):
+        next(engine.pieces([1], n=2, temperature=1.0))
     with pytest.raises(ValueError, match="`pooling` must be one of mean, last"):
         engine.embed([[1]], pooling="max")
     assert engine.generate([]) == [] and engine.score([]) == [] and engine.embed([]).shape == (0, 32)
@@ -191,7 +225,8 @@ def test_many_tasks_share_the_engine_and_those_cancelled_are_gone(model: Languag
         return [piece.choice.token async for piece in engine.apieces(prompt, max_tokens=30)]
 
     async def main() -> None:
-        doomed = [asyncio.create_task(engine.agenerate([PROMPTS[4]], n=2, max_tokens=60)) for _ in range(3)]
+        pairs = [engine.agenerate([PROMPTS[4]], n=2, temperature=1.0, max_tokens=60) for _ in range(3)]
+        doomed = [asyncio.create_task(pair) for pair in pairs]
         stream = engine.astream(PROMPTS[4], max_tokens=60)
         reading = asyncio.create_task(anext(stream, None))
         tasks = [asyncio.create_task(read(prompt)) for prompt in PROMPTS]
@@ -270,11 +305,11 @@ def test_a_folder_brings_its_tokenizer_its_stops_and_its_chat_format(pretrained:
     assert engine.stop_ids == {words.eos_id, words.end_id}
     messages = [{"role": "user", "content": "Hi"}]
     prompt = render(words, messages, add_generation_prompt=True).ids
-    (written,) = engine.generate([prompt], max_tokens=12, stop_ids=engine.turn_ends)
+    (written,) = engine.generate([prompt], max_tokens=12, stop_token_ids=tuple(turn_ends(words)))
     reply = engine.chat(messages, max_tokens=12)
     assert reply.complete == (written.ending == "stop")
     if words.control["<|tool_call|>"] not in written.tokens:
         assert reply.content == written.text == "".join(engine.stream_chat(messages, max_tokens=12))
-    assert words.end_id in engine.turn_ends and words.control["<|tool_call|>"] not in engine.turn_ends
+    assert words.end_id in turn_ends(words) and words.control["<|tool_call|>"] not in turn_ends(words)
     with pytest.raises(UserError, match="at least one message"):
         engine.chat([])

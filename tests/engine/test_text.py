@@ -1,6 +1,5 @@
 """Text as it streams: whole characters, and no more of a stop string than must be shown."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,8 +52,3 @@ def test_a_character_that_is_never_finished_is_shown_as_such():
     first, *_ = WORDS.encode("✓")
     assert stream.push(first) == ""
     assert stream.finish() == "�"
-
-
-def test_an_empty_stop_string_is_refused():
-    with pytest.raises(ValueError, match="at least one character"):
-        StoppingText(WORDS, ["a", ""])

@@ -67,6 +67,8 @@ def _model(name: str) -> LanguageModel:
 class Watching:
     """Takes the likeliest token, and keeps the logits."""
 
+    has_ended = False
+
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
@@ -98,7 +100,7 @@ class Request:
             self.choosers = [Watching() for _ in range(self.copies)]
             self.told = [[] for _ in self.choosers]
             pairs = zip(self.choosers, self.told, strict=True)
-            self.jobs = [Writing(prompt, self.limit, chooser, (), None, told.append) for chooser, told in pairs]
+            self.jobs = [Writing(prompt, self.limit, chooser, None, told.append) for chooser, told in pairs]
             self.jobs[0].copies = self.jobs[1:]
         loop.begin(self.jobs[0])
 
@@ -272,7 +274,7 @@ def test_ten_thousand_requests_leave_memory_flat():
     tracemalloc.start()
     for number in range(10_000):
         prompt = [number, *range(number % 40)]
-        loop.begin(Writing(prompt, 2, Watching(), (), None, lambda piece: None))
+        loop.begin(Writing(prompt, 2, Watching(), None, lambda piece: None))
         while len(scheduler.running) + len(scheduler.waiting) > 7:
             loop.step()
         if number in (2_000, 9_999):

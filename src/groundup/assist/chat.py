@@ -5,7 +5,7 @@ has the format). What the model writes never reaches an interpreter: `assist/too
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from groundup.assist.tools import calculate
@@ -13,7 +13,7 @@ from groundup.engine.engine import Engine
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder
-from groundup.tokens.chat import Message, render
+from groundup.tokens.chat import Message, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
 
 # A model that calls again and again without ever answering is stopped here.
@@ -45,9 +45,7 @@ Event = Text | ToolCall | ToolResult
 def load_assistant(folder: Path) -> Engine:
     """The model of a folder, ready to talk. Raises UserError where the folder holds none that goes on from a text."""
     tokenizer = Tokenizer.load(folder)
-    # Whatever control token the model writes ends its turn, but for the one that begins a call.
-    stops = [index for token, index in tokenizer.control.items() if token != "<|tool_call|>"]
-    return Engine(load_decoder(folder), tokenizer, stop_ids=stops)
+    return Engine(load_decoder(folder), tokenizer, stop_ids=turn_ends(tokenizer))
 
 
 def stream_reply(engine: Engine, messages: Sequence[Message], sampling: Sampling) -> Iterator[Event]:
@@ -88,7 +86,7 @@ def next_prompt(
 
 def _stream_turn(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Iterator[Event]:
     """Text up to the end of the turn, or up to a call, which is given as one event once it is whole."""
-    pieces = engine.pieces(prompt, **asdict(sampling))
+    pieces = engine.pieces(prompt, sampling)
     for piece in pieces:
         if piece.choice is not None and piece.choice.token == engine.tokenizer.control["<|tool_call|>"]:
             called = [one.choice.token for one in pieces if one.choice is not None]

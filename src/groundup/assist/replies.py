@@ -1,7 +1,6 @@
 """Replies to many conversations at once, calculator calls included: what evaluation asks for."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from groundup.assist.chat import MAX_CALLS, next_prompt
@@ -51,6 +50,6 @@ def _turns(engine: Engine, prompts: Mapping[int, list[int]], sampling: Sampling)
     numbers = list(prompts)
     for first in range(0, len(numbers), TOGETHER):
         asked = numbers[first : first + TOGETHER]
-        written = engine.generate([prompts[number] for number in asked], **asdict(sampling))
+        written = engine.generate([prompts[number] for number in asked], sampling)
         for number, one in zip(asked, written, strict=True):
             yield number, parse_assistant(engine.tokenizer, one.tokens)

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +106,7 @@ def _sample(flags: argparse.Namespace) -> None:
     prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode(flags.prompt)]
     _require_room(prompt, engine.max_positions)
     print(flags.prompt, end="")
-    for text in engine.stream(prompt, **asdict(sampling)):
+    for text in engine.stream(prompt, sampling):
         sys.stdout.write(printable(text))
         sys.stdout.flush()
     print()

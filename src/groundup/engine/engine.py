@@ -5,7 +5,7 @@ together, and beginnings that they share are computed once. What a request gets 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, closing
 from dataclasses import replace
@@ -29,6 +29,7 @@ from groundup.engine.completion import (
     heard,
     pieces_of,
 )
+from groundup.engine.constrain import Constraint
 from groundup.engine.embedding import POOLINGS, Pooling, embed
 from groundup.engine.jobs import Job, Piece, Scoring, Writing
 from groundup.engine.loop import Loop, Worker
@@ -39,7 +40,7 @@ from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
 from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
-from groundup.tokens.chat import Message, Reply, parse_assistant, render
+from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
 
 Listen = Callable[[], Callable[[Heard], None]]
@@ -102,74 +103,76 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Prompt],
+        sampling: Sampling | None = None,
         *,
-        n: int = 1,
-        stop: Sequence[str] = (),
-        stop_ids: Collection[int] | None = None,
-        **sampling: Any,
+        constraint: Constraint | None = None,
+        **options: Any,
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
 
-        n: texts that go on from one prompt, with the seeds `seed`, `seed` + 1, …
-        stop: strings that end a text and are not part of it. stop_ids: tokens that do, in place of the engine's.
-        sampling: see `Sampling`.
+        sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
+        constraint: the form that each text must have, see `engine/constrain.py`.
         Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
         vocabulary.
         """
+        asked = self._asked(sampling, options)
         inboxes: list[SimpleQueue[Heard]] = []
 
         def listen() -> Callable[[Heard], None]:
             inboxes.append(SimpleQueue())
             return inboxes[-1].put
 
-        jobs = self._begin(_listed(prompts), listen, n=n, stop=stop, stop_ids=stop_ids, **sampling)
+        jobs = self._begin(_listed(prompts), listen, asked, constraint)
         try:
             return [completion(job, list(pieces_of(inbox))) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:
             self._cancel(jobs)
             raise
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> Iterator[str]:
         """The text that follows a prompt, as soon as it is certain; closing the stream ends it.
 
-        options: those of `generate`, but for `n`.
+        sampling, options: as for `generate`, of one text.
         """
-        with closing(self.pieces(prompt, **options)) as pieces:
+        with closing(self.pieces(prompt, sampling, **options)) as pieces:
             yield from (piece.text for piece in pieces if piece.text)
 
-    def pieces(self, prompt: Prompt, **options: Any) -> Generator[Piece, None, None]:
+    def pieces(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        constraint: Constraint | None = None,
+        **options: Any,
+    ) -> Generator[Piece, None, None]:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
-        jobs = self._begin([prompt], lambda: inbox.put, **_of_one_text(options))
+        asked = _of_one_text(self._asked(sampling, options))
+        jobs = self._begin([prompt], lambda: inbox.put, asked, constraint)
         try:
             yield from pieces_of(inbox)
         except BaseException:
             self._cancel(jobs)
             raise
 
-    def chat(self, messages: Sequence[Message], **sampling: Any) -> Reply:
+    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """The assistant's reply to a conversation, see `tokens/chat.py`; `reply.message()` continues it.
 
         Raises UserError where the messages are no conversation, ValueError where they are too long.
         """
-        prompt = self.chat_prompt(messages)
-        (written,) = self.generate([prompt], stop_ids=self.turn_ends, **sampling)
+        stops = tuple(turn_ends(self.tokenizer))
+        (written,) = self.generate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
         reply = parse_assistant(self.tokenizer, written.tokens)
         return replace(reply, complete=written.ending == "stop")
 
-    def stream_chat(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """The words of the reply as they come, up to a tool call if it makes one."""
-        stops = self.turn_ends | {self.tokenizer.control["<|tool_call|>"]}
-        return self.stream(self.chat_prompt(messages), stop_ids=stops, **sampling)
+        stops = tuple(turn_ends(self.tokenizer) | {self.tokenizer.control["<|tool_call|>"]})
+        return self.stream(self.chat_prompt(messages), stop_token_ids=stops, **options)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens from which the assistant goes on."""
         return render(self.tokenizer, messages, add_generation_prompt=True).ids
-
-    @property
-    def turn_ends(self) -> frozenset[int]:
-        """The tokens that end an assistant's turn: whatever control token it writes, but for a tool call's."""
-        return frozenset(index for token, index in self.tokenizer.control.items() if token != "<|tool_call|>")
 
     def score(self, texts: Sequence[Prompt]) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
@@ -205,15 +208,23 @@ class Engine:
         found = [self._do(partial(embed, self.model, [all_ids[at] for at in batch], pooling)) for batch in batches]
         return torch.cat([future.result() for future in found])[torch.tensor(by_length).argsort()]
 
-    async def agenerate(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
+    async def agenerate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | None = None,
+        *,
+        constraint: Constraint | None = None,
+        **options: Any,
+    ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
+        asked = self._asked(sampling, options)
         inboxes: list[asyncio.Queue[Heard]] = []
 
         def listen() -> Callable[[Heard], None]:
             inboxes.append(asyncio.Queue())
             return from_other_thread(inboxes[-1])
 
-        jobs = self._begin(_listed(prompts), listen, **options)
+        jobs = self._begin(_listed(prompts), listen, asked, constraint)
         try:
             all_pieces = [[piece async for piece in awaited_pieces_of(inbox)] for inbox in inboxes]
             return [completion(job, pieces) for job, pieces in zip(jobs, all_pieces, strict=True)]
@@ -221,18 +232,26 @@ class Engine:
             self._cancel(jobs)
             raise
 
-    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[str]:
+    async def astream(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> AsyncIterator[str]:
         """As `stream`; it ends when it is closed, or with the task that reads it."""
-        async with aclosing(self.apieces(prompt, **options)) as pieces:
+        async with aclosing(self.apieces(prompt, sampling, **options)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     yield piece.text
 
-    async def apieces(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Piece, None]:
+    async def apieces(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        constraint: Constraint | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[Piece, None]:
         """As `pieces`."""
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
-        jobs = self._begin([prompt], lambda: tell, **_of_one_text(options))
+        asked = _of_one_text(self._asked(sampling, options))
+        jobs = self._begin([prompt], lambda: tell, asked, constraint)
         try:
             async for piece in awaited_pieces_of(inbox):
                 yield piece
@@ -240,31 +259,29 @@ class Engine:
             self._cancel(jobs)
             raise
 
-    def _begin(
-        self,
-        prompts: Sequence[Prompt],
-        listen: Listen,
-        n: int = 1,
-        stop: Sequence[str] = (),
-        stop_ids: Collection[int] | None = None,
-        **options: Any,
-    ) -> list[Writing]:
-        """Check all that is asked, then hand it to the thread; `n` jobs for each prompt."""
-        self._check_decoder()
-        if n < 1:
-            raise ValueError(f"`n` must be at least 1, not {n}")
-        stops = self.stop_ids if stop_ids is None else frozenset(stop_ids)
-        stops |= frozenset(options.pop("stop_token_ids", ()))
-        sampling = Sampling(stop_token_ids=tuple(stops), **options)
+    def _asked(self, sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+        """What is asked for, as a whole. Raises ValueError for what this engine cannot do."""
+        if sampling is None:
+            sampling = Sampling(**options)
+        elif options:
+            raise ValueError(f"give `sampling` or its fields ({', '.join(options)}), not both")
         if sampling.beams > 1 or sampling.best_of is not None:
             raise ValueError("the engine has no `beams` and no `best_of` yet; ask for `n` texts")
         sampling.require_vocabulary(self.model.config.vocab_size)
+        return sampling if sampling.stop_token_ids else replace(sampling, stop_token_ids=tuple(self.stop_ids))
+
+    def _begin(
+        self, prompts: Sequence[Prompt], listen: Listen, sampling: Sampling, constraint: Constraint | None
+    ) -> list[Writing]:
+        """Check the prompts, then hand them to the thread; `n` jobs for each."""
+        self._check_decoder()
         jobs: list[list[Writing]] = []
         for index, prompt in enumerate(prompts):
             ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
             limit = min(sampling.max_tokens, self.max_positions - len(ids))
-            choosers = [make_chooser(replace(sampling, seed=sampling.seed + copy), ids) for copy in range(n)]
-            jobs.append([Writing(ids, limit, one, stops, self._reader.text(stop), listen()) for one in choosers])
+            chooser = make_chooser(sampling, ids, constraint)
+            choosers = [chooser, *(chooser.fork(copy) for copy in range(1, sampling.n))]
+            jobs.append([Writing(ids, limit, one, self._reader.text(sampling.stop), listen()) for one in choosers])
             self._check_fits(jobs[-1][0])
         for leader, *copies in jobs:
             leader.copies = copies
@@ -316,11 +333,11 @@ def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     return prompts
 
 
-def _of_one_text(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a stream. Raises ValueError for those of several texts."""
-    if options.get("n", 1) != 1:
-        raise ValueError(f"a stream is of one text, not of {options['n']}: `n` is for `generate`")
-    return options
+def _of_one_text(sampling: Sampling) -> Sampling:
+    """What is asked of a stream. Raises ValueError if it is several texts."""
+    if sampling.n > 1:
+        raise ValueError(f"a stream is of one text, not of {sampling.n}: `n` is for `generate`")
+    return sampling
 
 
 def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:

@@ -3,7 +3,7 @@
 Shape suffixes: t tokens, d model width, v vocabulary.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,7 +36,7 @@ class Piece:
 class Writing:
     """A text that is being written.
 
-    prompt: its token ids. limit: tokens that it may get. stop_ids: tokens that end it.
+    prompt: its token ids. limit: tokens that it may get.
     text: what its tokens spell; None where there is no tokenizer.
     tell: is given each piece, or the error that ends it.
     copies: others with the same prompt, which is computed once; they begin when it is.
@@ -45,7 +45,6 @@ class Writing:
     prompt: list[int]
     limit: int
     chooser: Chooser
-    stop_ids: Collection[int]
     text: StoppingText | None
     tell: Callable[[Piece | Exception], None]
     copies: list["Writing"] = field(default_factory=list)
@@ -60,7 +59,7 @@ class Writing:
     def write(self, sequence: Sequence, logits_v: Tensor) -> bool:
         """Choose the next token and tell of it; returns whether the text is at its end."""
         choice = self.chooser.choose(logits_v)
-        if choice.token in self.stop_ids:
+        if self.chooser.has_ended:
             self.tell(Piece(None, self._rest(), "stop", sequence.cached))
             return True
         sequence.tokens.append(choice.token)

@@ -47,8 +47,6 @@ class Reader:
 
     def text(self, stops: Sequence[str]) -> StoppingText | None:
         """What turns tokens into text; None where there is no tokenizer. Raises UserError if stop strings need one."""
-        if isinstance(stops, str):
-            raise ValueError(f"`stop` must be a list of strings, such as [{stops!r}]")
         return StoppingText(self.tokenizer, stops) if stops or isinstance(self._words, Tokenizer) else None
 
     def usual_stops(self) -> Collection[int]:

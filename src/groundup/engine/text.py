@@ -7,14 +7,9 @@ from groundup.tokens.tokenizer import TextStream, Tokenizer
 
 
 class StoppingText:
-    """Text that ends where a stop string begins, however it is divided into tokens; see `StopMatcher`.
-
-    Raises ValueError for an empty stop string.
-    """
+    """Text that ends where a stop string begins, however it is divided into tokens; see `StopMatcher`."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        if not all(stops):
-            raise ValueError("a stop string needs at least one character")
         self._stream = TextStream(tokenizer)
         self._matcher = StopMatcher(stops)
 

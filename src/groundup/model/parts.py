@@ -58,20 +58,19 @@ class Normalise(nn.Module):
             self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
         if self._is_one_kernel(x):
-            return F.layer_norm(x, x.shape[-1:], weight, self.bias, self.eps)
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         wide = x if x.dtype == torch.float64 else x.float()
         if self.kind.startswith("layer"):
             wide = wide - wide.mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        if weight is None:
+        if self.weight is None:
             return normed.to(x.dtype)
         if self.kind == "rms":
-            return normed.to(x.dtype) * weight.to(x.dtype)
+            return normed.to(x.dtype) * self.weight.to(x.dtype)
         # The others multiply before they narrow the type.
-        wide_weight = weight.to(wide.dtype)
-        normed = normed * (1 + wide_weight if self.kind == "rms_plus_one" else wide_weight)
+        weight = self.weight.to(wide.dtype)
+        normed = normed * (1 + weight if self.kind == "rms_plus_one" else weight)
         return (normed if self.bias is None else normed + self.bias.to(wide.dtype)).to(x.dtype)
 
     def _is_one_kernel(self, x: Tensor) -> bool:

@@ -58,6 +58,11 @@ class Reply:
         return {"role": "assistant", "content": self.content, "tool_call": self.tool_call}
 
 
+def turn_ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an assistant's turn: whatever control token it writes, but for a tool call's."""
+    return frozenset(index for token, index in tokenizer.control.items() if token != "<|tool_call|>")
+
+
 def render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
     """The tokens of a conversation, the same as transformers makes of ordinary text with `chat_template.jinja`.
 
