@@ -18,7 +18,7 @@ from groundup.quantize.matrix import QuantisedMatrix, WeightFormat
 
 # What the library pads and takes steps of: see jobs.h.
 ROW_MULTIPLE, STRIDE_MULTIPLE, SUM_COLUMNS, STRIP, MOST_HEAD_DIM = 64, 128, 32, 16, 512
-_ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh")
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Activations:
     values: Tensor
     scales: Tensor
     running_sums: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, columns: int) -> "Activations":
+        """Room for so many tokens."""
+        stride = round_up(columns, STRIDE_MULTIPLE)
+        values = torch.empty(rows, stride, dtype=torch.int8)
+        sums = torch.empty(rows, stride // SUM_COLUMNS + 1, dtype=torch.int32)
+        return cls(columns, values, torch.empty(rows), sums)
 
     def fields(self) -> jobs.ActivationsFields:
         pointers = self.values.data_ptr(), self.scales.data_ptr(), self.running_sums.data_ptr()
@@ -135,13 +143,7 @@ def gather(matrix: PackedMatrix, ids_m: Tensor) -> Tensor:
 def quantise(x_mk: Tensor) -> Activations:
     """Tokens of float32 as int8; see `quantise_activations`, whose values these are."""
     pointer, (rows, columns) = rows_address("x", x_mk), x_mk.shape
-    stride = round_up(columns, STRIDE_MULTIPLE)
-    activations = Activations(
-        columns,
-        torch.empty(rows, stride, dtype=torch.int8),
-        torch.empty(rows),
-        torch.empty(rows, stride // SUM_COLUMNS + 1, dtype=torch.int32),
-    )
+    activations = Activations.empty(rows, columns)
     library.call("quantise", jobs.QuantiseJob(pointer, x_mk.stride(0), columns, activations.fields()))
     return activations
 
@@ -153,7 +155,7 @@ def linear(activations: Activations, matrix: PackedMatrix, bias_n: Tensor | None
     if bias_n is not None:
         require_shape("bias", bias_n, (matrix.rows,))
     out_mn = torch.empty(len(activations.values), matrix.rows)
-    pointers = address("bias", bias_n), out_mn.data_ptr()
+    pointers = address("bias", bias_n), None, out_mn.data_ptr()
     library.call("linear", jobs.LinearJob(matrix.fields(), activations.fields(), *pointers, matrix.rows))
     return out_mn
 
@@ -205,7 +207,7 @@ def activate(gate_mk: Tensor, up_mk: Tensor | None, activation: Activation) -> T
     out_mk = torch.empty(rows, width)
     pointers = rows_address("gate", gate_mk), None if up_mk is None else rows_address("up", up_mk), out_mk.data_ptr()
     strides = gate_mk.stride(0), 0 if up_mk is None else up_mk.stride(0), width
-    kind = _ACTIVATIONS.index(activation)
+    kind = ACTIVATIONS.index(activation)
     library.call("activate", jobs.ActivateJob(*pointers, rows, width, *strides, kind))
     return out_mk
 

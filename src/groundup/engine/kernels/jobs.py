@@ -43,8 +43,7 @@ class LinearJob(ctypes.Structure):
     _fields_ = (
         ("weight", PackedMatrixFields),
         ("input", ActivationsFields),
-        ("bias", c_void_p),
-        ("out", c_void_p),
+        *((name, c_void_p) for name in ("bias", "residual", "out")),
         ("out_stride", c_int64),
     )
 
@@ -118,6 +117,21 @@ class AttentionJob(ctypes.Structure):
     )
 
 
+class Instruction(ctypes.Structure):
+    _fields_ = (("operation", c_int64), ("job", c_void_p), ("jobs", c_int64))
+
+
+class ProgramJob(ctypes.Structure):
+    _fields_ = (
+        ("instructions", c_void_p),
+        *((name, c_int64) for name in ("count", "tokens", "sequences", "table_stride")),
+        *((name, c_void_p) for name in ("positions", "slots", "block_table", "query_starts", "key_counts")),
+    )
+
+
+# The operations of a program, by the numbers that the library gives them.
+OPERATIONS = (QuantiseJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob)
+
 # The library's functions, without `groundup_`, and what each is told.
 FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "pack": PackJob,
@@ -130,4 +144,5 @@ FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "add": AddJob,
     "store": StoreJob,
     "attend": AttentionJob,
+    "program": ProgramJob,
 }
