@@ -170,10 +170,6 @@ int groundup_set_level(int number) {
 // Threads that calls use, the calling one included. Not while other calls run.
 void groundup_set_threads(int threads) { pool::set_threads(threads); }
 
-void groundup_pack(const packing::PackJob* job) {
-  run(packing::pack, *job, packing::padded_rows(job->packed.rows), rows_worthwhile(job->packed.columns));
-}
-
 void groundup_gather(const GatherJob* job) { run(packing::gather, *job, job->count, rows_worthwhile(job->width)); }
 
 void groundup_quantise(const QuantiseJob* job) {
