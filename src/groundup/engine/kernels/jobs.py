@@ -1,4 +1,4 @@
-"""What the library's functions are told, as ctypes sees it: field by field the structures of jobs.h and packing.h."""
+"""What the library's functions are told, as ctypes sees it: field by field the structures of jobs.h."""
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
@@ -22,16 +22,6 @@ class ActivationsFields(ctypes.Structure):
         ("running_sums", c_void_p),
         ("rows", c_int64),
         ("stride", c_int64),
-    )
-
-
-class PackJob(ctypes.Structure):
-    _fields_ = (
-        ("packed", PackedMatrixFields),
-        ("packed_values", c_void_p),
-        ("packed_scales", c_void_p),
-        ("values", c_void_p),
-        ("scales", c_void_p),
     )
 
 
@@ -134,7 +124,6 @@ OPERATIONS = (QuantiseJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, Sto
 
 # The library's functions, without `groundup_`, and what each is told.
 FUNCTIONS: dict[str, type[ctypes.Structure]] = {
-    "pack": PackJob,
     "gather": GatherJob,
     "quantise": QuantiseJob,
     "linear": LinearJob,

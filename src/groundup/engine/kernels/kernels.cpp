@@ -176,10 +176,6 @@ void linears(const Linears& all, int64_t begin, int64_t end) {
   }
 }
 
-void perform(const packing::PackJob& job) {
-  run(packing::pack, job, packing::padded_rows(job.packed.rows), rows_worthwhile(job.packed.columns));
-}
-
 void perform(const GatherJob& job) { run(packing::gather, job, job.count, rows_worthwhile(job.width)); }
 
 void perform(const QuantiseJob& job) { run(chosen().quantise, job, job.out.rows, rows_worthwhile(job.width)); }
@@ -221,7 +217,6 @@ int groundup_set_level(int number) {
 // Threads that calls use, the calling one included. Not while other calls run.
 void groundup_set_threads(int threads) { pool::set_threads(threads); }
 
-void groundup_pack(const packing::PackJob* job) { perform(*job); }
 void groundup_gather(const GatherJob* job) { perform(*job); }
 void groundup_quantise(const QuantiseJob* job) { perform(*job); }
 void groundup_linear(const LinearJob* job) { perform(*job); }

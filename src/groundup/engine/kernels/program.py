@@ -19,12 +19,13 @@ from groundup.engine.kernels import (
     ACTIVATIONS,
     Activations,
     KeyValueBlocks,
-    PackedMatrix,
     jobs,
     library,
+    matrix_fields,
 )
 from groundup.engine.kernels.checks import address, require_shape
 from groundup.model.specs import Activation
+from groundup.quantize.matrix import QuantisedMatrix
 
 # Products that one instruction can share out: see program.h.
 MOST_LINEARS = 8
@@ -47,7 +48,7 @@ class StepTables(NamedTuple):
 class Product(NamedTuple):
     """out = x Wᵀ + bias + residual; the residual may be `out` itself."""
 
-    matrix: PackedMatrix
+    matrix: QuantisedMatrix
     bias_n: Tensor | None
     out_mn: Tensor
     residual_mn: Tensor | None = None
@@ -95,7 +96,7 @@ class Program:
                 require_shape("bias", each.bias_n, (each.matrix.rows,))
         fields = [
             jobs.LinearJob(
-                each.matrix.fields(),
+                matrix_fields(each.matrix),
                 x.fields(),
                 address("bias", each.bias_n),
                 address("residual", each.residual_mn),
