@@ -30,11 +30,9 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "gemma2": lambda: tiny_config("gemma2", context=100),
     "gpt2": lambda: tiny_config("gpt2", context=100),
     "gpt_neox": lambda: tiny_config("gpt_neox", context=100),
+    "nanochat": lambda: tiny_config("nanochat", context=100),
     "palm": lambda: tiny_config("palm", context=100),
     "window": lambda: _with_attention(tiny_config("llama", context=100), window=11, sinks=True),
-    "norm after rope": lambda: _with_attention(
-        tiny_config("llama", context=100), query_key_norm=QueryKeyNorm(Norm(), after_rope=True)
-    ),
 }
 
 
@@ -108,7 +106,6 @@ def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.T
 
 BEYOND = {
     "induction": lambda: tiny_config("groundup"),
-    "residual mix": lambda: tiny_config("nanochat"),
     "experts": lambda: tiny_config("mixtral"),
     "latent attention": lambda: tiny_config("deepseek_v3"),
     "recurrence": lambda: tiny_config("mamba2"),
