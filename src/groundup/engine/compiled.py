@@ -86,7 +86,7 @@ class CompiledRunner(StepRunner):
         if step.copies:
             sources, targets = map(list, zip(*step.copies, strict=True))
             for one in self._key_values:
-                one.keys[targets], one.values[targets] = one.keys[sources], one.values[sources]
+                one.copy(sources, targets)
 
 
 def step_tables(chunks: list[Chunk]) -> StepTables:
