@@ -130,5 +130,5 @@ def token_bytes(model: LanguageModel) -> int:
                 numbers += 2 * heads * head_dim
             case LatentAttention() as latent:
                 numbers += latent.heads * (latent.plain_dim + latent.rotated_dim + latent.value_dim)
-    dtype = model.compute_dtype or model.embedding.weight.dtype
+    dtype = model.compute_dtype or model.embedding.dtype
     return numbers * dtype.itemsize + 8
