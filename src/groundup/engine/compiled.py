@@ -40,7 +40,7 @@ def cache_dtype(model: LanguageModel) -> torch.dtype:
     """The type in which keys and values are kept."""
     if is_compilable(model):
         return torch.bfloat16
-    return model.compute_dtype or model.embedding.weight.dtype
+    return model.compute_dtype or model.embedding.dtype
 
 
 class CompiledRunner(StepRunner):

@@ -35,6 +35,7 @@ from groundup.engine.embedding import POOLINGS, Pooling, embed
 from groundup.engine.jobs import Job, Piece, Scoring, Writing
 from groundup.engine.loop import Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.quantised import use_kernels
 from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
@@ -77,6 +78,7 @@ class Engine:
     ) -> None:
         folder = None if isinstance(model, LanguageModel) else local_folder(model)
         self.model = model if isinstance(model, LanguageModel) else load_language_model(local_folder(model))
+        use_kernels(self.model)
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
         self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running)))
