@@ -24,6 +24,13 @@ def _with_attention(config: ModelConfig, **changes: object) -> ModelConfig:
     return replace(config, layers=layers)
 
 
+def _with_capacity() -> ModelConfig:
+    config = tiny_config("mixtral")
+    experts = config.layers[0].feed_forward
+    router = replace(experts.router, chosen=1, normalised=False, capacity=3)
+    return replace(config, layers=(replace(config.layers[0], feed_forward=replace(experts, router=router)),) * 2)
+
+
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "llama": lambda: tiny_config("llama", kv_heads=1, context=100),
     "qwen3": lambda: tiny_config("qwen3", context=100),
@@ -33,6 +40,8 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "gpt_neox": lambda: tiny_config("gpt_neox", context=100),
     "nanochat": lambda: tiny_config("nanochat", context=100),
     "palm": lambda: tiny_config("palm", context=100),
+    "mixtral": lambda: tiny_config("mixtral", context=100),
+    "gpt_oss": lambda: tiny_config("gpt_oss", context=100),
     "window": lambda: _with_attention(tiny_config("llama", context=100), window=11, sinks=True),
 }
 
@@ -113,7 +122,7 @@ def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.T
 
 BEYOND = {
     "induction": lambda: tiny_config("groundup"),
-    "experts": lambda: tiny_config("mixtral"),
+    "experts of a capacity": _with_capacity,
     "latent attention": lambda: tiny_config("deepseek_v3"),
     "recurrence": lambda: tiny_config("mamba2"),
     "distance bias": lambda: _with_attention(tiny_config("llama"), rope=None, alibi=1.0),
