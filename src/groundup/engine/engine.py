@@ -21,6 +21,7 @@ from groundup.engine.asking import Listen, asked, jobs_for, listed, of_one_text,
 from groundup.engine.beaming import Beaming
 from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import make_chooser
+from groundup.engine.compiled import cache_dtype, runner_of
 from groundup.engine.completion import (
     Completion,
     Heard,
@@ -36,7 +37,7 @@ from groundup.engine.embedding import POOLINGS, Pooling, embed
 from groundup.engine.jobs import Piece, Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
-from groundup.engine.runner import Runner, depends_on_the_longest, is_recurrent, reach, token_bytes
+from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
@@ -88,7 +89,7 @@ class Engine:
             whole_prompts=depends_on_the_longest(self.model),
             reach=reach(self.model),
         )
-        self._loop = Loop(Runner(self.model, self._pool.count), scheduler)
+        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens), scheduler)
         self._worker = Worker(self._loop)
 
     @property
@@ -313,4 +314,4 @@ class Engine:
 
 def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model), most_running * longest))
+    return max(longest, min(CACHE_BYTES // token_bytes(model, cache_dtype(model)), most_running * longest))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from groundup.engine.beaming import Beaming
 from groundup.engine.jobs import Scoring, Writing
-from groundup.engine.runner import Runner
+from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Chunk, Scheduler
 from groundup.engine.scheduler import Sequence as Text
 
@@ -23,7 +23,7 @@ Job = Writing | Beaming | Scoring
 class Loop:
     """Jobs of one model. Not for several threads: see `Worker`."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
+    def __init__(self, runner: StepRunner, scheduler: Scheduler) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._jobs: dict[Text, Job] = {}

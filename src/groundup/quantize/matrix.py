@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Nibbles stand for integers this much smaller.
+# Output channels whose weights lie together, and those that a matrix is padded to a multiple of.
+PANEL, ROW_MULTIPLE = 16, 64
+# Nibbles, and bytes, stand for integers this much smaller.
 NIBBLE_ZERO = 8
+BYTE_ZERO = 128
 # A row of activations that is nowhere larger counts as zero: 127 divided by it must stay finite.
 SMALLEST = 1e-30
 # A sum of 127 · 255 · columns must fit into 32 bits.
@@ -43,6 +46,9 @@ class WeightFormat:
         """What the columns are padded to a multiple of."""
         return self.group or 32
 
+    def padded_columns(self, columns: int) -> int:
+        return -(-columns // self.column_multiple) * self.column_multiple
+
     @property
     def bits_per_weight(self) -> float:
         """What a weight takes together with its share of the group's scale (of a row's scale: nothing)."""
@@ -57,31 +63,61 @@ WEIGHT_FORMATS = {each.name: each for each in (W8, W4, W4_SMALL_GROUPS)}
 
 @dataclass(frozen=True)
 class QuantisedMatrix:
-    """A matrix of `columns` input channels in a weight format.
+    """A matrix of `rows` output and `columns` input channels, in the one layout there is: in files, here, in kernels.
 
-    values: int8 (n, k) with 8 bits; with 4 uint8 (n, k / 2), column 2i in the low half of byte i, 2i + 1 in the high.
-    scales_ng: float32 (n, 1) with 8 bits, float16 (n, g) with 4.
+    values: uint8 (n/16, k/step, 16, 4), unsigned around 8 or 128. With 8 bits step is 4, and a row of four bytes holds
+      neighbouring columns of one channel; with 4 bits it is 8, and a byte holds column k in its low half and column
+      k + 4 in its high half. n is padded with zeros to a multiple of 64, k to whole groups.
+    scales: (n/16, g, 16), float32 with 8 bits, where g is 1, and float16 with 4.
+    Raises ValueError if the tensors are of other shapes or types.
     """
 
     format: WeightFormat
+    rows: int
     columns: int
     values: Tensor
-    scales_ng: Tensor
+    scales: Tensor
 
-    @property
-    def rows(self) -> int:
-        return len(self.values)
+    def __post_init__(self) -> None:
+        wanted = packed_shapes(self.format, self.rows, self.columns)
+        for (name, (shape, dtype)), found in zip(wanted.items(), (self.values, self.scales), strict=True):
+            if found.shape != shape or found.dtype != dtype:
+                matrix = f"a {self.format.name} matrix of {self.rows} × {self.columns}"
+                raise ValueError(
+                    f"the {name} of {matrix} must be {dtype} of shape {shape}, not {found.dtype} of shape "
+                    f"{tuple(found.shape)}"
+                )
 
     @property
     def padded_columns(self) -> int:
-        return -(-self.columns // self.format.column_multiple) * self.format.column_multiple
+        return self.format.padded_columns(self.columns)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+    @property
+    def scales_ng(self) -> Tensor:
+        """The scales (n, g), without the padding of rows."""
+        return self.scales.transpose(1, 2).flatten(0, 1)[: self.rows]
 
     def integers_nk(self) -> Tensor:
-        """The integers as int8 (n, k), padding included."""
-        if self.format.bits == 8:
-            return self.values
-        nibbles = torch.stack((self.values & 15, self.values >> 4), dim=-1).flatten(1)
-        return nibbles.to(torch.int8) - NIBBLE_ZERO
+        """The integers as int8 (n, k), the padding of columns included."""
+        values = self.values.transpose(1, 2).flatten(0, 1)[: self.rows]
+        if self.format.bits == 4:
+            values = torch.stack((values & 15, values >> 4), dim=-2)
+        # With 8 bits the highest bit is what 128 more or less changes.
+        return (values ^ 128 if self.format.bits == 8 else values - NIBBLE_ZERO).view(torch.int8).flatten(1)
+
+
+def packed_shapes(format: WeightFormat, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of the values and of the scales of a matrix; see `QuantisedMatrix`."""
+    panels, padded = -(-rows // ROW_MULTIPLE) * (ROW_MULTIPLE // PANEL), format.padded_columns(columns)
+    groups = padded // format.group if format.group else 1
+    return {
+        "values": ((panels, padded * format.bits // 32, PANEL, 4), torch.uint8),
+        "scales": ((panels, groups, PANEL), torch.float16 if format.bits == 4 else torch.float32),
+    }
 
 
 @dataclass(frozen=True)
@@ -111,7 +147,7 @@ def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
     if format.bits == 8:
         scales_ng = groups_ngk.abs().amax(-1) / 127
         integers = _divided(groups_ngk, scales_ng).round().clamp(-127, 127)
-        return QuantisedMatrix(format, columns, integers.flatten(1).to(torch.int8), scales_ng)
+        return from_integers(integers.flatten(1), scales_ng, columns, format)
     scales_ng = _nibble_scales(groups_ngk, SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
     if not scales_ng.isfinite().all():
         raise ValueError("a matrix with numbers beyond 500,000 cannot be quantised to 4 bits: its scales overflow")
@@ -119,9 +155,17 @@ def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
 
 
 def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: WeightFormat) -> QuantisedMatrix:
-    """A matrix of 4 bits from integers in -8 … 7 (n, k), padding included, and float16 scales (n, g)."""
-    nibbles = (integers_nk + NIBBLE_ZERO).to(torch.uint8)
-    return QuantisedMatrix(format, columns, nibbles[:, 0::2] | nibbles[:, 1::2] << 4, scales_ng)
+    """A matrix from integers (n, k) of the format's range, the padding of columns included, and scales (n, g)."""
+    rows, zero = len(integers_nk), NIBBLE_ZERO if format.bits == 4 else BYTE_ZERO
+    padding = -rows % ROW_MULTIPLE
+    unsigned = F.pad((integers_nk.to(torch.int16) + zero).to(torch.uint8), (0, 0, 0, padding), value=zero)
+    # panels, 16 channels, steps, four columns of each half of a byte, or of each byte
+    steps = unsigned.unflatten(0, (-1, PANEL)).unflatten(2, (-1, 32 // format.bits))
+    if format.bits == 4:
+        steps = steps[..., :4] | steps[..., 4:] << 4
+    scales = F.pad(scales_ng, (0, 0, 0, padding)).unflatten(0, (-1, PANEL))
+    values = steps.transpose(1, 2).contiguous()
+    return QuantisedMatrix(format, rows, columns, values, scales.transpose(1, 2).contiguous())
 
 
 def dequantise(matrix: QuantisedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
