@@ -12,12 +12,10 @@
 #include <vector>
 
 #include "jobs.h"
-#include "packing.h"
 
 extern "C" {
 int groundup_set_level(int);
 void groundup_set_threads(int);
-void groundup_pack(const packing::PackJob*);
 void groundup_gather(const GatherJob*);
 void groundup_quantise(const QuantiseJob*);
 void groundup_linear(const LinearJob*);
@@ -56,17 +54,14 @@ void linear() {
   const int64_t bits = draw() % 2 ? 4 : 8, width = up_to(500), rows = up_to(150), tokens = up_to(20);
   const int64_t group = bits == 8 ? 32 : draw() % 2 ? 128 : 32, columns = padded(width, group);
   PackedMatrix matrix{nullptr, nullptr, rows, columns, bits == 8 ? columns : group, bits};
-  const int64_t groups = columns / matrix.group, all_rows = packing::padded_rows(rows);
-  auto values = random<uint8_t>(rows * columns * bits / 8), packed = random<uint8_t>(all_rows * columns * bits / 8);
-  auto scales = random<uint16_t>(rows * groups * (bits == 4 ? 1 : 2));
-  for (int64_t i = 0; i < rows * groups; ++i) {
+  const int64_t groups = columns / matrix.group, all_rows = padded(rows, kRowMultiple);
+  auto values = random<uint8_t>(all_rows * columns * bits / 8);
+  auto scales = random<uint16_t>(all_rows * groups * (bits == 4 ? 1 : 2));
+  for (int64_t i = 0; i < all_rows * groups; ++i) {
     if (bits == 4) scales[i] = 0x3c00;
     else reinterpret_cast<float*>(scales.get())[i] = 1.0f;
   }
-  auto packed_scales = random<uint16_t>(all_rows * groups * (bits == 4 ? 1 : 2));
-  matrix.values = packed.get(), matrix.scales = packed_scales.get();
-  const packing::PackJob pack{matrix, packed.get(), packed_scales.get(), values.get(), scales.get()};
-  groundup_pack(&pack);
+  matrix.values = values.get(), matrix.scales = scales.get();
 
   const int64_t stride = padded(width, 128), apart = width + draw() % 3;
   auto x = random<float>((tokens - 1) * apart + width), bias = random<float>(rows), token_scales = random<float>(tokens);

@@ -16,18 +16,18 @@ from groundup.cli import main
 from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.errors import UserError
-from groundup.quantize.matrix import W4, quantise_rows
+from groundup.quantize.matrix import W4, QuantisedMatrix, quantise_rows
 
 SMALLEST_LEVEL = {**os.environ, library.LEVEL_VARIABLE: "portable"}
 
 
-def _layer() -> tuple[kernels.PackedMatrix, torch.Tensor]:
+def _layer() -> tuple[QuantisedMatrix, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    return kernels.pack(quantise_rows(torch.randn(2000, 256, generator=draw), W4)), torch.randn(8, 256, generator=draw)
+    return quantise_rows(torch.randn(2000, 256, generator=draw), W4), torch.randn(8, 256, generator=draw)
 
 
-def _output(packed: kernels.PackedMatrix, x: torch.Tensor) -> list[float]:
-    return kernels.linear(kernels.quantise(x), packed).flatten().tolist()
+def _output(matrix: QuantisedMatrix, x: torch.Tensor) -> list[float]:
+    return kernels.linear(kernels.quantise(x), matrix).flatten().tolist()
 
 
 def test_without_the_library_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch):

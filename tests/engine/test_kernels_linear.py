@@ -39,18 +39,21 @@ def _extreme_integers(rows: int, columns: int, format: WeightFormat, seed: int) 
     low, high = (-127, 128) if format.bits == 8 else (-8, 8)
     integers = torch.randint(low, high, (rows, padded), generator=draw)
     integers[:, columns:] = 0
+    return from_integers(integers, _ones(rows, padded, format), columns, format)
+
+
+def _ones(rows: int, padded: int, format: WeightFormat) -> torch.Tensor:
     if format.bits == 8:
-        return QuantisedMatrix(format, columns, integers.to(torch.int8), torch.ones(rows, 1))
-    scales = torch.ones(rows, padded // format.column_multiple, dtype=torch.float16)
-    return from_integers(integers, scales, columns, format)
+        return torch.ones(rows, 1)
+    return torch.ones(rows, padded // format.column_multiple, dtype=torch.float16)
 
 
 @ALL_FORMATS
 @pytest.mark.parametrize("shape", SHAPES)
-def test_packing_loses_nothing(level: str, format: WeightFormat, shape: tuple[int, int, int]):
+def test_rows_are_read_as_the_definition_reads_them(level: str, format: WeightFormat, shape: tuple[int, int, int]):
     matrix = quantise_rows(_random(*shape[:2]), format)
     ids = torch.arange(shape[0]).flip(0)
-    assert torch.equal(kernels.gather(kernels.pack(matrix), ids), dequantise(matrix)[ids])
+    assert torch.equal(kernels.gather(matrix, ids), dequantise(matrix)[ids])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 31), (5, 128), (7, 1000)])
@@ -70,10 +73,10 @@ def test_activations_are_those_of_the_definition_to_the_bit(level: str, shape: t
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("column", [0, 39])
 def test_a_token_that_is_not_finite_spoils_itself_alone(level: str, broken: float, column: int):
-    x, packed = _random(3, 40), kernels.pack(quantise_rows(_random(5, 40), W4))
-    expected = kernels.linear(kernels.quantise(x), packed)
+    x, matrix = _random(3, 40), quantise_rows(_random(5, 40), W4)
+    expected = kernels.linear(kernels.quantise(x), matrix)
     x[1, column] = broken
-    out = kernels.linear(kernels.quantise(x), packed)
+    out = kernels.linear(kernels.quantise(x), matrix)
     assert out[1].isnan().all() and torch.equal(out[[0, 2]], expected[[0, 2]])
 
 
@@ -87,7 +90,7 @@ def test_the_integers_are_exact(level: str, format: WeightFormat, shape: tuple[i
     x[:, 0] = 127.0  # a scale of one
     expected = x.long() @ matrix.integers_nk()[:, :columns].long().T
     assert expected.abs().max() < 2**24
-    assert torch.equal(kernels.linear(kernels.quantise(x), kernels.pack(matrix)).long(), expected)
+    assert torch.equal(kernels.linear(kernels.quantise(x), matrix).long(), expected)
 
 
 @pytest.mark.parametrize("format", [W4, W8], ids=["w4", "w8"])
@@ -95,12 +98,10 @@ def test_the_largest_sums_that_there_can_be_do_not_overflow(level: str, format: 
     """All integers at the end of their range, in the widest matrix allowed; float32 then rounds the whole sum once."""
     columns, lowest = 65_536, -127 if format.bits == 8 else -8
     integers = torch.full((2, columns), lowest)
-    matrix = QuantisedMatrix(format, columns, integers.to(torch.int8), torch.ones(2, 1))
-    if format.bits == 4:
-        matrix = from_integers(integers, torch.ones(2, columns // 128, dtype=torch.float16), columns, format)
+    matrix = from_integers(integers, _ones(2, columns, format), columns, format)
     x = torch.full((2, columns), 127.0) * torch.tensor([[1.0], [-1.0]])
     expected = torch.tensor([[1.0], [-1.0]]) * 127 * lowest * columns
-    torch.testing.assert_close(kernels.linear(kernels.quantise(x), kernels.pack(matrix)), expected.expand(2, 2))
+    torch.testing.assert_close(kernels.linear(kernels.quantise(x), matrix), expected.expand(2, 2))
 
 
 @ALL_FORMATS
@@ -110,7 +111,7 @@ def test_a_layer_is_what_float64_says(format: WeightFormat, rows: int, columns: 
     """In every level at once: hypothesis does not go with fixtures."""
     weight, x = _random(rows, columns, seed=rows), _random(tokens, columns, seed=tokens)
     matrix, bias = quantise_rows(weight, format), _random(rows, seed=1) if biased else None
-    expected, packed = quantised_linear(x, matrix, bias), kernels.pack(matrix)
+    expected = quantised_linear(x, matrix, bias)
     # One rounding for every group and three for conversion, scale and bias, each of at most 2⁻²⁴ of the summed sizes.
     sizes = x.abs().double() @ dequantise(matrix, torch.float64).abs().T
     groups = matrix.scales_ng.shape[1]
@@ -118,49 +119,49 @@ def test_a_layer_is_what_float64_says(format: WeightFormat, rows: int, columns: 
     before = library.level()
     for name in library.LEVELS[: library.LEVELS.index(before) + 1]:
         library.set_level(name)
-        out = kernels.linear(kernels.quantise(x), packed, bias)
+        out = kernels.linear(kernels.quantise(x), matrix, bias)
         assert ((out - expected).abs() <= allowed).all(), name
     library.set_level(before)
 
 
 @ALL_FORMATS
 def test_a_token_does_not_depend_on_the_batch_around_it(level: str, format: WeightFormat):
-    x, packed = _random(64, 2300), kernels.pack(quantise_rows(_random(100, 2300), format))
-    together = kernels.linear(kernels.quantise(x), packed)
+    x, matrix = _random(64, 2300), quantise_rows(_random(100, 2300), format)
+    together = kernels.linear(kernels.quantise(x), matrix)
     for count in (1, 2, 3, 4, 5, 7, 12, 13):
         for start in range(0, 64 - count, 9):
-            alone = kernels.linear(kernels.quantise(x[start : start + count]), packed)
+            alone = kernels.linear(kernels.quantise(x[start : start + count]), matrix)
             assert torch.equal(alone, together[start : start + count])
 
 
 @ALL_FORMATS
 def test_a_result_does_not_depend_on_the_number_of_threads(level: str, threads: None, format: WeightFormat):
-    x, packed = _random(250, 256), kernels.pack(quantise_rows(_random(1000, 256), format))
+    x, matrix = _random(250, 256), quantise_rows(_random(1000, 256), format)
     for tokens in (1, 9, 250):
         library.set_threads(1)
-        alone = kernels.linear(kernels.quantise(x[:tokens]), packed)
+        alone = kernels.linear(kernels.quantise(x[:tokens]), matrix)
         for count in (2, 3, 5):
             library.set_threads(count)
-            assert torch.equal(kernels.linear(kernels.quantise(x[:tokens]), packed), alone)
+            assert torch.equal(kernels.linear(kernels.quantise(x[:tokens]), matrix), alone)
 
 
 def test_rows_may_lie_apart(level: str):
-    wide, packed = _random(6, 100), kernels.pack(quantise_rows(_random(20, 40), W4))
+    wide, matrix = _random(6, 100), quantise_rows(_random(20, 40), W4)
     part = wide[:, 30:70]
-    expected = kernels.linear(kernels.quantise(part.contiguous()), packed)
-    assert torch.equal(kernels.linear(kernels.quantise(part), packed), expected)
+    expected = kernels.linear(kernels.quantise(part.contiguous()), matrix)
+    assert torch.equal(kernels.linear(kernels.quantise(part), matrix), expected)
 
 
 def test_wrong_tensors_are_refused(compiled: None):
-    packed = kernels.pack(quantise_rows(_random(20, 40), W4))
+    matrix = quantise_rows(_random(20, 40), W4)
     x = kernels.quantise(_random(3, 41))
     with pytest.raises(ValueError, match="40 columns cannot be multiplied by rows of 41"):
-        kernels.linear(x, packed)
+        kernels.linear(x, matrix)
     with pytest.raises(ValueError, match=r"must be torch.float32 on the CPU, not torch.float64"):
         kernels.quantise(_random(3, 40).double())
     with pytest.raises(ValueError, match="every row of `x` must be contiguous"):
         kernels.quantise(_random(40, 3).T)
     with pytest.raises(ValueError, match=r"`bias` must have shape \(20,\), not \(19,\)"):
-        kernels.linear(kernels.quantise(_random(3, 40)), packed, torch.zeros(19))
+        kernels.linear(kernels.quantise(_random(3, 40)), matrix, torch.zeros(19))
     with pytest.raises(ValueError, match=r"`ids` must be in 0 … 19"):
-        kernels.gather(packed, torch.tensor([20]))
+        kernels.gather(matrix, torch.tensor([20]))

@@ -1,6 +1,7 @@
 """Weights and activations in few bits: what the definition promises, against arithmetic done one number at a time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from groundup.quantize.matrix import (
     W4,
-    W4_SMALL_GROUPS,
     W8,
     WEIGHT_FORMATS,
     WeightFormat,
@@ -53,12 +53,35 @@ def test_what_a_format_can_hold_is_held_exactly(format: WeightFormat):
     assert torch.equal(dequantise(quantise_rows(weight, format)), weight)
 
 
-@pytest.mark.parametrize("format", [W4, W4_SMALL_GROUPS], ids=["w4", "w4_g32"])
-def test_nibbles_lie_as_the_docstring_says(format: WeightFormat):
-    integers = torch.arange(-8, 8).repeat(format.column_multiple // 16)[None]
-    matrix = from_integers(integers, torch.ones(1, 1, dtype=torch.float16), format.column_multiple, format)
-    assert matrix.values[0, :8].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
-    assert torch.equal(matrix.integers_nk(), integers.to(torch.int8))
+@ALL_FORMATS
+@pytest.mark.parametrize("rows", [1, 16, 70])
+def test_numbers_lie_as_the_docstring_says(format: WeightFormat, rows: int):
+    """One number after the other, from the words of `QuantisedMatrix`."""
+    columns, zero = 256, 8 if format.bits == 4 else 128
+    draw = torch.Generator().manual_seed(rows)
+    integers = torch.randint(1 - zero, zero, (rows, columns), generator=draw)
+    scales = torch.randn(rows, columns // format.group if format.group else 1, generator=draw)
+    scales = scales.half() if format.bits == 4 else scales
+    matrix = from_integers(integers, scales, columns, format)
+    for n in range(-(-rows // 64) * 64):
+        panel, channel = n // 16, n % 16
+        for k in range(columns):
+            step, place = (k // 8, k % 8) if format.bits == 4 else (k // 4, k % 4)
+            byte = int(matrix.values[panel, step, channel, place % 4])
+            found = byte if format.bits == 8 else byte & 15 if place < 4 else byte >> 4
+            assert found - zero == (int(integers[n, k]) if n < rows else 0)
+        for group in range(scales.shape[1]):
+            assert matrix.scales[panel, group, channel] == (scales[n, group] if n < rows else 0)
+    assert torch.equal(matrix.integers_nk(), integers.to(torch.int8)) and torch.equal(matrix.scales_ng, scales)
+
+
+@ALL_FORMATS
+def test_tensors_of_other_shapes_or_types_are_no_matrix(format: WeightFormat):
+    matrix = quantise_rows(_matrix(5, 40), format)
+    with pytest.raises(ValueError, match=rf"values of a {format.name} matrix of 65 × 40 must be torch.uint8 of shape"):
+        replace(matrix, rows=65)
+    with pytest.raises(ValueError, match=r"the scales of a .* not torch.float64 of shape"):
+        replace(matrix, scales=matrix.scales.double())
 
 
 @ALL_FORMATS
@@ -80,9 +103,9 @@ def test_rows_of_zeros_stay_zeros(format: WeightFormat):
 
 @ALL_FORMATS
 def test_the_size_is_what_the_format_says(format: WeightFormat):
-    matrix = quantise_rows(_matrix(8, 256), format)
-    scales = matrix.scales_ng.nbytes if format.group else 0
-    assert (matrix.values.nbytes + scales) * 8 == format.bits_per_weight * 8 * 256
+    matrix = quantise_rows(_matrix(64, 256), format)
+    scales = matrix.scales.nbytes if format.group else 0
+    assert (matrix.values.nbytes + scales) * 8 == format.bits_per_weight * 64 * 256
 
 
 @settings(deadline=None, max_examples=50)

@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Nibbles stand for integers this much smaller.
+# Output channels whose weights lie together, and those that a matrix is padded to a multiple of.
+PANEL, ROW_MULTIPLE = 16, 64
+# Nibbles, and bytes, stand for integers this much smaller.
 NIBBLE_ZERO = 8
+BYTE_ZERO = 128
 # A row of activations that is nowhere larger counts as zero: 127 divided by it must stay finite.
 SMALLEST = 1e-30
 # A sum of 127 · 255 · columns must fit into 32 bits.
@@ -43,6 +46,9 @@ class WeightFormat:
         """What the columns are padded to a multiple of."""
         return self.group or 32
 
+    def padded_columns(self, columns: int) -> int:
+        return -(-columns // self.column_multiple) * self.column_multiple
+
     @property
     def bits_per_weight(self) -> float:
         """What a weight takes together with its share of the group's scale (of a row's scale: nothing)."""
@@ -57,31 +63,57 @@ WEIGHT_FORMATS = {each.name: each for each in (W8, W4, W4_SMALL_GROUPS)}
 
 @dataclass(frozen=True)
 class QuantisedMatrix:
-    """A matrix of `columns` input channels in a weight format.
+    """A matrix of `rows` output and `columns` input channels, in the one layout there is: in files, here, in kernels.
 
-    values: int8 (n, k) with 8 bits; with 4 uint8 (n, k / 2), column 2i in the low half of byte i, 2i + 1 in the high.
-    scales_ng: float32 (n, 1) with 8 bits, float16 (n, g) with 4.
+    values: uint8 (n/16, k/step, 16, 4), unsigned around 8 or 128. With 8 bits step is 4, and a row of four bytes holds
+      neighbouring columns of one channel; with 4 bits it is 8, and a byte holds column k in its low half and column
+      k + 4 in its high half. n is padded with zeros to a multiple of 64, k to whole groups.
+    scales: (n/16, g, 16), float32 with 8 bits, where g is 1, and float16 with 4.
+    Raises ValueError if the tensors are of other shapes or types.
     """
 
     format: WeightFormat
+    rows: int
     columns: int
     values: Tensor
-    scales_ng: Tensor
+    scales: Tensor
 
-    @property
-    def rows(self) -> int:
-        return len(self.values)
+    def __post_init__(self) -> None:
+        wanted = packed_shapes(self.format, self.rows, self.columns)
+        for (name, (shape, dtype)), found in zip(wanted.items(), (self.values, self.scales), strict=True):
+            if found.shape != shape or found.dtype != dtype:
+                matrix = f"a {self.format.name} matrix of {self.rows} × {self.columns}"
+                raise ValueError(
+                    f"the {name} of {matrix} must be {dtype} of shape {shape}, not {found.dtype} of shape "
+                    f"{tuple(found.shape)}"
+                )
 
     @property
     def padded_columns(self) -> int:
-        return -(-self.columns // self.format.column_multiple) * self.format.column_multiple
+        return self.format.padded_columns(self.columns)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+    @property
+    def scales_ng(self) -> Tensor:
+        """The scales (n, g), without the padding of rows."""
+        return self.scales.transpose(1, 2).flatten(0, 1)[: self.rows]
 
     def integers_nk(self) -> Tensor:
-        """The integers as int8 (n, k), padding included."""
-        if self.format.bits == 8:
-            return self.values
-        nibbles = torch.stack((self.values & 15, self.values >> 4), dim=-1).flatten(1)
-        return nibbles.to(torch.int8) - NIBBLE_ZERO
+        """The integers as int8 (n, k), the padding of columns included."""
+        return _integers(self.values.transpose(1, 2).flatten(0, 1)[: self.rows], self.format)
+
+
+def packed_shapes(format: WeightFormat, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of the values and of the scales of a matrix; see `QuantisedMatrix`."""
+    panels, padded = -(-rows // ROW_MULTIPLE) * (ROW_MULTIPLE // PANEL), format.padded_columns(columns)
+    groups = padded // format.group if format.group else 1
+    return {
+        "values": ((panels, padded * format.bits // 32, PANEL, 4), torch.uint8),
+        "scales": ((panels, groups, PANEL), torch.float16 if format.bits == 4 else torch.float32),
+    }
 
 
 @dataclass(frozen=True)
@@ -105,30 +137,47 @@ def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
         )
     if not weight_nk.isfinite().all():
         raise ValueError("a matrix with infinite or undefined numbers cannot be quantised")
-    columns = weight_nk.shape[1]
-    padding = -columns % format.column_multiple
-    groups_ngk = F.pad(weight_nk.float(), (0, padding)).unflatten(1, (-1, format.group or columns + padding))
-    if format.bits == 8:
-        scales_ng = groups_ngk.abs().amax(-1) / 127
-        integers = _divided(groups_ngk, scales_ng).round().clamp(-127, 127)
-        return QuantisedMatrix(format, columns, integers.flatten(1).to(torch.int8), scales_ng)
-    scales_ng = _nibble_scales(groups_ngk, SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
+    groups_ngk = _groups(weight_nk, format)
+    scales_ng = _scales(groups_ngk, format, search)
     if not scales_ng.isfinite().all():
         raise ValueError("a matrix with numbers beyond 500,000 cannot be quantised to 4 bits: its scales overflow")
-    return from_integers(_nibbles(groups_ngk, scales_ng).flatten(1), scales_ng, columns, format)
+    integers_nk = nearest_integers(groups_ngk, scales_ng, format).flatten(1)
+    return from_integers(integers_nk, scales_ng, weight_nk.shape[1], format)
+
+
+def rounded_weights(weight: Tensor, format: WeightFormat, search: bool = True) -> Tensor:
+    """The float32 weights that `quantise_rows` stands for, of any number of rows (…, columns), without their bytes."""
+    groups_ngk = _groups(weight.flatten(0, -2), format)
+    scales_ng = _scales(groups_ngk, format, search)
+    rounded_nk = _scaled(nearest_integers(groups_ngk, scales_ng, format).flatten(1), scales_ng, torch.float32)
+    return rounded_nk[:, : weight.shape[-1]].view(weight.shape)
 
 
 def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: WeightFormat) -> QuantisedMatrix:
-    """A matrix of 4 bits from integers in -8 … 7 (n, k), padding included, and float16 scales (n, g)."""
-    nibbles = (integers_nk + NIBBLE_ZERO).to(torch.uint8)
-    return QuantisedMatrix(format, columns, nibbles[:, 0::2] | nibbles[:, 1::2] << 4, scales_ng)
+    """A matrix from integers (n, k) of the format's range, the padding of columns included, and scales (n, g)."""
+    rows, zero = len(integers_nk), NIBBLE_ZERO if format.bits == 4 else BYTE_ZERO
+    padding = -rows % ROW_MULTIPLE
+    unsigned = F.pad((integers_nk.to(torch.int16) + zero).to(torch.uint8), (0, 0, 0, padding), value=zero)
+    # panels, 16 channels, steps, four columns of each half of a byte, or of each byte
+    steps = unsigned.unflatten(0, (-1, PANEL)).unflatten(2, (-1, 32 // format.bits))
+    if format.bits == 4:
+        steps = steps[..., :4] | steps[..., 4:] << 4
+    scales = F.pad(scales_ng, (0, 0, 0, padding)).unflatten(0, (-1, PANEL))
+    values = steps.transpose(1, 2).contiguous()
+    return QuantisedMatrix(format, rows, columns, values, scales.transpose(1, 2).contiguous())
 
 
 def dequantise(matrix: QuantisedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (n, columns) that the integers and scales stand for; exact in float32 and float64 with 4 bits, in
     float64 with 8."""
-    integers_ngk = matrix.integers_nk().unflatten(1, (matrix.scales_ng.shape[1], -1)).to(dtype)
-    return (integers_ngk * matrix.scales_ng.to(dtype)[..., None]).flatten(1)[:, : matrix.columns]
+    return _scaled(matrix.integers_nk(), matrix.scales_ng, dtype)[:, : matrix.columns]
+
+
+def gather(matrix: QuantisedMatrix, ids_m: Tensor) -> Tensor:
+    """Rows by number, float32 (m, columns): what an embedding is."""
+    panels_m, channels_m = ids_m // PANEL, ids_m % PANEL
+    values, scales_mg = matrix.values[panels_m, :, channels_m], matrix.scales[panels_m, :, channels_m]
+    return _scaled(_integers(values, matrix.format), scales_mg, torch.float32)[:, : matrix.columns]
 
 
 def quantise_activations(x_mk: Tensor) -> QuantisedActivations:
@@ -151,6 +200,38 @@ def quantised_linear(x_mk: Tensor, matrix: QuantisedMatrix, bias_n: Tensor | Non
         activations.values_mk.double() @ dequantise(matrix, torch.float64).T * activations.scales_m.double()[:, None]
     )
     return out_mn if bias_n is None else out_mn + bias_n.double()
+
+
+def _integers(values: Tensor, format: WeightFormat) -> Tensor:
+    """int8 (rows, k) from rows of the packed layout, (rows, steps, 4)."""
+    if format.bits == 8:
+        return (values ^ BYTE_ZERO).view(torch.int8).flatten(1)  # that bit is what 128 more or less changes
+    return (torch.stack((values & 15, values >> 4), dim=-2) - NIBBLE_ZERO).view(torch.int8).flatten(1)
+
+
+def _scaled(integers_nk: Tensor, scales_ng: Tensor, dtype: torch.dtype) -> Tensor:
+    integers_ngk = integers_nk.unflatten(1, (scales_ng.shape[1], -1)).to(dtype)
+    return (integers_ngk * scales_ng.to(dtype)[..., None]).flatten(1)
+
+
+def nearest_integers(groups_ngk: Tensor, scales_ng: Tensor, format: WeightFormat) -> Tensor:
+    """The integers of a format, as float32, that come nearest with these scales; 0 where the scale is."""
+    if format.bits == 4:
+        return _nibbles(groups_ngk, scales_ng)
+    return _divided(groups_ngk, scales_ng).round().clamp(-127, 127)
+
+
+def _groups(weight_nk: Tensor, format: WeightFormat) -> Tensor:
+    """(n, g, columns of a group) float32, padded with zeros."""
+    columns = weight_nk.shape[1]
+    padded = format.padded_columns(columns)
+    return F.pad(weight_nk.float(), (0, padded - columns)).unflatten(1, (-1, format.group or padded))
+
+
+def _scales(groups_ngk: Tensor, format: WeightFormat, search: bool) -> Tensor:
+    if format.bits == 8:
+        return groups_ngk.abs().amax(-1) / 127
+    return _nibble_scales(groups_ngk, SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
 
 
 def _nibble_scales(groups_ngk: Tensor, parts: tuple[float, ...]) -> Tensor:

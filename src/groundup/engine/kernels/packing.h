@@ -1,4 +1,4 @@
-// The packed layout of a matrix, from its plain one and back. It is the same for every level: see PackedMatrix.
+// Where a number of a packed matrix lies, the same for every level: see PackedMatrix.
 #pragma once
 
 #include <cmath>
@@ -17,8 +17,6 @@ inline float half_to_float(uint16_t half) {
 
 namespace packing {
 
-inline int64_t padded_rows(int64_t rows) { return (rows + kRowMultiple - 1) / kRowMultiple * kRowMultiple; }
-
 // Where column k of channel n lies; with 4 bits, k's bit of value 4 chooses the half of the byte.
 inline int64_t byte_of(const PackedMatrix& matrix, int64_t n, int64_t k) {
   const int64_t step = matrix.bits == 4 ? 8 : 4, steps = matrix.columns / step;
@@ -27,45 +25,6 @@ inline int64_t byte_of(const PackedMatrix& matrix, int64_t n, int64_t k) {
 
 inline int64_t scale_of(const PackedMatrix& matrix, int64_t n, int64_t g) {
   return (n / kPanel * (matrix.columns / matrix.group) + g) * kPanel + n % kPanel;
-}
-
-struct PackJob {
-  PackedMatrix packed;
-  uint8_t* packed_values;
-  void* packed_scales;
-  const uint8_t* values;  // [rows][columns / 2], column 2i in the low half of byte i; or [rows][columns] of int8
-  const void* scales;     // [rows][columns / group]
-};
-
-inline uint8_t nibble(const uint8_t* row, int64_t k) { return row[k / 2] >> (k % 2 * 4) & 15; }
-
-inline void pack_row(const PackJob& job, int64_t n) {
-  const PackedMatrix& packed = job.packed;
-  const bool padding = n >= packed.rows;  // weights of zero
-  if (packed.bits == 4) {
-    const uint8_t* row = job.values + n * (packed.columns / 2);
-    for (int64_t k = 0; k < packed.columns; k += 8) {
-      for (int64_t j = k; j < k + 4; ++j) {
-        const uint8_t both = padding ? 0x88 : nibble(row, j) | nibble(row, j + 4) << 4;
-        job.packed_values[byte_of(packed, n, j)] = both;
-      }
-    }
-  } else {
-    const uint8_t* row = job.values + n * packed.columns;
-    for (int64_t k = 0; k < packed.columns; ++k) {
-      job.packed_values[byte_of(packed, n, k)] = padding ? 0x80 : row[k] ^ 0x80;
-    }
-  }
-  const int64_t groups = packed.columns / packed.group, size = packed.bits == 4 ? 2 : 4;
-  for (int64_t g = 0; g < groups; ++g) {
-    char* to = static_cast<char*>(job.packed_scales) + scale_of(packed, n, g) * size;
-    if (padding) std::memset(to, 0, size);
-    else std::memcpy(to, static_cast<const char*>(job.scales) + (n * groups + g) * size, size);
-  }
-}
-
-inline void pack(const PackJob& job, int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; ++n) pack_row(job, n);
 }
 
 inline void gather(const GatherJob& job, int64_t begin, int64_t end) {
