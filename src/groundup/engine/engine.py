@@ -21,7 +21,7 @@ from groundup.engine.asking import Listen, asked, jobs_for, listed, of_one_text,
 from groundup.engine.beaming import Beaming
 from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import make_chooser
-from groundup.engine.compiled import cache_dtype, runner_of
+from groundup.engine.compiled import CacheType, cache_dtype, runner_of
 from groundup.engine.completion import (
     Completion,
     Heard,
@@ -63,6 +63,7 @@ class Engine:
         at least one text of the model's full length.
     step_tokens: most tokens of one step: fewer make running texts smoother, more make prompts faster.
     most_running: texts that are computed at a time.
+    cache_type: in which keys and values are kept, see `cache_dtype`.
     Raises UserError for a folder that cannot be read or holds a model of another kind.
     """
 
@@ -75,6 +76,7 @@ class Engine:
         cache_tokens: int | None = None,
         step_tokens: int = 512,
         most_running: int = 64,
+        cache_type: CacheType | None = None,
     ) -> None:
         folder = None if isinstance(model, LanguageModel) else local_folder(model)
         self.model = model if isinstance(model, LanguageModel) else load_language_model(local_folder(model))
@@ -82,7 +84,8 @@ class Engine:
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
         self._most_running = most_running
-        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running)))
+        dtype = cache_dtype(self.model, cache_type)
+        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)))
         scheduler = Scheduler(
             self._pool,
             step_tokens,
@@ -91,7 +94,7 @@ class Engine:
             whole_prompts=depends_on_the_longest(self.model),
             reach=reach(self.model),
         )
-        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens), scheduler)
+        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens, dtype), scheduler)
         self._worker = Worker(self._loop)
 
     @property
@@ -314,6 +317,6 @@ class Engine:
             raise ValueError(f"a {self.model.config.family} model cannot go on from a text; this engine only embeds")
 
 
-def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:
+def _usual_cache_tokens(model: LanguageModel, most_running: int, dtype: torch.dtype) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model, cache_dtype(model)), most_running * longest))
+    return max(longest, min(CACHE_BYTES // token_bytes(model, dtype), most_running * longest))
