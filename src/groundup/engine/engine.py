@@ -19,6 +19,7 @@ from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from groundup.engine.choose import make_chooser
+from groundup.engine.compiled import cache_dtype, runner_of
 from groundup.engine.completion import (
     Completion,
     Heard,
@@ -35,7 +36,7 @@ from groundup.engine.jobs import Job, Piece, Scoring, Writing
 from groundup.engine.loop import Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
 from groundup.engine.quantised import use_kernels
-from groundup.engine.runner import Runner, depends_on_the_longest, is_recurrent, reach, token_bytes
+from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
@@ -89,7 +90,7 @@ class Engine:
             whole_prompts=depends_on_the_longest(self.model),
             reach=reach(self.model),
         )
-        self._loop = Loop(Runner(self.model, self._pool.count), scheduler)
+        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens), scheduler)
         self._worker = Worker(self._loop)
 
     @property
@@ -344,4 +345,4 @@ def _of_one_text(sampling: Sampling) -> Sampling:
 
 def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model), most_running * longest))
+    return max(longest, min(CACHE_BYTES // token_bytes(model, cache_dtype(model)), most_running * longest))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.jobs import Job, Scoring, Writing
-from groundup.engine.runner import Runner
+from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Chunk, Scheduler
 from groundup.engine.scheduler import Sequence as Text
 
@@ -19,7 +19,7 @@ from groundup.engine.scheduler import Sequence as Text
 class Loop:
     """Jobs of one model. Not for several threads: see `Worker`."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
+    def __init__(self, runner: StepRunner, scheduler: Scheduler) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._jobs: dict[Text, Job] = {}

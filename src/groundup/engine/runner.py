@@ -6,6 +6,7 @@ do texts of very different lengths, as what is gathered for a call is padded to 
 Shape suffixes: b sequences, t new tokens, d model width, v vocabulary, n tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -23,20 +24,15 @@ HEAD_TOKENS = 256
 ALIKE_TOKENS = 64
 
 
-class Runner:
-    """A decoder and the store in which its sequences lie."""
+class StepRunner(ABC):
+    """A decoder and the place where its sequences lie."""
 
-    def __init__(self, model: LanguageModel, blocks: int) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self._store = PagedStore(len(model.layers), blocks)
-        self._remembers = is_recurrent(model)
-        self._alone = depends_on_the_longest(model)
 
-    @torch.no_grad()
+    @abstractmethod
     def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
-        """Compute a step; returns the final activations (t, d) of each chunk's tokens."""
-        self._store.copy(step.copies)
-        return [pair for chunks in self._together(step.chunks) for pair in self._call(chunks)]
+        """Compute a step; returns the final activations (t, d) of each chunk's tokens, valid until the next step."""
 
     @torch.no_grad()
     def logits(self, hidden_nd: Tensor) -> Tensor:
@@ -53,6 +49,21 @@ class Runner:
             chosen_n = logits_nv[: len(ids_n1)].gather(1, ids_n1)[:, 0]
             found += (chosen_n - logits_nv[: len(ids_n1)].logsumexp(-1)).tolist()
         return found
+
+
+class Runner(StepRunner):
+    """Through the model itself, and a store of tensors."""
+
+    def __init__(self, model: LanguageModel, blocks: int) -> None:
+        super().__init__(model)
+        self._store = PagedStore(len(model.layers), blocks)
+        self._remembers = is_recurrent(model)
+        self._alone = depends_on_the_longest(model)
+
+    @torch.no_grad()
+    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
+        self._store.copy(step.copies)
+        return [pair for chunks in self._together(step.chunks) for pair in self._call(chunks)]
 
     def _together(self, chunks: list[Chunk]) -> list[list[Chunk]]:
         """Chunks that go through the model in one call."""
@@ -121,8 +132,8 @@ def reach(model: LanguageModel) -> int | None:
     return farthest
 
 
-def token_bytes(model: LanguageModel) -> int:
-    """Bytes that the store holds for each token: keys and values of all layers, and its id."""
+def token_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
+    """Bytes that are held for each token: keys and values of all layers in this type, and its id."""
     numbers = 0
     for layer in model.config.layers:
         match layer.mixer:
@@ -130,5 +141,4 @@ def token_bytes(model: LanguageModel) -> int:
                 numbers += 2 * heads * head_dim
             case LatentAttention() as latent:
                 numbers += latent.heads * (latent.plain_dim + latent.rotated_dim + latent.value_dim)
-    dtype = model.compute_dtype or model.embedding.dtype
     return numbers * dtype.itemsize + 8

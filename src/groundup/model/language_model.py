@@ -88,13 +88,16 @@ class LanguageModel(Stack):
         embedded: what enters the layers, where that is not `embed(input_ids, positions)` itself.
         """
         out_btd, found = self._through(input_ids, positions, segments, cache, embedded, memory, routings)
-        if self.embedding_out is not None:
-            out_btd = self.embedding_out(out_btd)
-        if self.transform is not None:
-            out_btd = self.transform(out_btd)
-        if self.config.logit_scale is not None:
-            out_btd = out_btd * self.config.logit_scale
+        out_btd = self.leave(out_btd)
         return out_btd if found is None else found.point(out_btd, self.head_matrix)
+
+    def leave(self, x_btd: Tensor) -> Tensor:
+        """What leaves the layers, as the head wants it."""
+        if self.embedding_out is not None:
+            x_btd = self.embedding_out(x_btd)
+        if self.transform is not None:
+            x_btd = self.transform(x_btd)
+        return x_btd if self.config.logit_scale is None else x_btd * self.config.logit_scale
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """What leaves the layers, (batch, time, width), for uses other than the head. types: see `embed`."""

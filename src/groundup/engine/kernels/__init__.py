@@ -18,7 +18,7 @@ from groundup.quantize.matrix import QuantisedMatrix
 
 # What the library pads and takes steps of: see jobs.h.
 STRIDE_MULTIPLE, SUM_COLUMNS, STRIP, MOST_HEAD_DIM = 128, 32, 16, 512
-_ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh")
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class Activations:
     scales: Tensor
     running_sums: Tensor
 
+    @classmethod
+    def empty(cls, rows: int, columns: int) -> "Activations":
+        """Room for so many tokens."""
+        stride = round_up(columns, STRIDE_MULTIPLE)
+        values = torch.empty(rows, stride, dtype=torch.int8)
+        sums = torch.empty(rows, stride // SUM_COLUMNS + 1, dtype=torch.int32)
+        return cls(columns, values, torch.empty(rows), sums)
+
     def fields(self) -> jobs.ActivationsFields:
         pointers = self.values.data_ptr(), self.scales.data_ptr(), self.running_sums.data_ptr()
         return jobs.ActivationsFields(*pointers, *self.values.shape)
@@ -37,33 +45,47 @@ class Activations:
 
 @dataclass(frozen=True)
 class KeyValueBlocks:
-    """Keys (blocks, kv_heads, head_dim, block_size) and values (…, block_size, head_dim padded to 16)."""
+    """Keys (blocks, kv_heads, head_dim, block_size) and values (…, block_size, head_dim padded to 16).
+
+    key_scales, value_scales: (blocks, kv_heads, block_size) float32 where they are int8, else empty.
+    """
 
     head_dim: int
     keys: Tensor
     values: Tensor
+    key_scales: Tensor
+    value_scales: Tensor
 
     @classmethod
     def empty(
         cls, blocks: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype = torch.float32
     ) -> "KeyValueBlocks":
-        """Room for `blocks` blocks of `block_size` tokens, float32 or bfloat16."""
+        """Room for `blocks` blocks of `block_size` tokens, float32, bfloat16 or int8."""
         if block_size < 1 or block_size % STRIP:
             raise ValueError(f"a block must hold a multiple of {STRIP} tokens, not {block_size}")
         if not 1 <= head_dim <= MOST_HEAD_DIM:
             raise ValueError(f"heads must have 1 to {MOST_HEAD_DIM} dimensions, not {head_dim}")
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"keys and values are kept in float32 or bfloat16, not {dtype}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.int8):
+            raise ValueError(f"keys and values are kept in float32, bfloat16 or int8, not {dtype}")
         keys = torch.empty(blocks, kv_heads, head_dim, block_size, dtype=dtype)
-        return cls(head_dim, keys, torch.empty(blocks, kv_heads, block_size, round_up(head_dim, STRIP), dtype=dtype))
+        values = torch.empty(blocks, kv_heads, block_size, round_up(head_dim, STRIP), dtype=dtype)
+        scaled = (blocks, kv_heads, block_size) if dtype == torch.int8 else (0,)
+        return cls(head_dim, keys, values, torch.empty(scaled), torch.empty(scaled))
 
     @property
     def block_size(self) -> int:
         return self.keys.shape[3]
 
     def fields(self) -> jobs.KeyValueBlocksFields:
-        pointers, narrow = (self.keys.data_ptr(), self.values.data_ptr()), self.keys.dtype == torch.bfloat16
-        return jobs.KeyValueBlocksFields(*pointers, self.keys.shape[1], self.head_dim, self.block_size, narrow)
+        pointers = (each.data_ptr() for each in (self.keys, self.values, self.key_scales, self.value_scales))
+        sizes = self.keys.shape[1], self.head_dim, self.block_size
+        return jobs.KeyValueBlocksFields(*pointers, *sizes, 8 * self.keys.itemsize)
+
+    def copy(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole blocks; all are read before any is written."""
+        for each in (self.keys, self.values, self.key_scales, self.value_scales):
+            if each.numel():
+                each[targets] = each[sources]
 
     def store(self, keys_mhd: Tensor, values_mhd: Tensor, slots_m: Tensor) -> None:
         """Keep keys and values of tokens; slot = block · block_size + place in the block, int64."""
@@ -100,13 +122,7 @@ def gather(matrix: QuantisedMatrix, ids_m: Tensor) -> Tensor:
 def quantise(x_mk: Tensor) -> Activations:
     """Tokens of float32 as int8; see `quantise_activations`, whose values these are."""
     pointer, (rows, columns) = rows_address("x", x_mk), x_mk.shape
-    stride = round_up(columns, STRIDE_MULTIPLE)
-    activations = Activations(
-        columns,
-        torch.empty(rows, stride, dtype=torch.int8),
-        torch.empty(rows),
-        torch.empty(rows, stride // SUM_COLUMNS + 1, dtype=torch.int32),
-    )
+    activations = Activations.empty(rows, columns)
     library.call("quantise", jobs.QuantiseJob(pointer, x_mk.stride(0), columns, activations.fields()))
     return activations
 
@@ -118,7 +134,7 @@ def linear(activations: Activations, matrix: QuantisedMatrix, bias_n: Tensor | N
     if bias_n is not None:
         require_shape("bias", bias_n, (matrix.rows,))
     out_mn = torch.empty(len(activations.values), matrix.rows)
-    pointers = address("bias", bias_n), out_mn.data_ptr()
+    pointers = address("bias", bias_n), None, out_mn.data_ptr()
     library.call("linear", jobs.LinearJob(matrix_fields(matrix), activations.fields(), *pointers, matrix.rows))
     return out_mn
 
@@ -170,7 +186,7 @@ def activate(gate_mk: Tensor, up_mk: Tensor | None, activation: Activation) -> T
     out_mk = torch.empty(rows, width)
     pointers = rows_address("gate", gate_mk), None if up_mk is None else rows_address("up", up_mk), out_mk.data_ptr()
     strides = gate_mk.stride(0), 0 if up_mk is None else up_mk.stride(0), width
-    kind = _ACTIVATIONS.index(activation)
+    kind = ACTIVATIONS.index(activation)
     library.call("activate", jobs.ActivateJob(*pointers, rows, width, *strides, kind))
     return out_mk
 

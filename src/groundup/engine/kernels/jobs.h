@@ -44,13 +44,14 @@ struct QuantiseJob {
   Activations out;
 };
 
-// out[m][n] = scales[m] · Σ_g scale[n][g] · Σ_k weight[n][k] · value[m][k] + bias[n]
+// out[m][n] = scales[m] · Σ_g scale[n][g] · Σ_k weight[n][k] · value[m][k] + bias[n] + residual[m][n]
 struct LinearJob {
   PackedMatrix weight;
   Activations input;
-  const float* bias;  // or null
+  const float* bias;      // or null
+  const float* residual;  // or null; may be `out` itself
   float* out;
-  int64_t out_stride;
+  int64_t out_stride;  // of `residual` too
 };
 
 // Rows of a packed matrix by number, as float32: what an embedding is.
@@ -112,14 +113,17 @@ struct AddJob {
 };
 
 // Blocks of keys and values. Keys lie transposed, so that scores need no sums across a register:
-// keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16].
+// keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16]. As int8, a
+// head's key or value of one token is -127 … 127 times a scale of its own: [block][kv_head][block_size].
 struct KeyValueBlocks {
   void* keys;
   void* values;
+  float* key_scales;  // or null
+  float* value_scales;
   int64_t kv_heads;
   int64_t head_dim;
   int64_t block_size;  // a multiple of 16
-  int32_t bfloat16;    // otherwise float32
+  int32_t bits;        // 32: float32, 16: bfloat16, 8: int8
 };
 
 struct StoreJob {
@@ -149,4 +153,28 @@ struct AttentionJob {
   int64_t window;  // keys that a query sees, itself included; 0 is all
   float scale;
   float softcap;  // 0 is none
+};
+
+// A model's step as instructions, each an operation with its job; those that follow each other work on what the ones
+// before have left. In such a job, what counts tokens counts what there is of each token instead: the `rows` of a norm
+// are heads, the `count` of a sum is the width. `tokens` and the tables below hold for all of them.
+enum Operation : int64_t { kQuantise, kLinear, kNorm, kRope, kActivate, kAdd, kStore, kAttend, kOperations };
+
+struct Instruction {
+  int64_t operation;
+  const void* job;
+  int64_t jobs;  // products of the same activations that are shared out as one: `job` is an array of so many
+};
+
+struct ProgramJob {
+  const Instruction* instructions;
+  int64_t count;
+  int64_t tokens;
+  int64_t sequences;
+  int64_t table_stride;
+  const int32_t* positions;  // [tokens]
+  const int64_t* slots;      // [tokens], see StoreJob
+  const int32_t* block_table;
+  const int32_t* query_starts;
+  const int32_t* key_counts;  // see AttentionJob
 };

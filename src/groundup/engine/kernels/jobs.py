@@ -33,8 +33,7 @@ class LinearJob(ctypes.Structure):
     _fields_ = (
         ("weight", PackedMatrixFields),
         ("input", ActivationsFields),
-        ("bias", c_void_p),
-        ("out", c_void_p),
+        *((name, c_void_p) for name in ("bias", "residual", "out")),
         ("out_stride", c_int64),
     )
 
@@ -81,12 +80,9 @@ class AddJob(ctypes.Structure):
 
 class KeyValueBlocksFields(ctypes.Structure):
     _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("kv_heads", c_int64),
-        ("head_dim", c_int64),
-        ("block_size", c_int64),
-        ("bfloat16", c_int32),
+        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+        *((name, c_int64) for name in ("kv_heads", "head_dim", "block_size")),
+        ("bits", c_int32),
     )
 
 
@@ -108,6 +104,21 @@ class AttentionJob(ctypes.Structure):
     )
 
 
+class Instruction(ctypes.Structure):
+    _fields_ = (("operation", c_int64), ("job", c_void_p), ("jobs", c_int64))
+
+
+class ProgramJob(ctypes.Structure):
+    _fields_ = (
+        ("instructions", c_void_p),
+        *((name, c_int64) for name in ("count", "tokens", "sequences", "table_stride")),
+        *((name, c_void_p) for name in ("positions", "slots", "block_table", "query_starts", "key_counts")),
+    )
+
+
+# The operations of a program, by the numbers that the library gives them.
+OPERATIONS = (QuantiseJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob)
+
 # The library's functions, without `groundup_`, and what each is told.
 FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "gather": GatherJob,
@@ -119,4 +130,5 @@ FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "add": AddJob,
     "store": StoreJob,
     "attend": AttentionJob,
+    "program": ProgramJob,
 }

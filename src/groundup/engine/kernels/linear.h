@@ -172,8 +172,10 @@ struct Tile {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const int64_t n = panel * kPanel + v * W, left = job.weight.rows - n;
-        const F bias = job.bias == nullptr ? F{} : load(job.bias + n, left);
-        store(out + n, fma(totals[r][v], splat(job.input.scales[row + r]), bias), left);
+        F y = job.bias == nullptr ? F{} : load(job.bias + n, left);
+        y = fma(totals[r][v], splat(job.input.scales[row + r]), y);
+        if (job.residual != nullptr) y += load(job.residual + (row + r) * job.out_stride + n, left);
+        store(out + n, y, left);
       }
     }
   }

@@ -1,0 +1,77 @@
+// A whole step in one call: see Instruction.
+//
+// A job of a program is as the same job alone, but for what changes from step to step, which `fitted` fills in.
+#pragma once
+
+// Matrices that are multiplied by the same activations at once: of queries, keys and values.
+constexpr int64_t kMostLinears = 8;
+
+inline QuantiseJob fitted(QuantiseJob job, const ProgramJob& step) {
+  job.out.rows = step.tokens;
+  return job;
+}
+
+inline LinearJob fitted(LinearJob job, const ProgramJob& step) {
+  job.input.rows = step.tokens;
+  return job;
+}
+
+inline NormJob fitted(NormJob job, const ProgramJob& step) {
+  job.rows *= step.tokens;
+  return job;
+}
+
+inline RopeJob fitted(RopeJob job, const ProgramJob& step) {
+  job.rows = step.tokens, job.positions = step.positions;
+  return job;
+}
+
+inline ActivateJob fitted(ActivateJob job, const ProgramJob& step) {
+  job.rows = step.tokens;
+  return job;
+}
+
+inline AddJob fitted(AddJob job, const ProgramJob& step) {
+  job.count *= step.tokens;
+  return job;
+}
+
+inline StoreJob fitted(StoreJob job, const ProgramJob& step) {
+  job.rows = step.tokens, job.slots = step.slots;
+  return job;
+}
+
+inline AttentionJob fitted(AttentionJob job, const ProgramJob& step) {
+  job.block_table = step.block_table, job.table_stride = step.table_stride;
+  job.query_starts = step.query_starts, job.key_counts = step.key_counts, job.sequences = step.sequences;
+  return job;
+}
+
+template <typename Job>
+void perform_as(const Instruction& instruction, const ProgramJob& step) {
+  perform(fitted(*static_cast<const Job*>(instruction.job), step));
+}
+
+inline void perform_linears(const Instruction& instruction, const ProgramJob& step) {
+  LinearJob jobs[kMostLinears];
+  for (int64_t i = 0; i < instruction.jobs; ++i) {
+    jobs[i] = fitted(static_cast<const LinearJob*>(instruction.job)[i], step);
+  }
+  perform(Linears{jobs, instruction.jobs});
+}
+
+inline void perform(const ProgramJob& step) {
+  for (int64_t i = 0; i < step.count; ++i) {
+    const Instruction& instruction = step.instructions[i];
+    switch (instruction.operation) {
+      case kQuantise: perform_as<QuantiseJob>(instruction, step); break;
+      case kLinear: perform_linears(instruction, step); break;
+      case kNorm: perform_as<NormJob>(instruction, step); break;
+      case kRope: perform_as<RopeJob>(instruction, step); break;
+      case kActivate: perform_as<ActivateJob>(instruction, step); break;
+      case kAdd: perform_as<AddJob>(instruction, step); break;
+      case kStore: perform_as<StoreJob>(instruction, step); break;
+      case kAttend: perform_as<AttentionJob>(instruction, step); break;
+    }
+  }
+}

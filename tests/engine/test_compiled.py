@@ -1,0 +1,134 @@
+"""Models whose layers are a program: the numbers of the same model in PyTorch, whatever is computed together."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import hot_decoder, random_ids, tiny_config
+
+import groundup as gu
+from groundup.engine.blocks import BlockPool
+from groundup.engine.compiled import CompiledRunner, is_compilable
+from groundup.engine.scheduler import Scheduler
+from groundup.model.config import ModelConfig
+from groundup.model.language_model import LanguageModel
+from groundup.model.specs import Norm, QueryKeyNorm
+from groundup.quantize.convert import quantise_model
+from groundup.quantize.matrix import WEIGHT_FORMATS
+
+
+def _with_attention(config: ModelConfig, **changes: object) -> ModelConfig:
+    layers = tuple(replace(one, mixer=replace(one.attention, **changes)) for one in config.layers)
+    return replace(config, layers=layers)
+
+
+CONFIGS: dict[str, Callable[[], ModelConfig]] = {
+    "llama": lambda: tiny_config("llama", kv_heads=1, context=100),
+    "qwen3": lambda: tiny_config("qwen3", context=100),
+    "olmo2": lambda: tiny_config("olmo2", context=100),
+    "gemma2": lambda: tiny_config("gemma2", context=100),
+    "gpt2": lambda: tiny_config("gpt2", context=100),
+    "gpt_neox": lambda: tiny_config("gpt_neox", context=100),
+    "nanochat": lambda: tiny_config("nanochat", context=100),
+    "palm": lambda: tiny_config("palm", context=100),
+    "window": lambda: _with_attention(tiny_config("llama", context=100), window=11, sinks=True),
+}
+
+
+def _quantised(name: str, format: str = "w8") -> LanguageModel:
+    model = hot_decoder(CONFIGS[name]()).float()
+    embedding = model.embedding
+    quantise_model(model, WEIGHT_FORMATS[format])
+    # In 4 bits a row of an embedding this narrow consists of eighths, which lie between two of 127 steps exactly.
+    model.embedding = embedding
+    return model
+
+
+@pytest.mark.parametrize("format", ["w8", "w4_g32"])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_logits_are_those_of_the_model(name: str, format: str):
+    model = _quantised(name, format)
+    assert is_compilable(model)
+    prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 33)]
+    runner = CompiledRunner(model, 40, 24, torch.float32)
+    scheduler = Scheduler(BlockPool(40), 24, 4)
+    texts = [scheduler.add(prompt, 60) for prompt in prompts]
+    seen: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(texts))}
+    for _ in range(12):
+        step = scheduler.schedule()
+        for chunk, hidden_td in runner.run(step):
+            seen[texts.index(chunk.sequence)].append(runner.logits(hidden_td))
+        scheduler.complete(step)
+        for text in texts:
+            if not text.pending and len(text.tokens) < 48:
+                text.tokens.append(3 + len(text.tokens) % 5)
+    for number, text in enumerate(texts):
+        found_tv = torch.cat(seen[number])
+        with torch.no_grad():
+            expected_tv = model(torch.tensor([text.tokens[: len(found_tv)]]))[0]
+        _require_close(found_tv, expected_tv)
+
+
+def _require_close(found_tv: torch.Tensor, expected_tv: torch.Tensor) -> None:
+    """Equal to rounding, but for few tokens: where an activation lies between two integers, the last bit of a float32
+    decides which it becomes, and all that follows from it differs by about a hundredth."""
+    off_t = (found_tv - expected_tv).norm(dim=-1) / expected_tv.norm(dim=-1)
+    assert off_t.quantile(0.8) < 2e-6
+    assert off_t.max() < 3e-2
+
+
+def test_a_text_is_the_same_whatever_is_computed_beside_it():
+    model = _quantised("gemma2", "w4_g32")
+    prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 33)]
+    alone = gu.Engine(model, stop_ids=[])
+    expected = [alone.generate([prompt], max_tokens=30)[0] for prompt in prompts]
+    crowd = gu.Engine(model, stop_ids=[], cache_tokens=160, step_tokens=11, most_running=4)
+    for _ in range(2):  # the second time beginnings come from the cache
+        for one, other in zip(expected, crowd.generate(prompts, max_tokens=30), strict=True):
+            assert one.tokens == other.tokens
+            torch.testing.assert_close(one.logprobs, other.logprobs, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_in_bfloat16_cost_less_than_activations_in_eight_bits():
+    """A key of 8 significant bits is off by at most 2^-9 of itself, an activation of 8 bits by 1/254 of the largest
+    beside it: what the first costs is below what the second does."""
+    model = hot_decoder(CONFIGS["llama"]()).float()
+    ids = random_ids(60, seed=1).tolist()
+    with torch.no_grad():
+        exact_tv = model(torch.tensor([ids]))[0]
+    quantise_model(model, WEIGHT_FORMATS["w8"])
+    wide_tv, narrow_tv = (_logits(model, ids, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert 0 < (wide_tv - narrow_tv).norm() < (wide_tv - exact_tv).norm()
+
+
+def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.Tensor:
+    runner, scheduler = CompiledRunner(model, 8, 64, dtype), Scheduler(BlockPool(8), 64, 4)
+    scheduler.add(ids, len(ids))
+    ((_, hidden_td),) = runner.run(scheduler.schedule())
+    return runner.logits(hidden_td)
+
+
+BEYOND = {
+    "induction": lambda: tiny_config("groundup"),
+    "experts": lambda: tiny_config("mixtral"),
+    "latent attention": lambda: tiny_config("deepseek_v3"),
+    "recurrence": lambda: tiny_config("mamba2"),
+    "distance bias": lambda: _with_attention(tiny_config("llama"), rope=None, alibi=1.0),
+    "clamped values": lambda: _with_attention(tiny_config("llama"), clip=2.0),
+    "both ways": lambda: _with_attention(tiny_config("llama"), causal=False),
+    "a norm for each head": lambda: _with_attention(
+        tiny_config("llama"), query_key_norm=QueryKeyNorm(Norm(), over="each_head")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(BEYOND))
+def test_what_no_program_expresses_is_left_to_the_model(name: str):
+    model = hot_decoder(BEYOND[name]()).float()
+    quantise_model(model, WEIGHT_FORMATS["w8"])
+    assert not is_compilable(model)
+
+
+def test_matrices_that_are_not_quantised_are_left_to_the_model():
+    assert not is_compilable(hot_decoder(tiny_config("llama")))
