@@ -164,7 +164,7 @@ def quantise_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
 @torch.no_grad()
 def compare(before: LanguageModel, after: LanguageModel, text: TextStream, context: int, bos_id: int) -> Comparison:
     """Both models on all of a text, in windows of `context` tokens of which each is predicted once."""
-    sums = np.zeros(3)
+    before_nats, after_nats, divergence_nats = 0.0, 0.0, 0.0
     with Progress("quantize: held-out text", text.total_tokens, "tokens") as progress:
         for rows in heldout_rows(text, context, bos_id, rows=ROWS):
             targets_n = torch.from_numpy(rows.targets).flatten()
@@ -174,11 +174,11 @@ def compare(before: LanguageModel, after: LanguageModel, text: TextStream, conte
                     model.logits(hidden_cd[None])[0].log_softmax(-1)
                     for model, hidden_cd in ((before, one_cd), (after, other_cd))
                 )
-                sums[0] -= float(one_cv.gather(1, targets_c[:, None]).sum(dtype=torch.float64))
-                sums[1] -= float(other_cv.gather(1, targets_c[:, None]).sum(dtype=torch.float64))
-                sums[2] += float((one_cv.exp() * (one_cv - other_cv)).sum(dtype=torch.float64))
+                before_nats -= float(one_cv.gather(1, targets_c[:, None]).sum(dtype=torch.float64))
+                after_nats -= float(other_cv.gather(1, targets_c[:, None]).sum(dtype=torch.float64))
+                divergence_nats += float((one_cv.exp() * (one_cv - other_cv)).sum(dtype=torch.float64))
             progress.advance(targets_n.numel())
-    return Comparison(*sums.tolist(), text.total_tokens, text.total_bytes)
+    return Comparison(before_nats, after_nats, divergence_nats, text.total_tokens, text.total_bytes)
 
 
 def _rounding(
