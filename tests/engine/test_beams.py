@@ -1,14 +1,14 @@
 """Beam search against all sequences, on vocabularies that are small enough to write them all down."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.engine.beams import Beam, Tokens, beam_search
+from groundup.engine.beams import Beam, BeamSearch, Tokens
 
 
 class Model:
@@ -30,6 +30,20 @@ class Model:
 
     def logprob(self, tokens: Tokens) -> float:
         return sum(self.row(tokens[:place])[token] for place, token in enumerate(tokens))
+
+
+def beam_search(
+    step: Callable[[Sequence[Tokens]], np.ndarray],
+    beams: int,
+    end_ids: Sequence[int],
+    max_tokens: int,
+    length_penalty: float = 1.0,
+) -> list[Beam]:
+    """A search whose log-probabilities come from `step`."""
+    search = BeamSearch(beams, end_ids, max_tokens, length_penalty)
+    while search.live:
+        search.advance(step([beam.tokens for beam in search.live]))
+    return search.finished
 
 
 def _all_answers(model: Model, end_ids: Sequence[int], max_tokens: int, penalty: float) -> list[Beam]:
@@ -110,3 +124,37 @@ def test_what_cannot_follow_is_in_no_answer():
         return rows
 
     assert beam_search(step, 3, [3], 10) == [Beam(np.log(0.5), 3 * np.log(0.5), (2, 1, 3))]
+
+
+@pytest.mark.parametrize("beams", [2, 20, 200])
+def test_answers_that_end_by_what_they_spell_take_no_place(beams: int):
+    """Against the same rule written plainly: candidates in the order of likelihood, until enough go on."""
+
+    def ends(tokens: Tokens) -> bool:
+        return tokens[-2:] == (1, 2) or tokens[-1] == 3
+
+    spelled = 0
+    for seed in range(10):
+        model = Model(5, seed, sharpness=2.0)
+        live: list[tuple[float, Tokens]] = [(0.0, ())]
+        finished: list[Beam] = []
+        for length in range(1, 6):
+            longer = [
+                (total + row, (*said, token)) for total, said in live for token, row in enumerate(model.row(said))
+            ]
+            finished += [Beam(total / length, total, said) for total, said in longer if said[-1] == 0 or length == 5]
+            live = []
+            for total, said in sorted((one for one in longer if one[1][-1] != 0 and length < 5), reverse=True):
+                if len(live) == beams:
+                    break
+                if ends(said):
+                    finished.append(Beam(total / length, total, said))
+                else:
+                    live.append((total, said))
+        expected = sorted(finished, reverse=True)[:beams]
+        search = BeamSearch(beams, [0], 5)
+        while search.live:
+            search.advance(model.step([beam.tokens for beam in search.live]), ends)
+        assert [one.tokens for one in search.finished] == [one.tokens for one in expected]
+        spelled += sum(ends(one.tokens) for one in expected)
+    assert spelled > 0

@@ -107,8 +107,8 @@ def _serve(machine: Machine, wishes: list[Wish], budget: int) -> dict[int, list[
 def _write(machine: Machine, parent: Sequence, owner: dict, wishes: list[Wish], served: dict) -> None:
     number, group = owner[parent], [parent]
     if machine.answers[parent] == 0 and len(served[number]) == 1:
-        for copy in range(1, wishes[number].copies):
-            child = machine.scheduler.fork(parent, copy)
+        for _ in range(1, wishes[number].copies):
+            child = machine.scheduler.fork(parent)
             owner[child], machine.answers[child] = number, 0
             served[number].append(child)
             group.append(child)

@@ -4,115 +4,23 @@ The engine's loop is turned by hand here, so that requests come and go at chosen
 """
 
 import tracemalloc
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import hot_decoder, random_ids, tiny_config
+from tiny import hot_decoder
 from torch import Tensor
+from workloads import CONFIGS, CountingScheduler, Request, Watching, check_alone, workload_model
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
 from groundup.engine.choose import Choice
-from groundup.engine.jobs import Scoring, Writing
+from groundup.engine.jobs import Writing
 from groundup.engine.loop import Loop
 from groundup.engine.runner import Runner, is_recurrent, reach
-from groundup.engine.scheduler import Chunk, Scheduler, Sequence, Step
-from groundup.model.config import ModelConfig
+from groundup.engine.scheduler import Chunk, Scheduler, Step
 from groundup.model.language_model import LanguageModel
-from groundup.model.specs import Experts
-
-CONTEXT = 100
-BASE = random_ids(70, seed=3).tolist()
-
-
-def _windowed(preset: str) -> ModelConfig:
-    """Layers that all see a few tokens: blocks out of sight are given back, unless all tokens are looked through."""
-    config = tiny_config(preset, context=CONTEXT)
-    windows = (7, 20)
-    layers = tuple(
-        replace(layer, mixer=replace(layer.attention, window=windows[index]))
-        for index, layer in enumerate(config.layers)
-    )
-    return replace(config, layers=layers)
-
-
-def _with_capacity() -> ModelConfig:
-    """Experts that take the first three tokens of a text each, and so count what they took."""
-    config = tiny_config("mixtral", context=CONTEXT)
-
-    def limited(experts: Experts) -> Experts:
-        return replace(experts, router=replace(experts.router, chosen=1, normalised=False, capacity=3))
-
-    return replace(config, layers=tuple(replace(one, feed_forward=limited(one.feed_forward)) for one in config.layers))
-
-
-CONFIGS: dict[str, Callable[[], ModelConfig]] = {
-    name: lambda name=name: tiny_config(name, kv_heads=1, context=CONTEXT)
-    for name in ("groundup", "nanochat", "llama", "gemma2", "mamba", "mamba2", "qwen3_next", "lfm2")
-}
-CONFIGS |= {name: lambda name=name: tiny_config(name, context=CONTEXT) for name in ("mixtral", "deepseek_v3", "gpt2")}
-CONFIGS |= {"windowed": lambda: _windowed("llama"), "windowed, with induction": lambda: _windowed("groundup")}
-CONFIGS |= {"with capacity": _with_capacity}
-
-
-@cache
-def _model(name: str) -> LanguageModel:
-    return hot_decoder(CONFIGS[name]())
-
-
-class Watching:
-    """Takes the likeliest token, and keeps the logits."""
-
-    has_ended = False
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    def choose(self, logits_v: Tensor) -> Choice:
-        self.seen.append(logits_v)
-        return Choice(int(logits_v.argmax()), 0.0, [])
-
-
-@dataclass
-class Request:
-    """shared: tokens of the beginning that all requests have in common; own: those that follow; limit: of answers."""
-
-    at: int
-    shared: int
-    own: int
-    limit: int
-    copies: int = 1
-    scores: bool = False
-    cancelled_after: int | None = None
-    told: list = field(default_factory=list)
-    choosers: list[Watching] = field(default_factory=list)
-    jobs: list = field(default_factory=list)
-
-    def begin(self, loop: Loop, number: int) -> None:
-        prompt = [*BASE[: self.shared], *((number * 7 + 3 * place) % 64 for place in range(self.own))]
-        if self.scores:
-            self.jobs = [Scoring(prompt, self.told.append)]
-        else:
-            self.choosers = [Watching() for _ in range(self.copies)]
-            self.told = [[] for _ in self.choosers]
-            pairs = zip(self.choosers, self.told, strict=True)
-            self.jobs = [Writing(prompt, self.limit, chooser, None, told.append) for chooser, told in pairs]
-            self.jobs[0].copies = self.jobs[1:]
-        loop.begin(self.jobs[0])
-
-
-class CountingScheduler(Scheduler):
-    """Counts how often a sequence gives way."""
-
-    preempted = 0
-
-    def _preempt_youngest(self) -> Sequence:
-        self.preempted += 1
-        return super()._preempt_youngest()
 
 
 def _turn(
@@ -136,25 +44,6 @@ def _turn(
             assert scheduler.pool.available == blocks
             return scheduler
     raise AssertionError("the work does not end")
-
-
-@torch.no_grad()
-def _check(model: LanguageModel, request: Request) -> None:
-    """Each text that was finished, against one call of the model without a cache."""
-    if request.scores:
-        if request.cancelled_after is None:
-            (job,), (found,) = request.jobs, request.told
-            logits_tv = model(torch.tensor([job.prompt]))[0].log_softmax(-1)
-            expected = [float(logits_v[token]) for logits_v, token in zip(logits_tv, job.prompt[1:], strict=False)]
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        return
-    for job, chooser, told in zip(request.jobs, request.choosers, request.told, strict=True):
-        tokens = [piece.choice.token for piece in told]
-        assert request.cancelled_after is not None or len(tokens) == request.limit
-        if tokens:
-            logits_tv = model(torch.tensor([job.prompt + tokens[:-1]]))[0, len(job.prompt) - 1 :]
-            torch.testing.assert_close(torch.stack(chooser.seen), logits_tv, rtol=1e-9, atol=1e-9)
-            assert tokens == logits_tv.argmax(-1).tolist()
 
 
 REQUESTS = st.builds(
@@ -181,19 +70,19 @@ def test_any_workload_gives_the_logits_of_the_model_alone(
     name: str, requests: list[Request], blocks: int, budget: int, most_running: int
 ):
     requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
-    _turn(_model(name), requests, blocks, budget, most_running)
+    _turn(workload_model(name), requests, blocks, budget, most_running)
     for request in requests:
-        _check(_model(name), request)
+        check_alone(workload_model(name), request)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
     """Three texts that begin alike, in a pool too small for all, one of them in four copies."""
-    model = _model(name)
+    model = workload_model(name)
     requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=4), Request(6, 48, 2, 25), Request(6, 50, 9, 1)]
     scheduler = _turn(model, requests, 7 if reach(model) is None else 5, 24, 6)
     for request in requests:
-        _check(model, request)
+        check_alone(model, request)
     later = [piece.cached for request in requests[1:] for told in request.told for piece in told[-1:]]
     if reach(model) is None:
         assert scheduler.preempted > 0
@@ -217,15 +106,15 @@ def test_logits_in_float32_are_those_of_the_model_alone_but_for_rounding(name: s
 
 def test_a_text_that_is_scored_can_give_way_and_is_scored_anew():
     requests = [Request(0, 20, 1, 50), Request(1, 60, 1, 1, scores=True)]
-    scheduler = _turn(_model("llama"), requests, 7, 2, 2)
+    scheduler = _turn(workload_model("llama"), requests, 7, 2, 2)
     assert scheduler.preempted == 1
     for request in requests:
-        _check(_model("llama"), request)
+        check_alone(workload_model("llama"), request)
 
 
 def test_no_more_than_half_of_what_is_gathered_is_padding():
     """Texts of 76, 44, 34 and 4 tokens make two calls; to short ones it does not apply."""
-    model = _model("llama")
+    model = workload_model("llama")
     gathered: list[tuple[int, int]] = []
     handle = model.layers[0].register_forward_pre_hook(
         lambda _, arguments: gathered.append((arguments[0].shape[0], arguments[3]._slots_bs.shape[1]))
@@ -235,11 +124,11 @@ def test_no_more_than_half_of_what_is_gathered_is_padding():
     handle.remove()
     assert gathered[4:6] == [(2, 76), (2, 34)]
     for request in requests:
-        _check(model, request)
+        check_alone(model, request)
 
 
 def test_blocks_out_of_sight_are_given_back_while_a_text_is_written():
-    model = _model("windowed")
+    model = workload_model("windowed")
     pool = BlockPool(8)
     loop = Loop(Runner(model, 8), Scheduler(pool, 16, 2, reach=reach(model)))
     request = Request(0, 5, 1, 90)
@@ -249,7 +138,7 @@ def test_blocks_out_of_sight_are_given_back_while_a_text_is_written():
         held.append(pool.count - pool.available)
         loop.step()
     assert max(held) == 3  # 20 tokens that can be seen lie in three blocks at most, and the newest in one of them
-    _check(model, request)
+    check_alone(model, request)
 
 
 class NoModel(Runner):
@@ -293,7 +182,7 @@ def test_a_chooser_that_fails_ends_its_own_text_alone():
                 raise RuntimeError("no token fits")
             return super().choose(logits_v)
 
-    model = _model("llama")
+    model = workload_model("llama")
     pool = BlockPool(20)
     loop = Loop(Runner(model, 20), Scheduler(pool, 64, 4))
     good, bad = Request(0, 20, 3, 12, copies=2), Request(0, 20, 4, 12)
@@ -302,13 +191,13 @@ def test_a_chooser_that_fails_ends_its_own_text_alone():
     bad.jobs[0].chooser = Broken()
     while loop.is_busy:
         loop.step()
-    _check(model, good)
+    check_alone(model, good)
     assert [type(one).__name__ for one in bad.told[0]] == ["Piece"] * 3 + ["RuntimeError"]
     assert pool.available == 20
 
 
 def test_a_model_that_fails_ends_what_it_was_computing_and_the_engine_goes_on():
-    model = _model("llama")
+    model = workload_model("llama")
     pool = BlockPool(20)
     loop = Loop(Runner(model, 20), Scheduler(pool, 64, 4))
     first = Request(0, 20, 3, 12, copies=2)
@@ -326,4 +215,4 @@ def test_a_model_that_fails_ends_what_it_was_computing_and_the_engine_goes_on():
     second.begin(loop, 1)
     while loop.is_busy:
         loop.step()
-    _check(model, second)
+    check_alone(model, second)

@@ -4,7 +4,7 @@ Source: Graves 2012; the score is log-probability / length^penalty, a simplifica
 transformers and vLLM have too. Shape suffixes: b beams, v vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,6 @@ import numpy as np
 from groundup.engine.filters import Floats, largest
 
 Tokens = tuple[int, ...]
-# Beginnings of answers, at least one of them empty → the log-probabilities of what follows each, (b, v).
-Step = Callable[[Sequence[Tokens]], Floats]
 
 
 class Beam(NamedTuple):
@@ -24,46 +22,72 @@ class Beam(NamedTuple):
     tokens: Tokens
 
 
-def beam_search(
-    step: Step, beams: int, end_ids: Sequence[int], max_tokens: int, length_penalty: float = 1.0
-) -> list[Beam]:
-    """Up to `beams` answers, the best first; they end with one of `end_ids` or have `max_tokens`.
+def _goes_on(tokens: Tokens) -> bool:
+    return False
+
+
+class BeamSearch:
+    """A search for up to `beams` answers; they end with one of `end_ids`, by what they spell, or have `max_tokens`.
 
     Each beginning that is followed may end at each step, whatever its rank, and takes none of the `beams` places of
     those that go on. The search goes on until nothing that is left could enter the result: with as many beams as there
     are beginnings, the result is the best of all answers.
 
-    step: called with up to `beams` beginnings of equal length, first with one that is empty; each later one is a former
-        beginning with one token more. -inf is a token that cannot follow.
+    live: the beginnings that are followed, of equal length, the likeliest first; none when the search is over.
+    finished: the answers, the best first.
     """
-    live = [Beam(0.0, 0.0, ())]
-    finished: list[Beam] = []
-    for length in range(1, max_tokens + 1):
-        logprobs_bv = np.asarray(step([beam.tokens for beam in live]), dtype=np.float64)
-        totals_bv = np.array([beam.logprob for beam in live])[:, None] + logprobs_bv
-        ends_v = np.isin(np.arange(totals_bv.shape[1]), end_ids) | (length == max_tokens)
-        finished += _best(live, np.where(ends_v, totals_bv, -np.inf), beams, length**length_penalty)
-        finished = sorted(finished, key=lambda beam: beam.score, reverse=True)[:beams]
-        live = _best(live, np.where(ends_v, -np.inf, totals_bv), beams, 1.0)
-        if len(finished) == beams:
-            live = [beam for beam in live if _bound(beam, max_tokens, length_penalty) > finished[-1].score]
-        if not live:
-            break
-    return finished
+
+    def __init__(self, beams: int, end_ids: Collection[int], max_tokens: int, length_penalty: float = 1.0) -> None:
+        self.live = [Beam(0.0, 0.0, ())]
+        self.finished: list[Beam] = []
+        self._beams, self._end_ids = beams, list(end_ids)
+        self._max_tokens, self._length_penalty = max_tokens, length_penalty
+
+    def advance(self, logprobs_bv: Floats, ends: Callable[[Tokens], bool] = _goes_on) -> None:
+        """Follow the beginnings by one token.
+
+        logprobs_bv: of what follows each of `live`; -inf is a token that cannot follow.
+        ends: whether tokens are an answer by what they spell. The likeliest are asked, until there are enough that go
+            on.
+        """
+        totals_bv = np.array([beam.logprob for beam in self.live])[:, None] + np.asarray(logprobs_bv, np.float64)
+        length = len(self.live[0].tokens) + 1
+        ends_v = np.isin(np.arange(totals_bv.shape[1]), self._end_ids) | (length == self._max_tokens)
+        answers = _likeliest(self.live, np.where(ends_v, totals_bv, -np.inf), self._beams)
+        ended = [beam for _, beam in zip(range(self._beams), answers, strict=False)]
+        followed: list[Beam] = []
+        for beam in _likeliest(self.live, np.where(ends_v, -np.inf, totals_bv), self._beams):
+            (ended if ends(beam.tokens) else followed).append(beam)
+            if len(followed) == self._beams:
+                break
+        found = [beam._replace(score=beam.logprob / length**self._length_penalty) for beam in ended]
+        self.finished = sorted(self.finished + found, key=lambda beam: beam.score, reverse=True)[: self._beams]
+        self.live = [beam for beam in followed if self._could_enter(beam)]
+
+    def _could_enter(self, beam: Beam) -> bool:
+        """Whether an answer with this beginning can be among the best.
+
+        No token makes it likelier; at best, its length helps.
+        """
+        if len(self.finished) < self._beams:
+            return True
+        length = self._max_tokens if self._length_penalty > 0 else len(beam.tokens) + 1
+        return beam.logprob / length**self._length_penalty > self.finished[-1].score
 
 
-def _best(live: Sequence[Beam], totals_bv: Floats, count: int, divisor: float) -> list[Beam]:
-    """The beginnings `live`, each with one token more, of the highest totals that are above -inf."""
-    vocab_size = totals_bv.shape[1]
+def _likeliest(live: Sequence[Beam], totals_bv: Floats, first: int) -> Iterator[Beam]:
+    """The beginnings with one token more whose totals are above -inf, the likeliest first.
+
+    first: how many are looked for at once; when they are used up, twice as many, and so on.
+    """
     totals_n = totals_bv.reshape(-1)
-    places = [divmod(int(place), vocab_size) for place in largest(totals_n, count)]
-    return [
-        Beam(float(totals_bv[row, token]) / divisor, float(totals_bv[row, token]), (*live[row].tokens, token))
-        for row, token in places
-    ]
-
-
-def _bound(beam: Beam, max_tokens: int, length_penalty: float) -> float:
-    """A score that no answer with this beginning exceeds: no token makes it likelier, at best its length helps."""
-    length = max_tokens if length_penalty > 0 else len(beam.tokens) + 1
-    return beam.logprob / length**length_penalty
+    given, count = 0, first
+    while True:
+        places = largest(totals_n, count)
+        for place in places[given:]:
+            row, token = divmod(int(place), totals_bv.shape[1])
+            total = float(totals_n[place])
+            yield Beam(total, total, (*live[row].tokens, token))
+        if len(places) < count:
+            return
+        given, count = count, 2 * count

@@ -97,12 +97,14 @@ class Chooser:
         self._vocab_size: int | None = None
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Stop tokens, and those that end what the constraint asks for."""
+        return (*self.sampling.stop_token_ids, *(() if self._constraint is None else self._constraint.end_ids))
+
+    @property
     def has_ended(self) -> bool:
-        """Whether the last token is a stop token, or the end of what the constraint asks for."""
-        if not self.answer:
-            return False
-        ends = self._constraint is not None and self.answer[-1] in self._constraint.end_ids
-        return ends or self.answer[-1] in self.sampling.stop_token_ids
+        """Whether the last token is one of `end_ids`."""
+        return len(self.answer) > 0 and self.answer[-1] in self.end_ids
 
     def choose(self, logits_v: Tensor) -> Choice:
         """The next token; the answer then has it.
@@ -131,6 +133,11 @@ class Chooser:
             raise ValueError(f"token id {token} cannot follow here: it is banned")
         self._append(token, adjusted_v)
         return self._choice(token, values_v, normaliser)
+
+    def scores(self, logits_v: Tensor) -> Floats:
+        """What beam search adds up, (vocab,): log-probabilities with bias and penalties, -inf for what is banned."""
+        values_v, normaliser = self._read(logits_v)
+        return self._changed(values_v)[0] - normaliser
 
     def distribution(self, logits_v: Tensor) -> Distribution:
         """What `choose` would draw from; the answer stays as it is."""
@@ -185,21 +192,28 @@ class Chooser:
         return values_v, filters.log_normaliser(values_v)
 
     def _adjusted(self, logits_v: Floats) -> Floats:
-        """The logits with bias, penalties and bans; -inf for what is banned."""
+        """The logits with bias, penalties and bans; -inf for what is banned. Raises ValueError if nothing is left."""
+        adjusted_v, is_banning = self._changed(logits_v)
+        if is_banning and adjusted_v.max() == -np.inf:
+            raise ValueError("`bad_words`, `min_tokens` and the constraint leave no token: change one of them")
+        return adjusted_v
+
+    def _changed(self, logits_v: Floats) -> tuple[Floats, bool]:
+        """The same, and whether there are bans; the logits themselves where nothing changes them."""
         is_early = len(self.answer) < self.sampling.min_tokens and len(self.sampling.stop_token_ids) > 0
         is_banning = is_early or len(self.sampling.bad_words) > 0 or self._constraint is not None
         if not is_banning and self._counts is None and not len(self._bias_ids):
-            return logits_v
-        adjusted_v = logits_v.copy()
-        adjusted_v[self._bias_ids] += self._bias
+            return logits_v, False
+        changed_v = logits_v.copy()
+        changed_v[self._bias_ids] += self._bias
         if self._counts is not None:
-            penalise(adjusted_v, self._counts, self.sampling)
+            penalise(changed_v, self._counts, self.sampling)
         if is_banning:
-            self._ban(adjusted_v, is_early)
-        return adjusted_v
+            self._ban(changed_v, is_early)
+        return changed_v, is_banning
 
     def _ban(self, logits_v: Floats, is_early: bool) -> None:
-        """Write -inf over what must not follow. Raises ValueError where nothing is left."""
+        """Write -inf over what must not follow."""
         constraint = self._constraint
         for token in banned_endings(self.sampling.bad_words, self.answer):
             logits_v[token] = -np.inf
@@ -207,8 +221,6 @@ class Chooser:
             constraint.restrict(logits_v)
         if is_early and not (constraint is not None and constraint.must_end):
             logits_v[list(self.sampling.stop_token_ids)] = -np.inf
-        if logits_v.max() == -np.inf:
-            raise ValueError("`bad_words`, `min_tokens` and the constraint leave no token: change one of them")
 
     def _candidates(self, logits_v: Floats) -> tuple[Integers | None, Floats]:
         """Ids in ascending order (None: all) of what to draw from, and their logits by the temperature."""

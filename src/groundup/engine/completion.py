@@ -8,7 +8,8 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from groundup.engine.choose import Choice
-from groundup.engine.jobs import Ending, Piece, Writing
+from groundup.engine.jobs import Ending, Piece
+from groundup.engine.sampling import Sampling
 
 Event = TypeVar("Event")
 Heard = Piece | Exception
@@ -49,13 +50,28 @@ class Score:
         return sum(self.logprobs)
 
 
-def completion(job: Writing, pieces: Sequence[Piece]) -> Completion:
+def completions(prompts: Sequence[list[int]], texts: Sequence[Sequence[Piece]], sampling: Sampling) -> list[Completion]:
+    """What is given of the texts that were written, `sampling.written` for each prompt in turn."""
+    found: list[Completion] = []
+    for number, prompt in enumerate(prompts):
+        own = texts[number * sampling.written : (number + 1) * sampling.written]
+        if sampling.best_of is not None:
+            own = sorted(own, key=_mean_logprob, reverse=True)[: sampling.n]
+        found += [_completion(prompt, pieces) for pieces in own]
+    return found
+
+
+def _completion(prompt: list[int], pieces: Sequence[Piece]) -> Completion:
     """All pieces of a text as one."""
     choices = [piece.choice for piece in pieces if piece.choice is not None]
     last = pieces[-1]
     assert last.ending is not None
     text = "".join(piece.text for piece in pieces)
-    return Completion(job.prompt, [one.token for one in choices], text, choices, last.ending, last.cached)
+    return Completion(prompt, [one.token for one in choices], text, choices, last.ending, last.cached)
+
+
+def _mean_logprob(pieces: Sequence[Piece]) -> float:
+    return sum(piece.logprob for piece in pieces) / len(pieces)
 
 
 def pieces_of(inbox: "SimpleQueue[Heard]") -> Iterator[Piece]:

@@ -5,7 +5,7 @@ together, and beginnings that they share are computed once. What a request gets 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, closing
 from dataclasses import replace
@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from groundup.engine.asking import Listen, asked, jobs_for, listed, of_one_text, require_room
+from groundup.engine.beaming import Beaming
+from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import make_chooser
 from groundup.engine.compiled import cache_dtype, runner_of
 from groundup.engine.completion import (
@@ -25,15 +27,15 @@ from groundup.engine.completion import (
     Heard,
     Score,
     awaited_pieces_of,
-    completion,
+    completions,
     from_other_thread,
     heard,
     pieces_of,
 )
 from groundup.engine.constrain import Constraint
 from groundup.engine.embedding import POOLINGS, Pooling, embed
-from groundup.engine.jobs import Job, Piece, Scoring, Writing
-from groundup.engine.loop import Loop, Worker
+from groundup.engine.jobs import Piece, Scoring, Writing
+from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
 from groundup.engine.quantised import load_for_engine, use_kernels
 from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
@@ -43,8 +45,6 @@ from groundup.formats.folder import local_folder
 from groundup.model.language_model import LanguageModel
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
-
-Listen = Callable[[], Callable[[Heard], None]]
 
 # What the cache may hold by default, of keys and values.
 CACHE_BYTES = 2**30
@@ -85,6 +85,7 @@ class Engine:
         use_kernels(self.model)
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
+        self._most_running = most_running
         self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running)))
         scheduler = Scheduler(
             self._pool,
@@ -122,16 +123,16 @@ class Engine:
         Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
         vocabulary.
         """
-        asked = self._asked(sampling, options)
+        wanted = asked(sampling, options, self.stop_ids)
         inboxes: list[SimpleQueue[Heard]] = []
 
         def listen() -> Callable[[Heard], None]:
             inboxes.append(SimpleQueue())
             return inboxes[-1].put
 
-        jobs = self._begin(_listed(prompts), listen, asked, constraint)
+        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint)
         try:
-            return [completion(job, list(pieces_of(inbox))) for job, inbox in zip(jobs, inboxes, strict=True)]
+            return completions(all_ids, [list(pieces_of(inbox)) for inbox in inboxes], wanted)
         except BaseException:
             self._cancel(jobs)
             raise
@@ -154,8 +155,8 @@ class Engine:
     ) -> Generator[Piece, None, None]:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
-        asked = _of_one_text(self._asked(sampling, options))
-        jobs = self._begin([prompt], lambda: inbox.put, asked, constraint)
+        wanted = of_one_text(asked(sampling, options, self.stop_ids))
+        _, jobs = self._begin([prompt], lambda: inbox.put, wanted, constraint)
         try:
             yield from pieces_of(inbox)
         except BaseException:
@@ -188,10 +189,10 @@ class Engine:
         """
         self._check_decoder()
         inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in texts]
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(_listed(texts))]
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
         jobs = [Scoring(ids, inbox.put) for ids, inbox in zip(all_ids, inboxes, strict=True)]
         for job in jobs:
-            self._check_fits(job)
+            self._require_room(job)
         self._submit(jobs)
         try:
             return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
@@ -206,7 +207,7 @@ class Engine:
         """
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(_listed(texts))]
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
         if not all_ids:
             return torch.empty(0, self.model.config.width)
         by_length = sorted(range(len(all_ids)), key=lambda index: len(all_ids[index]))
@@ -224,17 +225,17 @@ class Engine:
         **options: Any,
     ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
-        asked = self._asked(sampling, options)
+        wanted = asked(sampling, options, self.stop_ids)
         inboxes: list[asyncio.Queue[Heard]] = []
 
         def listen() -> Callable[[Heard], None]:
             inboxes.append(asyncio.Queue())
             return from_other_thread(inboxes[-1])
 
-        jobs = self._begin(_listed(prompts), listen, asked, constraint)
+        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint)
         try:
-            all_pieces = [[piece async for piece in awaited_pieces_of(inbox)] for inbox in inboxes]
-            return [completion(job, pieces) for job, pieces in zip(jobs, all_pieces, strict=True)]
+            texts = [[piece async for piece in awaited_pieces_of(inbox)] for inbox in inboxes]
+            return completions(all_ids, texts, wanted)
         except BaseException:
             self._cancel(jobs)
             raise
@@ -257,8 +258,8 @@ class Engine:
         """As `pieces`."""
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
-        asked = _of_one_text(self._asked(sampling, options))
-        jobs = self._begin([prompt], lambda: tell, asked, constraint)
+        wanted = of_one_text(asked(sampling, options, self.stop_ids))
+        _, jobs = self._begin([prompt], lambda: tell, wanted, constraint)
         try:
             async for piece in awaited_pieces_of(inbox):
                 yield piece
@@ -266,34 +267,21 @@ class Engine:
             self._cancel(jobs)
             raise
 
-    def _asked(self, sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
-        """What is asked for, as a whole. Raises ValueError for what this engine cannot do."""
-        if sampling is None:
-            sampling = Sampling(**options)
-        elif options:
-            raise ValueError(f"give `sampling` or its fields ({', '.join(options)}), not both")
-        if sampling.beams > 1 or sampling.best_of is not None:
-            raise ValueError("the engine has no `beams` and no `best_of` yet; ask for `n` texts")
-        sampling.require_vocabulary(self.model.config.vocab_size)
-        return sampling if sampling.stop_token_ids else replace(sampling, stop_token_ids=tuple(self.stop_ids))
-
     def _begin(
         self, prompts: Sequence[Prompt], listen: Listen, sampling: Sampling, constraint: Constraint | None
-    ) -> list[Writing]:
-        """Check the prompts, then hand them to the thread; `n` jobs for each."""
+    ) -> tuple[list[list[int]], list[Job]]:
+        """Check what is asked, then hand it to the thread; returns the prompts' token ids, and the jobs."""
         self._check_decoder()
-        jobs: list[list[Writing]] = []
+        sampling.require_vocabulary(self.model.config.vocab_size)
+        groups: list[list[Writing | Beaming]] = []
         for index, prompt in enumerate(prompts):
             ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
             limit = min(sampling.max_tokens, self.max_positions - len(ids))
             chooser = make_chooser(sampling, ids, constraint)
-            choosers = [chooser, *(chooser.fork(copy) for copy in range(1, sampling.n))]
-            jobs.append([Writing(ids, limit, one, self._reader.text(sampling.stop), listen()) for one in choosers])
-            self._check_fits(jobs[-1][0])
-        for leader, *copies in jobs:
-            leader.copies = copies
-        self._submit([leader for leader, *_ in jobs])
-        return [job for of_prompt in jobs for job in of_prompt]
+            groups.append(jobs_for(ids, limit, chooser, self._reader.text(sampling.stop), listen))
+            self._require_room(groups[-1][0])
+        self._submit([leader for leader, *_ in groups])
+        return [leader.prompt for leader, *_ in groups], [job for group in groups for job in group]
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
@@ -322,29 +310,12 @@ class Engine:
         self._worker.do(action)
         return future
 
-    def _check_fits(self, job: Job) -> None:
-        if blocks_for(job.most_tokens) > self._pool.count:
-            raise ValueError(
-                f"a text of up to {job.most_tokens} tokens does not fit into the cache of this engine, which holds "
-                f"{self._pool.count * BLOCK_TOKENS}; ask for fewer `max_tokens` or give it more `cache_tokens`"
-            )
+    def _require_room(self, job: Job) -> None:
+        require_room(job, self._pool, self._most_running)
 
     def _check_decoder(self) -> None:
         if not self.model.config.causal:
             raise ValueError(f"a {self.model.config.family} model cannot go on from a text; this engine only embeds")
-
-
-def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    if isinstance(prompts, str):
-        raise ValueError("`prompts` must be a list of texts, not one text")
-    return prompts
-
-
-def _of_one_text(sampling: Sampling) -> Sampling:
-    """What is asked of a stream. Raises ValueError if it is several texts."""
-    if sampling.n > 1:
-        raise ValueError(f"a stream is of one text, not of {sampling.n}: `n` is for `generate`")
-    return sampling
 
 
 def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:

@@ -1,6 +1,6 @@
 """What is asked of a decoder: texts to write and texts to score, and what is said of them while they are computed.
 
-Shape suffixes: t tokens, d model width, v vocabulary.
+Beam search is in `beaming.py`. Shape suffixes: t tokens, d model width, v vocabulary.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,40 @@ Ending = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step adds to a text.
+    """What one token adds to a text.
 
     choice: the new token; None where it was a stop token, which belongs to no text.
+    logprob: of the new token, that of a stop token too, in nats.
     text: what can be shown of it by now.
     ending: why the text ends here, or None where it goes on.
     cached: tokens of the prompt that were found in the cache.
     """
 
     choice: Choice | None
+    logprob: float
     text: str
     ending: Ending | None
     cached: int
+
+
+def next_piece(choice: Choice, text: StoppingText | None, *, ends: bool, is_full: bool, cached: int) -> Piece:
+    """What a chosen token adds.
+
+    text: what the tokens before it spell; the new one is pushed. ends: whether it is a stop token. is_full: whether
+    there may be no other after it.
+    """
+    if ends:
+        return Piece(None, choice.logprob, _rest(text), "stop", cached)
+    shown = "" if text is None else text.push(choice.token)
+    if text is not None and text.stopped:
+        return Piece(choice, choice.logprob, shown, "stop", cached)
+    if is_full:
+        return Piece(choice, choice.logprob, shown + _rest(text), "length", cached)
+    return Piece(choice, choice.logprob, shown, None, cached)
+
+
+def _rest(text: StoppingText | None) -> str:
+    return "" if text is None else text.finish()
 
 
 @dataclass(eq=False)
@@ -56,25 +78,30 @@ class Writing:
         """Tokens that may have to be computed: all but the last."""
         return len(self.prompt) + self.limit - 1
 
-    def write(self, sequence: Sequence, logits_v: Tensor) -> bool:
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [] if self.sequence is None else [self.sequence]
+
+    def begin(self, sequence: Sequence) -> None:
+        """It is to be computed as this sequence."""
+        self.sequence = sequence
+
+    def write(self, logits_v: Tensor) -> bool:
         """Choose the next token and tell of it; returns whether the text is at its end."""
+        sequence = self.sequence
+        assert sequence is not None
         choice = self.chooser.choose(logits_v)
-        if self.chooser.has_ended:
-            self.tell(Piece(None, self._rest(), "stop", sequence.cached))
-            return True
         sequence.tokens.append(choice.token)
         self.written += 1
-        shown = "" if self.text is None else self.text.push(choice.token)
-        ending: Ending | None = None
-        if self.text is not None and self.text.stopped:
-            ending = "stop"
-        elif self.written == self.limit:
-            ending, shown = "length", shown + self._rest()
-        self.tell(Piece(choice, shown, ending, sequence.cached))
-        return ending is not None
+        is_full = self.written == self.limit
+        piece = next_piece(choice, self.text, ends=self.chooser.has_ended, is_full=is_full, cached=sequence.cached)
+        self.tell(piece)
+        return piece.ending is not None
 
-    def _rest(self) -> str:
-        return "" if self.text is None else self.text.finish()
+    def fail(self, error: Exception) -> None:
+        """Tell that there will be no more."""
+        for one in (self, *self.copies):
+            one.tell(error)
 
 
 @dataclass(eq=False)
@@ -93,5 +120,14 @@ class Scoring:
     def most_tokens(self) -> int:
         return len(self.prompt)
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [] if self.sequence is None else [self.sequence]
 
-Job = Writing | Scoring
+    def begin(self, sequence: Sequence) -> None:
+        """It is to be computed as this sequence."""
+        self.sequence = sequence
+
+    def fail(self, error: Exception) -> None:
+        """Tell that it cannot be scored."""
+        self.tell(error)

@@ -6,14 +6,18 @@ when there is something to do and ends when there is nothing left.
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from groundup.engine.jobs import Job, Scoring, Writing
+from groundup.engine.beaming import Beaming
+from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Chunk, Scheduler
 from groundup.engine.scheduler import Sequence as Text
+
+Job = Writing | Beaming | Scoring
 
 
 class Loop:
@@ -31,8 +35,9 @@ class Loop:
     def begin(self, job: Job) -> None:
         """Take up a job."""
         # All tokens of a text to score are computed, as their logits are wanted.
-        job.sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses=isinstance(job, Writing))
-        self._jobs[job.sequence] = job
+        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses=not isinstance(job, Scoring))
+        job.begin(sequence)
+        self._jobs[sequence] = job
 
     def cancel(self, job: Job) -> None:
         """Give up a job, whatever its state; nothing more is told of it."""
@@ -40,10 +45,14 @@ class Loop:
             for leader in self._jobs.values():
                 if isinstance(leader, Writing) and job in leader.copies:
                     leader.copies.remove(job)
-        elif isinstance(job, Writing) and job.copies and job.sequence in self._jobs:
+        elif not any(self._jobs.get(sequence) is job for sequence in job.sequences):
+            return  # it is at its end
+        elif isinstance(job, Writing) and job.copies:
             heir, *heir.copies = job.copies
-            heir.sequence, self._jobs[job.sequence] = job.sequence, heir
-        elif job.sequence in self._jobs:
+            for sequence in job.sequences:
+                heir.begin(sequence)
+                self._jobs[sequence] = heir
+        else:
             self._end(job)
 
     def step(self) -> None:
@@ -52,43 +61,52 @@ class Loop:
         try:
             outputs = self._runner.run(step)
         except Exception as error:  # the model itself fails, say for lack of memory: all that took part are told
-            for chunk in step.chunks:
-                self._fail(self._jobs[chunk.sequence], error)
+            for job in {self._jobs[chunk.sequence]: None for chunk in step.chunks}:
+                self._fail(job, error)
             return
         self._scheduler.complete(step)
         for chunk, hidden_td in outputs:
             job = self._jobs[chunk.sequence]
             if isinstance(job, Scoring):
                 self._score(job, chunk, hidden_td)
-        self._write([(chunk, hidden_td) for chunk, hidden_td in outputs if self._is_writing(chunk)])
+        self._write([(chunk, hidden_td) for chunk, hidden_td in outputs if self._wants_token(chunk)])
 
     def fail_all(self, error: Exception) -> None:
         """End every job with an error."""
-        for job in list(self._jobs.values()):
+        for job in set(self._jobs.values()):
             self._fail(job, error)
 
-    def _is_writing(self, chunk: Chunk) -> bool:
-        return chunk.is_last and isinstance(self._jobs.get(chunk.sequence), Writing)
+    def _wants_token(self, chunk: Chunk) -> bool:
+        return chunk.is_last and isinstance(self._jobs.get(chunk.sequence), Writing | Beaming)
 
     def _write(self, ready: Sequence[tuple[Chunk, Tensor]]) -> None:
         """The next tokens of texts whose tokens are all computed; their logits are one product."""
         if not ready:
             return
         logits_bv = self._runner.logits(torch.stack([hidden_td[-1] for _, hidden_td in ready]))
+        searches: dict[Beaming, None] = {}
         for (chunk, _), logits_v in zip(ready, logits_bv, strict=True):
-            leader = self._jobs[chunk.sequence]
-            assert isinstance(leader, Writing)
-            copies, leader.copies = leader.copies, []
-            for number, copy in enumerate(copies, start=1):
-                copy.sequence = self._scheduler.fork(chunk.sequence, number)
-                self._jobs[copy.sequence] = copy
-            for job in (leader, *copies):
-                self._write_one(job, logits_v)
+            job = self._jobs[chunk.sequence]
+            if isinstance(job, Beaming):
+                job.hear(chunk.sequence, logits_v)
+                searches[job] = None
+            elif isinstance(job, Writing):
+                for one in (job, *self._copies(job, chunk.sequence)):
+                    self._go_on(one, partial(one.write, logits_v))
+        for search in searches:
+            self._go_on(search, partial(search.follow, partial(self._fork, search), self._drop))
 
-    def _write_one(self, job: Writing, logits_v: Tensor) -> None:
-        assert job.sequence is not None
+    def _copies(self, leader: Writing, sequence: Text) -> list[Writing]:
+        """Those that wait for the prompt, which begin now."""
+        copies, leader.copies = leader.copies, []
+        for copy in copies:
+            copy.begin(self._fork(copy, sequence))
+        return copies
+
+    def _go_on(self, job: Job, go_on: Callable[[], bool]) -> None:
+        """Have a job take its next step; it ends if that says so, or fails."""
         try:
-            ended = job.write(job.sequence, logits_v)
+            ended = go_on()
         except Exception as error:
             self._fail(job, error)
             return
@@ -103,15 +121,23 @@ class Loop:
             job.tell(job.found)
             self._end(job)
 
+    def _fork(self, job: Job, sequence: Text) -> Text:
+        """Another sequence with the same tokens, for this job."""
+        fork = self._scheduler.fork(sequence)
+        self._jobs[fork] = job
+        return fork
+
+    def _drop(self, sequence: Text) -> None:
+        del self._jobs[sequence]
+        self._scheduler.remove(sequence)
+
     def _end(self, job: Job) -> None:
-        assert job.sequence is not None
-        del self._jobs[job.sequence]
-        self._scheduler.remove(job.sequence)
+        for sequence in job.sequences:
+            self._drop(sequence)
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._end(job)
-        for one in (job, *job.copies) if isinstance(job, Writing) else (job,):
-            one.tell(error)
+        job.fail(error)
 
 
 class Worker:

@@ -29,8 +29,10 @@ class Sampling:
     stop_token_ids: tokens that end the answer.
     stop: texts that end the answer; `stops.py` finds them.
     n: answers to a prompt. They draw different numbers: the i-th those of `fork(i)` of the chooser.
-    best_of: answers to make, of which the `n` likeliest are given; None for n.
-    beams: above 1, beam search of that width instead of draws; `beams.py`.
+    best_of: answers to make, of which the `n` with the highest mean log-probability of a token are given, the best
+        first (as OpenAI's; the token that ends an answer counts); None for n.
+    beams: above 1, beam search of that width instead of draws, of which the `n` best are given; `beams.py`. Bias and
+        penalties count as if they were part of a token's log-probability.
     length_penalty: exponent of the length by which a beam's log-probability is divided.
     mirostat_tau: above 0, the surprise in bits that the answer should have on average, instead of other filters
         (Basu et al. 2021, in the second version, as llama.cpp calls it). mirostat_eta: how fast it is approached.
@@ -82,6 +84,11 @@ class Sampling:
     def penalises(self) -> bool:
         """Whether what was said before has an influence on logits."""
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def written(self) -> int:
+        """Answers to a prompt that are written, of which `n` are given."""
+        return self.n if self.best_of is None else self.best_of
 
     def require_vocabulary(self, vocab_size: int) -> None:
         """Raises ValueError where a token id is none of `vocab_size` tokens."""

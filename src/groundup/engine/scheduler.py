@@ -99,7 +99,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._budget, self._most_running = budget, most_running
         self._recurrent, self._whole_prompts, self._reach = recurrent, whole_prompts, reach
-        self._arrivals = 0
+        self._arrivals = self._forks = 0
 
     def add(self, tokens: Items[int], most_tokens: int, reuses: bool = True) -> Sequence:
         """A new sequence, which will have no more than `most_tokens` to compute.
@@ -115,11 +115,15 @@ class Scheduler:
         self.waiting.append(sequence)
         return sequence
 
-    def fork(self, parent: Sequence, copy: int) -> Sequence:
-        """Another sequence with the parent's tokens, of which nothing is computed again; copy: 1, 2, …"""
-        child = Sequence(parent.tokens, self.pool, (parent.order[0], copy), parent.reuses)
+    def fork(self, parent: Sequence) -> Sequence:
+        """Another sequence with the parent's tokens, of which nothing is computed again if both can run at a time.
+
+        It is younger than all forks before it, and older than what arrived after the first of its line.
+        """
+        self._forks += 1
+        child = Sequence(parent.tokens, self.pool, (parent.order[0], self._forks), parent.reuses)
         child.cached = parent.cached
-        if len(self.running) < self._most_running:
+        if parent in self.running and len(self.running) < self._most_running:
             child.table, child.computed, child.state = parent.table.fork(), parent.computed, parent.state
             insort(self.running, child, key=lambda sequence: sequence.order)
         else:
@@ -136,6 +140,12 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """The next step; no chunks if there is nothing to do."""
+        step = self._next()
+        while not step.chunks and self._idle_gives_way():
+            step = self._next()
+        return step
+
+    def _next(self) -> Step:
         chunks: list[Chunk] = []
         copies: list[Copy] = []
         preempted = False
@@ -233,6 +243,13 @@ class Scheduler:
         _strip(youngest)
         self._wait(youngest)
         return youngest
+
+    def _idle_gives_way(self) -> bool:
+        """Where all that run wait for others (beams do, for each other), the youngest lets an older one run."""
+        can = bool(self.waiting and self.running) and self.running[-1].order > self.waiting[0].order
+        if can:
+            self._preempt_youngest()
+        return can
 
     def _wait(self, sequence: Sequence) -> None:
         """Put a sequence among those that wait, by its order."""

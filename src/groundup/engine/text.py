@@ -1,6 +1,7 @@
 """The text of tokens as they come: whole characters, and nothing that might yet be the beginning of a stop string."""
 
 from collections.abc import Sequence
+from copy import copy
 
 from groundup.engine.stops import StopMatcher
 from groundup.tokens.tokenizer import TextStream, Tokenizer
@@ -26,6 +27,12 @@ class StoppingText:
         """What was held back, when nothing follows."""
         shown = self._add(self._stream.finish())
         return shown if self.stopped else shown + self._matcher.finish()
+
+    def copy(self) -> "StoppingText":
+        """Another one that goes on from here."""
+        copied = copy(self)
+        copied._stream, copied._matcher = self._stream.copy(), self._matcher.copy()
+        return copied
 
     def _add(self, text: str) -> str:
         return "" if self.stopped else self._matcher.push(text)

@@ -151,6 +151,12 @@ class TextStream:
         """What was held back at the end: U+FFFD for a character that was never completed, else nothing."""
         return self._decoder.decode(b"", final=True)
 
+    def copy(self) -> "TextStream":
+        """Another one that goes on from here."""
+        copied = TextStream(self._tokenizer)
+        copied._decoder.setstate(self._decoder.getstate())
+        return copied
+
 
 def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
     """The stage `tokenizer`: train on `corpus/train.parquet` and write a Hugging Face tokenizer folder.
