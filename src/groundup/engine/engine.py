@@ -37,12 +37,11 @@ from groundup.engine.embedding import POOLINGS, Pooling, embed
 from groundup.engine.jobs import Piece, Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
-from groundup.engine.quantised import use_kernels
+from groundup.engine.quantised import load_for_engine, use_kernels
 from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
-from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
@@ -64,6 +63,8 @@ class Engine:
     step_tokens: most tokens of one step: fewer make running texts smoother, more make prompts faster.
     most_running: texts that are computed at a time.
     cache_type: in which keys and values are kept, see `cache_dtype`.
+    quantize: "w8", "w4" or "w4_g32" for a folder whose weights are to be rounded to so many bits, and activations to 8;
+        `groundup quantize` does it once and says what it costs.
     Raises UserError for a folder that cannot be read or holds a model of another kind.
     """
 
@@ -77,9 +78,12 @@ class Engine:
         step_tokens: int = 512,
         most_running: int = 64,
         cache_type: CacheType | None = None,
+        quantize: str | None = None,
     ) -> None:
+        if isinstance(model, LanguageModel) and quantize is not None:
+            raise ValueError("`quantize` is for folders; a model is quantised in place by `quantise_model`")
         folder = None if isinstance(model, LanguageModel) else local_folder(model)
-        self.model = model if isinstance(model, LanguageModel) else load_language_model(local_folder(model))
+        self.model = model if isinstance(model, LanguageModel) else load_for_engine(local_folder(model), quantize)
         use_kernels(self.model)
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
