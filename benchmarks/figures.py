@@ -31,8 +31,14 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], json_path: Path | None, 
         table.add_row(*(value if isinstance(value, str) else _number(value) for value in row.values()))
     Console(width=120).print(table)
     if json_path is not None:
-        document = {"machine": {"processor": machine.processor, "cores": machine.cores}, **figures}
-        json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_figures(json_path, figures)
+
+
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures with the machine's name."""
+    machine = describe()
+    document = {"machine": {"processor": machine.processor, "cores": machine.cores}, **figures}
+    path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _number(value: float) -> str:

@@ -21,7 +21,10 @@ from groundup.errors import UserError
 from groundup.recipe.reading import read_recipe
 from groundup.recipe.stages import STAGES
 
-VERBS = "run corpus tokenizer tokens pretrain sft evaluate chat sample export report ledger doctor completion".split()
+VERBS = [
+    *"run corpus tokenizer tokens pretrain sft evaluate chat sample".split(),
+    *"bench export report ledger doctor completion".split(),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import functools
 import os
 import platform
 import shutil
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -175,6 +176,20 @@ def memory_bandwidth(device: str = "cpu", size_bytes: int = _BANDWIDTH_BYTES, tr
 
     numbers = torch.ones(size_bytes // 4, dtype=torch.float32, device=device)
     return numbers.nbytes / _best_seconds(lambda: numbers.sum(), device, tries)
+
+
+def peak_memory_bytes(device: "torch.device | None" = None) -> int | None:
+    """Most memory that this process has held at a time, of a GPU where `device` is one; None where nobody says."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def _best_seconds(work: "Callable[[], object]", device: str, tries: int) -> float:

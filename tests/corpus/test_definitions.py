@@ -58,6 +58,30 @@ def test_on_other_peoples_code_too():
                 continue
 
 
+@pytest.mark.parametrize(
+    "literal",
+    [
+        '"one"',
+        '"""three"""',
+        "'''three'''",
+        '""""quoted" at its start"""',
+        "'''it's \"\"\" in it'''",
+        '"""one""" """two"""',
+        '"""one""" \'two\'',
+        "'one' '''two'''",
+        "r'''raw'''",
+        '"""an escaped \\""" in it"""',
+        '"" "after an empty one"',
+        '"""after an empty one""" ""',
+        '""""""',
+    ],
+)
+def test_a_docstring_is_what_its_literals_stand_for(literal: str):
+    text = f"def f(x):\n    {literal}\n"
+    value = ast.literal_eval(literal)
+    assert [definition.docstring for definition in scan_definitions(text) or []] == ([value] if value else [])
+
+
 TRICKY = '''
 """def not_a_function(): 'x'"""
 # def neither(): "y"

@@ -72,6 +72,37 @@ def test_other_comments_stay(text: str):
     assert extract_python(text).text == text
 
 
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "Copyright (c) 2020",
+        "(C) 2020 A. Person",
+        "ALL RIGHTS RESERVED",
+        "Licenced under the terms of",
+        "SPDX-License-Identifier: MIT",
+        "Permission to use, copy",
+        "Redistribution and use in source",
+        "Redistributions of source code",
+        "WITHOUT WARRANTY OF ANY KIND",
+        "disclaims all warranties",
+        "provided as is, and only so",
+        "in no event shall the author",
+        "See the licence",
+        "fitness and merchantability",
+        "specific prior written permission",
+    ],
+)
+def test_every_sign_of_a_licence_is_seen(phrase: str):
+    text = f"# Copyright 2020 A. Person\n\nx = 1\n\n# {phrase}\n"
+    assert extract_python(text).text == "x = 1\n"
+
+
+def test_a_phrase_of_licences_is_none_in_a_program_that_speaks_of_no_licence():
+    text = "# Leave it as is and go on.\nx = 1\n"
+    assert extract_python(text).text == text
+    assert extract_python(text + "print('copyright')\n").text == "x = 1\nprint('copyright')\n"
+
+
 def table(lines: int) -> str:
     entries = "".join(f"    {number:#06x}: '\\x{number % 256:02x}',  # entry {number}\n" for number in range(lines))
     return f"def before():\n    pass\n\ntable = {{\n{entries}}}\n\nafter = 1\n"

@@ -10,12 +10,21 @@ from groundup.engine.kernels import KeyValueBlocks, library
 from groundup.model.attention import attend_in_blocks
 from groundup.model.context import Visibility
 from groundup.model.specs import Attention
+from groundup.quantize.matrix import quantise_activations
 
 BLOCK = 16
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _kept(x_mhd: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The nearest numbers that can be kept, as float32."""
+    if dtype != torch.int8:
+        return x_mhd.to(dtype).float()
+    scale_mh1 = x_mhd.abs().amax(-1, keepdim=True) / 127
+    return (x_mhd / scale_mh1).round() * scale_mh1
 
 
 class Text:
@@ -27,16 +36,14 @@ class Text:
         order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(0))
         self.table = torch.full((len(lengths), max(counts)), -1, dtype=torch.int32)
         self.blocks = KeyValueBlocks.empty(len(order), spec.kv_heads, spec.head_dim, block_size, dtype)
-        self.blocks.keys.fill_(torch.nan)
-        self.blocks.values.fill_(torch.nan)
+        for each in (self.blocks.keys, self.blocks.values, self.blocks.key_scales, self.blocks.value_scales):
+            each.fill_(torch.nan if each.is_floating_point() else 99)
         self.keys_values = []
         for row, (keys, _) in enumerate(lengths):
             mine, order = order[: counts[row]], order[counts[row] :]
             self.table[row, : counts[row]] = mine.int()
             index = torch.arange(keys)
-            pair = [
-                _random(keys, spec.kv_heads, spec.head_dim, seed=2 * row + part).to(dtype).float() for part in (0, 1)
-            ]
+            pair = [_kept(_random(keys, spec.kv_heads, spec.head_dim, seed=2 * row + part), dtype) for part in (0, 1)]
             self.blocks.store(*pair, mine[index // block_size] * block_size + index % block_size)
             self.keys_values.append(pair)
         tokens = torch.tensor([new for _, new in lengths])
@@ -90,10 +97,10 @@ SPECS = {
 LENGTHS = [(1, 1), (17, 1), (40, 40), (100, 13), (64, 2), (5, 0)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_attention_is_the_models(level: str, spec: Attention, dtype: torch.dtype):
-    """Keys and values are bfloat16 numbers on both sides, so nothing but float32 arithmetic lies between."""
+    """Keys and values are numbers that can be kept on both sides, so nothing but float32 arithmetic lies between."""
     text = Text(spec, LENGTHS, BLOCK, dtype)
     torch.testing.assert_close(text.attend().double(), text.expected(), rtol=1e-5, atol=1e-5)
 
@@ -163,6 +170,22 @@ def test_bfloat16_is_rounded_to_the_nearest(compiled: None):
     torch.testing.assert_close(blocks.keys[0, 0, 0, : len(numbers)], numbers.bfloat16(), rtol=0, atol=0, equal_nan=True)
     values = blocks.values[0, 0, : len(numbers), 0]
     torch.testing.assert_close(values, -numbers.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_int8_is_rounded_as_activations_are(compiled: None):
+    numbers_mhd = _random(50, 2, 24)
+    numbers_mhd[3, 1] = 0
+    numbers_mhd[4, 0, 5], numbers_mhd[5, 1, 2] = torch.nan, torch.inf
+    expected = quantise_activations(numbers_mhd.flatten(0, 1))
+    blocks = KeyValueBlocks.empty(1, 2, 24, 64, torch.int8)
+    blocks.store(numbers_mhd, -numbers_mhd, torch.arange(50))
+    keys_mhd = blocks.keys[0, :, :, :50].permute(2, 0, 1)
+    values_mhd = blocks.values[0, :, :50, :24].transpose(0, 1)
+    assert torch.equal(keys_mhd.flatten(0, 1), expected.values_mk)
+    assert torch.equal(values_mhd.flatten(0, 1), -expected.values_mk)
+    for scales in (blocks.key_scales, blocks.value_scales):
+        found_m = scales[0, :, :50].T.flatten()
+        torch.testing.assert_close(found_m, expected.scales_m, rtol=0, atol=0, equal_nan=True)
 
 
 def test_wrong_tables_are_refused(compiled: None):

@@ -39,7 +39,7 @@ def test_a_program_does_what_its_kernels_do():
     keys = [_random(3, kv_heads, dim, 16, seed=12), _random(3, kv_heads, 16, 16, seed=13)]
 
     program = Program(ROOM)
-    blocks = kernels.KeyValueBlocks(dim, *(one.clone() for one in keys))
+    blocks = kernels.KeyValueBlocks(dim, *(one.clone() for one in keys), *torch.empty(2, 0))
     x_md = program.buffer("x", width)
     query, key, value = (program.buffer(name, one.rows) for name, one in zip("qkv", matrices, strict=True))
     pairs = zip(matrices, (bias, None, None), (query, key, value), strict=True)
@@ -57,7 +57,7 @@ def test_a_program_does_what_its_kernels_do():
     program.run(tables)
 
     positions = torch.from_numpy(tables.positions_m)
-    expected_blocks = kernels.KeyValueBlocks(dim, *(one.clone() for one in keys))
+    expected_blocks = kernels.KeyValueBlocks(dim, *(one.clone() for one in keys), *torch.empty(2, 0))
     quantised = kernels.quantise(x)
     q, k, v = (kernels.linear(quantised, one, b) for one, b in zip(matrices, (bias, None, None), strict=True))
     q = kernels.rms_norm(q.view(-1, dim), weight, 1e-6).view(TOKENS, heads, dim)

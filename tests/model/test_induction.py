@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from groundup.model.induction import NOWHERE, Found, NgramHeads, followers
+from groundup.model.parts import Linear
 from groundup.model.specs import Induction
 
 SPEC = Induction(lengths=(1, 2, 3, 5), places=3)
@@ -83,12 +84,13 @@ def test_pointing_adds_gated_head_rows() -> None:
     heads = _hot((1, 2))
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 3, 4, dtype=torch.float64, generator=generator)
-    head = torch.randn(7, 4, dtype=torch.float64, generator=generator)
+    head = Linear(4, 7).double()
+    torch.nn.init.normal_(head.weight, generator=generator)
     found = Found(heads, FOLLOWERS[:, None]).point(hidden, head)
     for place, tokens in enumerate(FOLLOWERS.T.tolist()):
         expected = hidden[0, place].clone()
         for term, token in enumerate(tokens):
             if token != NOWHERE:
                 strength = heads.gate[term] @ hidden[0, place] + heads.gate_bias[LONGEST[place], term]
-                expected += strength * head[token]
+                expected += strength * head.weight[token]
         torch.testing.assert_close(found[0, place], expected)

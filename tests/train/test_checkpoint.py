@@ -52,9 +52,9 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(preset: str, tmp_pa
 
 def test_without_a_checkpoint_nothing_changes(tmp_path: Path):
     model, optimizers = _started("llama", seed=0)
-    before = model.head_weight.detach().clone()
+    before = model.head_matrix.weight.detach().clone()
     assert load_checkpoint(tmp_path, model, optimizers) is None
-    assert torch.equal(model.head_weight, before)
+    assert torch.equal(model.head_matrix.weight, before)
     assert not any(optimizer.state for optimizer in optimizers)
 
 

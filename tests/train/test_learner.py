@@ -61,7 +61,7 @@ def test_the_type_to_compute_in_is_that_of_every_stack(preset: str, count: int):
     assert [stack.compute_dtype for stack in stacks(model)] == [torch.bfloat16] * count
     rows = UnevenRows(corruption=corruption_for(preset)).rows(np.arange(2))
     assert final_hidden(model, rows).dtype == torch.bfloat16
-    assert text_part(model).head_weight.dtype == torch.float32
+    assert text_part(model).head_matrix.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("preset", ["mixtral", "deepseek_v3"])

@@ -143,7 +143,7 @@ def test_positions_keep_pace_with_the_embedding_that_they_are_added_to(tied: boo
     _, adam = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
     rates = {id(parameter): group["lr"] for group in adam.param_groups for parameter in group["params"]}
     assert rates[id(model.positions.weight)] == rates[id(model.embedding.weight)]
-    assert (rates[id(model.head_weight)] == rates[id(model.embedding.weight)]) == tied
+    assert (rates[id(model.head_matrix.weight)] == rates[id(model.embedding.weight)]) == tied
 
 
 def test_a_stack_of_matrices_is_moved_as_each_of_them_alone():
@@ -219,5 +219,5 @@ def test_rates_follow_schedule_and_width_and_muon_gathers_momentum():
 def test_a_tied_head_learns_at_the_rate_of_a_head():
     model = hot_decoder(tiny_config("llama"), dtype=torch.float32)
     _, adam = build_optimizers(model, LearningRates(0.02, 0.2, 0.004))
-    rates = [group["lr"] for group in adam.param_groups for one in group["params"] if one is model.head_weight]
+    rates = [group["lr"] for group in adam.param_groups for one in group["params"] if one is model.head_matrix.weight]
     assert rates == pytest.approx([0.004 * (32 / 768) ** -0.5])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from groundup.settings import setting
-from groundup.train.config import Compile, Precision
+from groundup.train.config import Compile, Format, Precision
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class SftConfig:
     precision: Precision = setting("auto", "of activations and matrix products; weights are float32 in any case")
     compile: Compile = setting(
         "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
+    )
+    quantise: Format | None = setting(
+        None, "learn with weights and activations rounded as `groundup quantize` will store them (default: not at all)"
     )
     evaluations: int = setting(4, "how often held-out loss and samples are taken on the way")
     checkpoint_minutes: float = setting(2.0, "minutes between checkpoints to resume from")

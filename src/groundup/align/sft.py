@@ -12,6 +12,8 @@ from groundup.align.conversations import Conversation, build_conversations, writ
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder
 from groundup.model.language_model import LanguageModel
+from groundup.quantize.convert import require_floating
+from groundup.quantize.training import as_served
 from groundup.storage import write_json
 from groundup.tokens.chat import render
 from groundup.tokens.conversations import PackedConversations, TokenisedConversation
@@ -43,6 +45,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
     ranks = join_ranks()
     words = Tokenizer.load(pretrain)
     model = load_decoder(pretrain)
+    require_floating(model, "trained")
     conversations = gather_conversations(config, corpus, words)
     train_split = [tokenise(one, words) for one in conversations["train"]]
     try:
@@ -60,9 +63,11 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
             samples.take(step)
         return {"heldout_loss": mean_target_loss(model, heldout, WATCHED_ROWS)}
 
-    result = train(Learner(model, published_balance(model)), source, loop, out, watch, ranks)
-    if not ranks.leads:
-        return
+    with as_served(model, config.quantise):
+        result = train(Learner(model, published_balance(model)), source, loop, out, watch, ranks)
+        if not ranks.leads:
+            return
+        final_loss = mean_target_loss(model, heldout, WATCHED_ROWS)
     save_trained(model, words, pretrain, out)
     write_conversations(out / CONVERSATIONS_FILE, [*conversations["train"], *conversations["heldout"]])
     composition = {
@@ -71,7 +76,8 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
         "conversation_tokens": sum(len(one.ids) for one in train_split),
         "trained_tokens": source.trained_tokens,
         "kinds": dict(Counter(one.mode for one in conversations["train"]).most_common()),
-        "heldout_loss": mean_target_loss(model, heldout, WATCHED_ROWS),
+        "heldout_loss": final_loss,
+        **({} if config.quantise is None else {"quantise": config.quantise}),
         "epochs": round(result.steps * loop.rows_per_step / source.rows_per_epoch, 3),
     }
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | composition)

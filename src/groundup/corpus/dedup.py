@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Hashes, word_grams
+from groundup.corpus.words import Chunk, Hashes, run_starts
 
 Signatures = npt.NDArray[np.uint32]
 
-SHINGLE_WORDS = 5
 PERMUTATIONS = 112
 # A pair exactly at the threshold becomes a candidate with at least this probability; more similar ones nearly surely.
 RECALL_AT_THRESHOLD = 0.97
@@ -34,19 +33,24 @@ def signatures(chunk: Chunk) -> Signatures:
 
     A document of fewer than SHINGLE_WORDS words has no shingle and a signature of all ones, which matches nothing.
     """
-    grams = word_grams(chunk.words, SHINGLE_WORDS)
+    grams = chunk.shingles
     result = np.full((len(chunk.starts), PERMUTATIONS), _EMPTY, np.uint32)
-    holding, starts = np.unique(grams.documents, return_index=True)
+    if len(grams.hashes) == 0:
+        return result
+    starts = run_starts(grams.documents)
+    holding = grams.documents[starts]
     hashes = grams.hashes.astype(np.uint32)
+    permuted = np.empty_like(hashes)
     for index, (multiplier, offset) in enumerate(zip(_MULTIPLIERS, _OFFSETS, strict=True)):
-        if len(holding):
-            result[holding, index] = np.minimum.reduceat(hashes * multiplier + offset, starts)
+        np.multiply(hashes, multiplier, out=permuted)
+        permuted += offset
+        result[holding, index] = np.minimum.reduceat(permuted, starts)
     return result
 
 
 def shingles(chunk: Chunk) -> list[Hashes]:
     """The set of shingles of each document, sorted."""
-    grams = word_grams(chunk.words, SHINGLE_WORDS)
+    grams = chunk.shingles
     first = np.searchsorted(grams.documents, np.arange(len(chunk.starts) + 1))
     return [np.unique(grams.hashes[first[d] : first[d + 1]]) for d in range(len(chunk.starts))]
 

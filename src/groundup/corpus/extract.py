@@ -48,7 +48,8 @@ def normalise(text: str) -> str:
         text = unicodedata.normalize("NFC", text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _INVISIBLE.sub("", text)
+    # Three times faster than the expression, but for ASCII alone.
+    text = text.translate(_INVISIBLE_IN_ASCII) if text.isascii() else _INVISIBLE.sub("", text)
     # Eight times faster than a regular expression.
     text = "\n".join(map(str.rstrip, text.split("\n")))
     return _BLANK_LINES.sub("\n\n\n", text) if "\n\n\n\n" in text else text
@@ -62,6 +63,7 @@ def _as_file(text: str) -> str:
 # Control characters but tab and newline, soft hyphen, zero-width space, byte order mark, noncharacters.
 # Zero-width joiners stay: scripts and emoji need them.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\ufeff\ufffe\uffff]")
+_INVISIBLE_IN_ASCII = {code: None for code in range(0x80) if _INVISIBLE.match(chr(code))}
 _BLANK_LINES = re.compile(r"\n{4,}")
 
 
@@ -86,10 +88,14 @@ _LICENCE_SIGN = re.compile(
     r"|warranties\b|merchantability|written permission|this permission notice",
     re.IGNORECASE,
 )
+# Every sign holds one of these. Those that are no licence words say nothing in a program without a licence word.
+_SIGN_WORDS = (*_LICENCE_WORDS, "redistribution", "as is", "in no event", "merchantability")
 
 
 def _strip_licence_comments(text: str) -> tuple[str, int]:
     """Cut the licence paragraphs of comment blocks; returns the text and the number of lines cut."""
+    if not any(_shows_licence(block) for block in _COMMENT_BLOCK.findall(text)):
+        return text, 0
     lowered = text.lower()
     if not any(word in lowered for word in _LICENCE_WORDS):
         return text, 0
@@ -98,7 +104,7 @@ def _strip_licence_comments(text: str) -> tuple[str, int]:
     def keep_other_paragraphs(match: re.Match[str]) -> str:
         nonlocal cut_lines
         block = match.group()
-        if not _LICENCE_SIGN.search(block):
+        if not _shows_licence(block):
             return block
         kept = []
         for paragraph in _comment_paragraphs(block):
@@ -115,6 +121,12 @@ def _strip_licence_comments(text: str) -> tuple[str, int]:
         return "".join(kept)
 
     return _COMMENT_BLOCK.sub(keep_other_paragraphs, text), cut_lines
+
+
+def _shows_licence(block: str) -> bool:
+    # The expression is slow on the many comments without any of its words.
+    lowered = block.lower()
+    return any(word in lowered for word in _SIGN_WORDS) and _LICENCE_SIGN.search(block) is not None
 
 
 def _comment_paragraphs(block: str) -> list[list[str]]:
@@ -136,6 +148,7 @@ _TABLE_LINE = re.compile(
     r"[ \t]*+(?:(?:[\[\](){},:+-]|[bru]?'(?:[^'\\]|\\.)*+'|[bru]?\"(?:[^\"\\]|\\.)*+\"|0[xX][0-9a-fA-F]++"
     r"|\d[\d.eE_]*+|None\b|True\b|False\b)[ \t]*+)++(?:#.*+)?"
 )
+_BRACKET = re.compile(r"[()\[\]{}]")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*+'|\"(?:[^\"\\]|\\.)*+\"")
 
 
@@ -169,6 +182,8 @@ def _is_table_entry(line: str) -> bool:
     """Whether a line holds only literals and a literal around it stays valid without it: its brackets are balanced."""
     if not _TABLE_LINE.fullmatch(line):
         return False
+    if not _BRACKET.search(line):
+        return True
     bare = _QUOTED.sub("", line).split("#")[0]
     return all(bare.count(opening) == bare.count(closing) for opening, closing in ("()", "[]", "{}"))
 

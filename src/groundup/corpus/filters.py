@@ -7,12 +7,13 @@ symbols, short lines and repeated idioms. All documents of a chunk are measured 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Hashes, Integers, Units, word_grams
+from groundup.corpus.words import SHINGLE_WORDS, Chunk, Hashes, Integers, Units, run_starts, word_grams
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -89,14 +90,19 @@ def _mean_word_length(chunk: Chunk) -> Numbers:
 
 def _alphabetic_words(chunk: Chunk) -> Numbers:
     """The share of words that hold a letter."""
-    letters = _running_count(_IS_LETTER[chunk.data])
-    hold_letters = letters[chunk.words.ends] > letters[chunk.words.starts]
-    return _sums(chunk.words, hold_letters) / np.maximum(chunk.words.counts, 1)
+    words = chunk.words
+    hold_letters = _IS_LETTER.take(chunk.data[words.starts])
+    # Most words start with one; only the others are looked through.
+    others = np.flatnonzero(~hold_letters)
+    if len(others):
+        edges = np.stack([words.starts[others], words.ends[others]], axis=1).ravel()
+        hold_letters[others] = np.logical_or.reduceat(_IS_LETTER.take(chunk.data), edges)[::2]
+    return _sums(words, hold_letters) / np.maximum(words.counts, 1)
 
 
 def _letters(chunk: Chunk) -> Numbers:
     """The share of letters among the bytes that are no white space."""
-    letters, visible = _IS_LETTER[chunk.data], ~_IS_SPACE[chunk.data]
+    letters, visible = _IS_LETTER.take(chunk.data), _IS_VISIBLE.take(chunk.data)
     return _counts(chunk, letters) / np.maximum(_counts(chunk, visible), 1)
 
 
@@ -125,9 +131,8 @@ def _repeated_lines(chunk: Chunk) -> Numbers:
 
 def _repeated_phrases(chunk: Chunk) -> Numbers:
     """The share of five-word runs that stood there before."""
-    phrases = word_grams(chunk.words, 5)
-    documents, _ = _distinct(phrases.documents, phrases.hashes)
-    return _repeated_share(documents, chunk.words.counts - 4)
+    documents, _ = _distinct(chunk.shingles.documents, chunk.shingles.hashes)
+    return _repeated_share(documents, chunk.words.counts - SHINGLE_WORDS + 1)
 
 
 def _top_phrase(chunk: Chunk) -> Numbers:
@@ -180,14 +185,16 @@ MEASURES: Mapping[str, Callable[[Chunk], Numbers]] = {
 def _distinct(documents: Integers, hashes: Hashes) -> tuple[Integers, Numbers]:
     """The distinct hashes of each document: the document of each, and how often it occurs there.
 
-    One sort of document number and hash in one word; a chunk has far fewer than 2^20 documents, and 44 bits of hash
-    make a false match rarer than one in a million among a million words.
+    documents: of each hash, ascending.
     """
-    keys = np.sort((documents.astype(np.uint64) << np.uint64(44)) | (hashes >> np.uint64(20)))
-    if len(keys) == 0:
-        return np.zeros(0, np.int64), np.zeros(0)
-    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]])
-    return (keys[starts[:-1]] >> np.uint64(44)).astype(np.int64), np.diff(starts).astype(np.float64)
+    hashes = hashes.copy()
+    # Many small arrays are sorted faster than a large one.
+    for start, end in pairwise([*run_starts(documents).tolist(), len(documents)]):
+        hashes[start:end].sort()
+    begins = np.ones(len(hashes), np.bool_)
+    begins[1:] = (hashes[1:] != hashes[:-1]) | (documents[1:] != documents[:-1])
+    starts = np.flatnonzero(begins)
+    return documents[starts], np.diff(starts, append=len(hashes)).astype(np.float64)
 
 
 def _repeated_share(documents_of_distinct: Integers, totals: Integers) -> Numbers:
@@ -208,13 +215,6 @@ def _stands_at(chunk: Chunk, positions: Integers, sign: bytes) -> Flags:
     return found
 
 
-def _running_count(flags: Flags) -> Integers:
-    """How many flags are set before each position; one longer than `flags`."""
-    running = np.zeros(len(flags) + 1, np.int64)
-    np.cumsum(flags, out=running[1:])
-    return running
-
-
 def _counts(chunk: Chunk, flags: Flags) -> Integers:
     """How many bytes of each document are flagged."""
     return np.array(
@@ -232,5 +232,5 @@ def _byte_table(holds: Callable[[int], bool]) -> Flags:
 
 
 _IS_LETTER = _byte_table(lambda byte: byte >= 0x80 or chr(byte).isalpha())
-_IS_SPACE = _byte_table(lambda byte: chr(byte) in " \t\n")
+_IS_VISIBLE = _byte_table(lambda byte: chr(byte) not in " \t\n")
 _BULLETS = (b"-", b"*", "•".encode())

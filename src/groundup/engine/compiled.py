@@ -19,12 +19,13 @@ from groundup.engine.kernels.program import Product, Program, StepTables
 from groundup.engine.runner import Runner, StepRunner, depends_on_the_longest
 from groundup.engine.scheduler import Chunk, Step
 from groundup.model.attention import SelfAttention
+from groundup.model.experts import MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.language_model import LanguageModel
 from groundup.model.parts import Normalise
 from groundup.model.positions import rope_tables
 from groundup.model.rotary import Rope
-from groundup.model.specs import Attention, FeedForward, LayerSpec
+from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec
 from groundup.model.stack import Block
 from groundup.quantize.modules import QuantisedLinear
 
@@ -40,7 +41,7 @@ def cache_dtype(model: LanguageModel) -> torch.dtype:
     """The type in which keys and values are kept."""
     if is_compilable(model):
         return torch.bfloat16
-    return model.compute_dtype or model.embedding.weight.dtype
+    return model.compute_dtype or model.embedding.dtype
 
 
 class CompiledRunner(StepRunner):
@@ -86,7 +87,7 @@ class CompiledRunner(StepRunner):
         if step.copies:
             sources, targets = map(list, zip(*step.copies, strict=True))
             for one in self._key_values:
-                one.keys[targets], one.values[targets] = one.keys[sources], one.values[sources]
+                one.copy(sources, targets)
 
 
 def step_tables(chunks: list[Chunk]) -> StepTables:
@@ -120,7 +121,9 @@ def is_compilable(model: LanguageModel) -> bool:
 
 def _is_layer_compilable(spec: LayerSpec) -> bool:
     attention, network = spec.mixer, spec.feed_forward
-    if not isinstance(attention, Attention) or not isinstance(network, FeedForward):
+    if not isinstance(attention, Attention) or network is None:
+        return False
+    if isinstance(network, Experts) and network.router.capacity is not None:
         return False
     if (
         spec.cross is not None
@@ -136,14 +139,16 @@ def _is_layer_compilable(spec: LayerSpec) -> bool:
         and attention.clip is None
         and not (attention.head_gate or attention.output_gate)
         and (norm is None or norm.over != "each_head")
-        and network.sharpness == 1
-        and network.limit is None
-        and not network.up_offset
+        and (isinstance(network, Experts) or _is_plain(network))
     )
 
 
+def _is_plain(network: FeedForward) -> bool:
+    return network.sharpness == 1 and network.limit is None and not network.up_offset
+
+
 def _is_quantised(layer: Block) -> bool:
-    parts = (layer.mixer, layer.feed_forward)
+    parts = (layer.mixer, layer.feed_forward if isinstance(layer.feed_forward, DenseFeedForward) else None)
     linears = [one for part in parts if part is not None for one in part.children() if not isinstance(one, Normalise)]
     return all(isinstance(one, QuantisedLinear) for one in linears)
 
@@ -226,7 +231,9 @@ class _LayerWriter:
 
     def _feed_forward(self, x_md: Tensor, out_md: Tensor, residual_md: Tensor | None) -> None:
         program, network = self._program, self._layer.feed_forward
-        assert isinstance(network, DenseFeedForward)
+        if not isinstance(network, DenseFeedForward):
+            self._call(network, x_md, out_md, residual_md)
+            return
         up_mf = program.buffer("up", network.spec.width)
         products = [_product(network.up, up_mf)]
         if network.gate is not None:
@@ -236,6 +243,16 @@ class _LayerWriter:
         first_mf, second_mf = (up_mf, None) if network.gate is None else (gate_mf, up_mf)
         program.activate(first_mf, second_mf, up_mf, network.spec.activation)
         program.linear(program.quantise(up_mf), _product(network.down, out_md, residual_md))
+
+    def _call(self, experts: nn.Module | None, x_md: Tensor, out_md: Tensor, residual_md: Tensor | None) -> None:
+        """Have the model choose experts and compute them, whose matrices are the kernels' too."""
+        assert isinstance(experts, MixtureOfExperts)
+
+        def run(tokens: int) -> None:
+            fed_md = experts(x_md[None, :tokens])[0][0]
+            out_md[:tokens] = fed_md if residual_md is None else residual_md[:tokens] + fed_md
+
+        self._program.call(run)
 
 
 def write_norm(program: Program, norm: nn.Module | None, x_mk: Tensor, out_mk: Tensor, pieces: int = 1) -> None:

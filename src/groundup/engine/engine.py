@@ -39,6 +39,7 @@ from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece, Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.quantised import use_kernels
 from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
@@ -81,6 +82,7 @@ class Engine:
     ) -> None:
         folder = None if isinstance(model, LanguageModel) else local_folder(model)
         self.model = model if isinstance(model, LanguageModel) else load_language_model(local_folder(model))
+        use_kernels(self.model)
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
         self._most_running = most_running

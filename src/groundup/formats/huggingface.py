@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 from groundup.errors import UserError
-from groundup.formats import rules
+from groundup.formats import quantised, rules
 from groundup.formats.families import ALL_FAMILIES
 from groundup.formats.family import Family
 from groundup.formats.folder import CONFIG, GENERATION, INDEX, SHARDS, SINGLE, TOKENIZER_FILES, read_object
 from groundup.formats.keys import Keys
-from groundup.formats.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
+from groundup.formats.tensor_files import FLOATS, SHARD_BYTES, TensorFiles, write_tensors
 from groundup.model.build import AnyConfig, AnyModel, build
 from groundup.model.config import EncoderDecoderConfig, ModelConfig, StackConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
+from groundup.quantize.convert import quantised_format
 from groundup.storage import staged, write_json
 
 FAMILIES: Mapping[str, Family[Any]] = {family.name: family for family in ALL_FAMILIES}
@@ -47,9 +48,13 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     Raises UserError, naming the file and the key or tensor, for anything missing, unknown or of the wrong shape.
     """
     family, config = read_config(folder)
-    files = TensorFiles(folder)
-    model = _outline(family.settle(config, files), files, folder)
-    tensors = _read_tensors(folder, files, model, family, dtype)
+    format = quantised.read_format(read_object(folder / CONFIG), folder)
+    files = TensorFiles(folder, FLOATS if format is None else quantised.DTYPES)
+    model = _outline(family.settle(config, files), files, folder, 8 if format is None else format.bits)
+    if format is None:
+        tensors = _read_tensors(folder, files, model, family, dtype)
+    else:
+        tensors = quantised.read_tensors(files, model, format, dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
     _FOLDERS[model] = folder.absolute()
     return model.eval()
@@ -79,8 +84,9 @@ def read_config(folder: Path) -> tuple[Family[Any], AnyConfig]:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a model folder: it has no {CONFIG}")
     keys = read_object(folder / CONFIG)
+    quantised.read_format(keys, folder)
     family = _family(keys, folder)
-    return family, _model_config(family, keys, folder)
+    return family, _model_config(family, {name: one for name, one in keys.items() if name != quantised.KEY}, folder)
 
 
 def save_model(
@@ -120,17 +126,21 @@ def save_folder(model: AnyModel, folder: Path, like: Path | None = None, shard_b
 
 
 def _write_model(model: AnyModel, folder: Path, token_ids: Mapping[str, Any], shard_bytes: int) -> None:
-    family = FAMILIES[model.config.family]
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    family, format = FAMILIES[model.config.family], quantised_format(model)
+    dtype = str(next((one.dtype for one in model.parameters()), torch.float32)).removeprefix("torch.")
     if not isinstance(model.config, ModelConfig | EncoderDecoderConfig):  # of these null says that there is none
         token_ids = {name: value for name, value in token_ids.items() if value is not None}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
+    keys |= {} if format is None else quantised.format_keys(format)
     write_json(folder / CONFIG, dict(sorted((keys | family.write(model.config)).items())))
     start = {"decoder_start_token_id": model.config.start_id} if isinstance(model.config, EncoderDecoderConfig) else {}
     if token_ids:
         write_json(folder / GENERATION, {**token_ids, **start})
-    ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    write_tensors(folder, rules.disk_tensors(_layouts(family, model)[0], ours), shard_bytes)
+    if format is None:
+        ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        write_tensors(folder, rules.disk_tensors(_layouts(family, model)[0], ours), shard_bytes)
+    else:
+        write_tensors(folder, model.state_dict().items(), shard_bytes)
     _compare_outputs(model, load_model(folder))
 
 
@@ -169,17 +179,19 @@ def _model_config(family: Family[Any], values: Mapping[str, Any], folder: Path) 
     return config
 
 
-def _outline(config: AnyConfig, files: TensorFiles, folder: Path) -> AnyModel:
+def _outline(config: AnyConfig, files: TensorFiles, folder: Path, bits: int = 8) -> AnyModel:
     """The model without memory for its weights.
 
     A config.json may ask for any size; one that the files cannot hold is refused before anything is made of it.
+    bits: the fewest that a weight takes.
     """
     parts = [config] if isinstance(config, StackConfig) else vars(config).values()
     least = sum(part.matmul_parameters() for part in parts if isinstance(part, StackConfig))
-    if least > files.size_bytes:
+    if least * bits // 8 > files.size_bytes:
+        each = "one byte" if bits == 8 else f"{bits} bits"
         raise UserError(
             f"{folder}/{CONFIG} describes a model of at least {least:,} parameters, of which {files.path().name} with "
-            f"its {files.size_bytes:,} bytes cannot hold one byte each"
+            f"its {files.size_bytes:,} bytes cannot hold {each} each"
         )
     try:
         with torch.device("meta"):
@@ -247,7 +259,7 @@ def _outputs(model: AnyModel, inputs: Sequence[torch.Tensor]) -> tuple[torch.Ten
 
 def _is_same(model: AnyModel, loaded: AnyModel) -> bool:
     """Whether configuration and tensors are equal, these to the bit."""
-    pairs = zip(model.parameters(), loaded.parameters(), strict=True)
+    pairs = zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     return model.config == loaded.config and all(torch.equal(one.cpu(), other) for one, other in pairs)
 
 

@@ -1,6 +1,6 @@
 """Tensors of a model folder: one safetensors file, or several with an index; memory-mapped, nothing unpickled."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +21,12 @@ class TensorFiles:
     """The tensors of a folder by name. Raises UserError for anything that is not whole.
 
     A single file comes before an index, as in `transformers`; index and shards must agree about every tensor.
+    dtypes: that tensors may have.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
         self._folder = folder
+        self._dtypes = dtypes
         self._has_index = (folder / INDEX).exists() and not (folder / SINGLE).exists()
         indexed = read_index(folder) if self._has_index else {}
         self._files = {name: _open(folder / name, "mmap") for name in sorted(set(indexed.values())) or [SINGLE]}
@@ -69,8 +71,8 @@ class TensorFiles:
             tensor: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise UserError(f"{self.path(name)}: tensor `{name}` cannot be read: {error}") from None
-        if tensor.dtype not in FLOATS:
-            kinds = ", ".join(str(one).removeprefix("torch.") for one in FLOATS)
+        if tensor.dtype not in self._dtypes:
+            kinds = ", ".join(str(one).removeprefix("torch.") for one in self._dtypes)
             raise UserError(f"{self.path(name)}: tensor `{name}` is of {tensor.dtype}; weights are read as {kinds}")
         return tensor
 

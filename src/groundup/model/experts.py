@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from groundup.model.context import LayerCache, Visibility
 from groundup.model.feedforward import DenseFeedForward, gated_activation
-from groundup.model.parts import Linear
+from groundup.model.parts import Linear, Rounding
 from groundup.model.specs import Experts, FeedForward, Router
 
 
@@ -75,13 +75,17 @@ class ExpertLinear(nn.Module):
 
     def __init__(self, experts: int, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
+        self.experts = experts
         self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
         self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
+        self.rounding: Rounding | None = None
 
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
         """parts: the tokens of each expert, (any number, inputs); one without tokens costs nothing, not even a cast."""
         # Unbound in one go: the gradients are then stacked once, where indexing would add up full stacks of zeros.
-        weights = self.weight.unbind()
+        weights = (self.weight if self.rounding is None else self.rounding.weights(self.weight)).unbind()
+        if self.rounding is not None:
+            parts = [self.rounding.activations(x) for x in parts]
         biases = [None] * len(parts) if self.bias is None else self.bias.unbind()
         return [
             F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -112,7 +116,7 @@ class ExpertNetworks(nn.Module):
         tokens, choices = experts_nc.shape
         experts_m = experts_nc.flatten()
         order_m = experts_m.argsort(stable=True)
-        sizes = experts_m.bincount(minlength=self.up.weight.shape[0]).tolist()
+        sizes = experts_m.bincount(minlength=self.up.experts).tolist()
         copies_md = x_nd[:, None].expand(tokens, choices, -1).flatten(0, 1)
         parts = list(copies_md.index_select(0, order_m).split(sizes))
         ups = self.up(parts)

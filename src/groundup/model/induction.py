@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundup.model.parts import Embedding
+from groundup.model.parts import Embedding, Matrix
 from groundup.model.specs import Induction
 
 # Stands for "no such place" among the followers.
@@ -108,26 +108,19 @@ class Found:
     def offer(self, layer: int, dtype: torch.dtype) -> Tensor:
         """sum over n of weight_n · table[follower_n], (batch, time, width), with the weights of one layer."""
         weights_btn = F.embedding(self._lengths_bt, self._heads.weight[layer])
-        return self._sum_of_rows(weights_btn, self._heads.table.weight).to(dtype)
+        return self._sum_of_rows(weights_btn, self._heads.table).to(dtype)
 
-    def point(self, hidden_btd: Tensor, head_vd: Tensor) -> Tensor:
+    def point(self, hidden_btd: Tensor, head: Matrix) -> Tensor:
         """hidden + sum over n of (gate_n · hidden + bias_n) · head[follower_n]: raises the followers' own logits."""
         dtype = hidden_btd.dtype
-        strength_btn = F.linear(hidden_btd, self._heads.gate.to(dtype)).to(head_vd.dtype)
+        strength_btn = F.linear(hidden_btd, self._heads.gate.to(dtype)).to(head.dtype)
         strength_btn = strength_btn + F.embedding(self._lengths_bt, self._heads.gate_bias)
-        return hidden_btd + self._sum_of_rows(strength_btn, head_vd).to(dtype)
+        return hidden_btd + self._sum_of_rows(strength_btn, head).to(dtype)
 
-    def _sum_of_rows(self, weights_btn: Tensor, table_vd: Tensor) -> Tensor:
-        """sum over n of weights · table[followers], (batch, time, width), in the table's type.
-
-        One fused look-up: the rows, eight times the size of what comes out, are never written to memory.
-        """
+    def _sum_of_rows(self, weights_btn: Tensor, table: Matrix) -> Tensor:
+        """sum over n of weights · table[followers], (batch, time, width), in the table's type."""
         batch, time, count = self._tokens_btn.shape
         weights_btn = weights_btn * self._present_btn
-        sum_nd = F.embedding_bag(
-            self._tokens_btn.reshape(-1, count),
-            table_vd,
-            mode="sum",
-            per_sample_weights=weights_btn.reshape(-1, count),
+        return table.sum_of_rows(self._tokens_btn.reshape(-1, count), weights_btn.reshape(-1, count)).view(
+            batch, time, -1
         )
-        return sum_nd.view(batch, time, -1)

@@ -5,6 +5,7 @@ Shape suffixes: b batch, t time, d model width, f feed-forward width.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,28 +13,92 @@ from torch import Tensor, nn
 
 from groundup.model.specs import Activation, Norm
 
+# Columns of the head that are computed at a time in bfloat16; measured on CPU, from 2,048 up all are within 5 %.
+HEAD_COLUMNS = 16_384
 
-class Linear(nn.Module):
+
+class Rounding(Protocol):
+    """What numbers are rounded to while a model learns to be served in few bits (`quantize/training.py`).
+
+    Both keep shape and type, and let gradients pass as if nothing were rounded. weights: any number of rows, the last
+    dimension being the input channels.
+    """
+
+    def weights(self, weight: Tensor) -> Tensor: ...
+
+    def activations(self, x: Tensor) -> Tensor: ...
+
+
+class Matrix(nn.Module):
+    """A matrix of weights: a linear map, a table of vectors, or both at once, as a tied head is.
+
+    rounding: None but for training that is aware of quantisation.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+        self.rounding: Rounding | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def used_weight(self) -> Tensor:
+        """The weights as they take part in products."""
+        return self.weight if self.rounding is None else self.rounding.weights(self.weight)
+
+    def used_input(self, x: Tensor) -> Tensor:
+        """What products are given as they take it."""
+        return x if self.rounding is None else self.rounding.activations(x)
+
+    def sum_of_rows(self, ids_mn: Tensor, weights_mn: Tensor) -> Tensor:
+        """sum over n of weights · rows by number, (m, columns), in the type of the matrix.
+
+        One fused look-up: the rows themselves are never written to memory.
+        """
+        return F.embedding_bag(ids_mn, self.used_weight(), mode="sum", per_sample_weights=weights_mn)
+
+    def wide_product(self, x_btd: Tensor, bias_v: Tensor | None) -> Tensor:
+        """x Wᵀ + b in at least float32, each product rounded to the type of x.
+
+        Where no gradient is asked for, only some columns are ever held in the narrow type: to hold them all beside the
+        wide ones takes half as much memory again, and a seventh of the time.
+        """
+        x_btd, weight_vd = self.used_input(x_btd), self.used_weight().to(x_btd.dtype)
+        bias_v = None if bias_v is None else bias_v.to(x_btd.dtype)
+        if torch.is_grad_enabled() or x_btd.dtype in (torch.float32, torch.float64):
+            product_btv = F.linear(x_btd, weight_vd, bias_v)
+            return product_btv if product_btv.dtype == torch.float64 else product_btv.float()
+        wide_btv = torch.empty(*x_btd.shape[:-1], len(weight_vd), dtype=torch.float32, device=x_btd.device)
+        for start in range(0, len(weight_vd), HEAD_COLUMNS):
+            columns = slice(start, start + HEAD_COLUMNS)
+            wide_btv[..., columns] = F.linear(x_btd, weight_vd[columns], None if bias_v is None else bias_v[columns])
+        return wide_btv
+
+
+class Linear(Matrix):
     """y = x Wᵀ (+ b), computed in the type of x; the weights keep their own (float32 while training)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        super().__init__(outputs, inputs)
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(self.used_input(x), self.used_weight().to(x.dtype), bias)
 
 
-class Embedding(nn.Module):
+class Embedding(Matrix):
     """A table of learned vectors, looked up by row number."""
 
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width))
-
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.embedding(ids, self.weight).to(dtype)
+        rows = F.embedding(ids, self.weight)
+        return (rows if self.rounding is None else self.rounding.weights(rows)).to(dtype)
 
 
 class Normalise(nn.Module):

@@ -42,6 +42,7 @@ class NgramEmbedding(nn.Module):
 
     def __init__(self, buckets: Sequence[int], width: int) -> None:
         super().__init__()
+        self.buckets = tuple(buckets)
         self.tables = nn.ModuleList(Embedding(rows, width) for rows in buckets)
 
     def forward(self, stream_bs: Tensor, positions_bt: Tensor, dtype: torch.dtype) -> Tensor:
@@ -53,11 +54,10 @@ class NgramEmbedding(nn.Module):
         stream_bs = F.pad(stream_bs, (len(self.tables), 0))
         key = stream_bs[:, end - time :] * HASH_MULTIPLIERS[0]
         total = None
-        for distance, table in enumerate(self.tables, start=1):
-            assert isinstance(table, Embedding)
+        for distance, (buckets, table) in enumerate(zip(self.buckets, self.tables, strict=True), start=1):
             earlier = stream_bs[:, end - time - distance : end - distance]
             key = key ^ (earlier.masked_fill(positions_bt < distance, 0) * HASH_MULTIPLIERS[distance])
-            rows_btd = table(key % table.weight.shape[0], dtype)
+            rows_btd = table(key % buckets, dtype)
             total = rows_btd if total is None else total + rows_btd
         assert total is not None
         return total

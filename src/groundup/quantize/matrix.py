@@ -103,11 +103,7 @@ class QuantisedMatrix:
 
     def integers_nk(self) -> Tensor:
         """The integers as int8 (n, k), the padding of columns included."""
-        values = self.values.transpose(1, 2).flatten(0, 1)[: self.rows]
-        if self.format.bits == 4:
-            values = torch.stack((values & 15, values >> 4), dim=-2)
-        # With 8 bits the highest bit is what 128 more or less changes.
-        return (values ^ 128 if self.format.bits == 8 else values - NIBBLE_ZERO).view(torch.int8).flatten(1)
+        return _integers(self.values.transpose(1, 2).flatten(0, 1)[: self.rows], self.format)
 
 
 def packed_shapes(format: WeightFormat, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -141,17 +137,20 @@ def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
         )
     if not weight_nk.isfinite().all():
         raise ValueError("a matrix with infinite or undefined numbers cannot be quantised")
-    columns = weight_nk.shape[1]
-    padding = -columns % format.column_multiple
-    groups_ngk = F.pad(weight_nk.float(), (0, padding)).unflatten(1, (-1, format.group or columns + padding))
-    if format.bits == 8:
-        scales_ng = groups_ngk.abs().amax(-1) / 127
-        integers = _divided(groups_ngk, scales_ng).round().clamp(-127, 127)
-        return from_integers(integers.flatten(1), scales_ng, columns, format)
-    scales_ng = _nibble_scales(groups_ngk, SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
+    groups_ngk = _groups(weight_nk, format)
+    scales_ng = _scales(groups_ngk, format, search)
     if not scales_ng.isfinite().all():
         raise ValueError("a matrix with numbers beyond 500,000 cannot be quantised to 4 bits: its scales overflow")
-    return from_integers(_nibbles(groups_ngk, scales_ng).flatten(1), scales_ng, columns, format)
+    integers_nk = nearest_integers(groups_ngk, scales_ng, format).flatten(1)
+    return from_integers(integers_nk, scales_ng, weight_nk.shape[1], format)
+
+
+def rounded_weights(weight: Tensor, format: WeightFormat, search: bool = True) -> Tensor:
+    """The float32 weights that `quantise_rows` stands for, of any number of rows (…, columns), without their bytes."""
+    groups_ngk = _groups(weight.flatten(0, -2), format)
+    scales_ng = _scales(groups_ngk, format, search)
+    rounded_nk = _scaled(nearest_integers(groups_ngk, scales_ng, format).flatten(1), scales_ng, torch.float32)
+    return rounded_nk[:, : weight.shape[-1]].view(weight.shape)
 
 
 def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: WeightFormat) -> QuantisedMatrix:
@@ -171,8 +170,14 @@ def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: 
 def dequantise(matrix: QuantisedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (n, columns) that the integers and scales stand for; exact in float32 and float64 with 4 bits, in
     float64 with 8."""
-    integers_ngk = matrix.integers_nk().unflatten(1, (matrix.scales_ng.shape[1], -1)).to(dtype)
-    return (integers_ngk * matrix.scales_ng.to(dtype)[..., None]).flatten(1)[:, : matrix.columns]
+    return _scaled(matrix.integers_nk(), matrix.scales_ng, dtype)[:, : matrix.columns]
+
+
+def gather(matrix: QuantisedMatrix, ids_m: Tensor) -> Tensor:
+    """Rows by number, float32 (m, columns): what an embedding is."""
+    panels_m, channels_m = ids_m // PANEL, ids_m % PANEL
+    values, scales_mg = matrix.values[panels_m, :, channels_m], matrix.scales[panels_m, :, channels_m]
+    return _scaled(_integers(values, matrix.format), scales_mg, torch.float32)[:, : matrix.columns]
 
 
 def quantise_activations(x_mk: Tensor) -> QuantisedActivations:
@@ -195,6 +200,38 @@ def quantised_linear(x_mk: Tensor, matrix: QuantisedMatrix, bias_n: Tensor | Non
         activations.values_mk.double() @ dequantise(matrix, torch.float64).T * activations.scales_m.double()[:, None]
     )
     return out_mn if bias_n is None else out_mn + bias_n.double()
+
+
+def _integers(values: Tensor, format: WeightFormat) -> Tensor:
+    """int8 (rows, k) from rows of the packed layout, (rows, steps, 4)."""
+    if format.bits == 8:
+        return (values ^ BYTE_ZERO).view(torch.int8).flatten(1)  # that bit is what 128 more or less changes
+    return (torch.stack((values & 15, values >> 4), dim=-2) - NIBBLE_ZERO).view(torch.int8).flatten(1)
+
+
+def _scaled(integers_nk: Tensor, scales_ng: Tensor, dtype: torch.dtype) -> Tensor:
+    integers_ngk = integers_nk.unflatten(1, (scales_ng.shape[1], -1)).to(dtype)
+    return (integers_ngk * scales_ng.to(dtype)[..., None]).flatten(1)
+
+
+def nearest_integers(groups_ngk: Tensor, scales_ng: Tensor, format: WeightFormat) -> Tensor:
+    """The integers of a format, as float32, that come nearest with these scales; 0 where the scale is."""
+    if format.bits == 4:
+        return _nibbles(groups_ngk, scales_ng)
+    return _divided(groups_ngk, scales_ng).round().clamp(-127, 127)
+
+
+def _groups(weight_nk: Tensor, format: WeightFormat) -> Tensor:
+    """(n, g, columns of a group) float32, padded with zeros."""
+    columns = weight_nk.shape[1]
+    padded = format.padded_columns(columns)
+    return F.pad(weight_nk.float(), (0, padded - columns)).unflatten(1, (-1, format.group or padded))
+
+
+def _scales(groups_ngk: Tensor, format: WeightFormat, search: bool) -> Tensor:
+    if format.bits == 8:
+        return groups_ngk.abs().amax(-1) / 127
+    return _nibble_scales(groups_ngk, SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
 
 
 def _nibble_scales(groups_ngk: Tensor, parts: tuple[float, ...]) -> Tensor:

@@ -1,28 +1,141 @@
-"""Layers whose matrices are quantised."""
+"""Layers whose weights are quantised: what stands in a model in the places of `Linear`, `Embedding`, `ExpertLinear`.
 
+They compute what `quantised_linear` defines, in float32: a token's activations become integers of 8 bits, their
+products with the integers of the weights are summed, then scaled. What carries this out is an `Arithmetic`: PyTorch's
+operators, or the kernels, which the engine puts in their place.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 
-from groundup.model.language_model import LanguageModel
-from groundup.model.parts import Linear
-from groundup.quantize.matrix import QuantisedMatrix, WeightFormat, quantise_rows, quantised_linear
+from groundup.quantize.matrix import (
+    QuantisedMatrix,
+    WeightFormat,
+    dequantise,
+    gather,
+    packed_shapes,
+    quantise_activations,
+)
 
 
-class QuantisedLinear(nn.Module):
-    """y = x Wᵀ (+ b) with a quantised matrix and activations of 8 bits, in the type of x."""
+@dataclass(frozen=True)
+class Arithmetic:
+    """What computes with quantised matrices.
 
-    def __init__(self, matrix: QuantisedMatrix, bias: Tensor | None) -> None:
+    linear: tokens (m, columns) float32, a matrix and a bias (n) float32 or None → (m, n) float32.
+    gather: a matrix and the numbers of rows (m), int64 → (m, columns) float32.
+    """
+
+    linear: Callable[[Tensor, QuantisedMatrix, Tensor | None], Tensor]
+    gather: Callable[[QuantisedMatrix, Tensor], Tensor]
+
+
+def plain_linear(x_mk: Tensor, matrix: QuantisedMatrix, bias_n: Tensor | None) -> Tensor:
+    """`quantised_linear` in float32: products of integers with weights that are made anew for every call."""
+    activations = quantise_activations(x_mk)
+    out_mn = activations.values_mk.float() @ dequantise(matrix).T * activations.scales_m[:, None]
+    return out_mn if bias_n is None else out_mn + bias_n
+
+
+PLAIN = Arithmetic(plain_linear, gather)
+
+
+class QuantisedModule(nn.Module):
+    """Holds one matrix, or several of one shape, (experts, …), as buffers in the layout of `QuantisedMatrix`."""
+
+    values: Tensor
+    scales: Tensor
+
+    def __init__(self, format: WeightFormat, rows: int, columns: int, *leading: int) -> None:
         super().__init__()
-        self.matrix, self.bias = matrix, bias
+        self.format, self.rows, self.columns = format, rows, columns
+        self.arithmetic = PLAIN
+        for name, (shape, dtype) in packed_shapes(format, rows, columns).items():
+            self.register_buffer(name, torch.empty(*leading, *shape, dtype=dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what comes out of look-ups."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def take(self, *matrices: QuantisedMatrix) -> None:
+        """Hold these matrices: one, or one for each expert."""
+        values, scales = [one.values for one in matrices], [one.scales for one in matrices]
+        is_stack = self.values.ndim > matrices[0].values.ndim
+        self.values = torch.stack(values) if is_stack else values[0]
+        self.scales = torch.stack(scales) if is_stack else scales[0]
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedModule":
+        """What `.to`, `.double` and the like do: the matrix moves to another device, but keeps its types."""
+        scales = self.scales
+        super()._apply(change, recurse)  # type: ignore[no-untyped-call]
+        self.scales = scales.to(self.scales.device)
+        return self
+
+    def _product(self, x: Tensor, values: Tensor, scales: Tensor, bias_n: Tensor | None) -> Tensor:
+        """x Wᵀ + b in float32, whatever dimensions x has before its last."""
+        matrix = QuantisedMatrix(self.format, self.rows, self.columns, values, scales)
+        bias_n = None if bias_n is None else bias_n.float()
+        out_mn = self.arithmetic.linear(x.reshape(-1, self.columns).float(), matrix, bias_n)
+        return out_mn.view(*x.shape[:-1], self.rows)
+
+
+class QuantisedMatrixModule(QuantisedModule):
+    """What a linear map and a table have in common, as `Matrix` has it in `model/parts.py`."""
+
+    @property
+    def matrix(self) -> QuantisedMatrix:
+        return QuantisedMatrix(self.format, self.rows, self.columns, self.values, self.scales)
+
+    def sum_of_rows(self, ids_mn: Tensor, weights_mn: Tensor) -> Tensor:
+        """sum over n of weights · rows by number, float32 (m, columns)."""
+        rows_mnk = self.arithmetic.gather(self.matrix, ids_mn.flatten()).view(*ids_mn.shape, -1)
+        return (weights_mn.to(rows_mnk.dtype)[:, None] @ rows_mnk)[:, 0]
+
+    def wide_product(self, x_btd: Tensor, bias_v: Tensor | None) -> Tensor:
+        """x Wᵀ + b in float32."""
+        return self._product(x_btd, self.values, self.scales, bias_v)
+
+
+class QuantisedLinear(QuantisedMatrixModule):
+    """y = x Wᵀ (+ b), in the type of x."""
+
+    def __init__(self, format: WeightFormat, rows: int, columns: int, bias: nn.Parameter | None = None) -> None:
+        super().__init__(format, rows, columns)
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        out_mn = quantised_linear(x.reshape(-1, x.shape[-1]).float(), self.matrix, self.bias)
-        return out_mn.to(x.dtype).view(*x.shape[:-1], -1)
+        return self._product(x, self.values, self.scales, self.bias).to(x.dtype)
 
 
-def quantise_layers(model: LanguageModel, format: WeightFormat) -> LanguageModel:
-    """Quantise every linear map of the layers, in place."""
-    for module in list(model.layers.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is Linear:
-                setattr(module, name, QuantisedLinear(quantise_rows(child.weight.detach(), format), child.bias))
-    return model
+class QuantisedEmbedding(QuantisedMatrixModule):
+    """A table of vectors, looked up by row number."""
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.arithmetic.gather(self.matrix, ids.flatten()).view(*ids.shape, -1).to(dtype)
+
+
+class QuantisedExpertLinear(QuantisedModule):
+    """A linear map for each expert; bias (experts, outputs) or None."""
+
+    def __init__(
+        self, format: WeightFormat, experts: int, rows: int, columns: int, bias: nn.Parameter | None = None
+    ) -> None:
+        super().__init__(format, rows, columns, experts)
+        self.experts = experts
+        self.bias = bias
+
+    def forward(self, parts: list[Tensor]) -> list[Tensor]:
+        """parts: the tokens of each expert, (any number, inputs); one without tokens costs nothing."""
+        biases = [None] * len(parts) if self.bias is None else self.bias.unbind()
+        return [
+            self._product(x, values, scales, bias).to(x.dtype) if len(x) else x.new_empty(0, self.rows)
+            for x, values, scales, bias in zip(parts, self.values, self.scales, biases, strict=True)
+        ]

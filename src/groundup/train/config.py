@@ -8,6 +8,8 @@ from groundup.settings import setting
 
 Precision = Literal["auto", "bfloat16", "float32"]
 Compile = Literal["auto", "always", "never"]
+# Spelled out, so that no library is loaded to parse a command; a test holds it against `quantize/matrix.py`.
+Format = Literal["w8", "w4", "w4_g32"]
 
 # The default of a setting until the preset is known.
 BY_PRESET: Any = None
@@ -92,6 +94,9 @@ class PretrainConfig:
     precision: Precision = setting("auto", "of activations and matrix products; weights are float32 in any case")
     compile: Compile = setting(
         "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
+    )
+    quantise: Format | None = setting(
+        None, "learn with weights and activations rounded as `groundup quantize` will store them (default: not at all)"
     )
     evaluations: int = setting(8, "how often held-out loss and samples are taken on the way")
     checkpoint_minutes: float = setting(2.0, "minutes between checkpoints to resume from")

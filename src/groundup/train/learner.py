@@ -60,8 +60,10 @@ class Learner:
         targets_n = torch.from_numpy(rows.targets).to(self.model.device).flatten()
         if self._guesses_few:
             hidden_nd, targets_n = _places_with_loss(hidden_nd, targets_n)
+        head = text.head_matrix
+        inputs_nd, weight_vd = head.used_input(hidden_nd), head.used_weight()
         total, _ = token_loss(
-            hidden_nd, text.head_weight, targets_n, text.config.logit_softcap, self._chunk_loss, text.head_bias
+            inputs_nd, weight_vd, targets_n, text.config.logit_softcap, self._chunk_loss, text.head_bias
         )
         if routed is None or self._balance is None:
             return Loss(total, None, torch.zeros(0, dtype=torch.float64, device=total.device))

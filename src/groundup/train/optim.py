@@ -138,12 +138,12 @@ def build_optimizers(
     """
     text = text_part(model)
     scale = (text.config.width / REFERENCE_WIDTH) ** -0.5
-    heads: list[Tensor] = [text.head_weight]
+    heads: list[Tensor] = [text.head_matrix.weight]
     if text.head is None:
         # Added to an embedding that moves as the head, they have to keep its pace: ten times faster nothing is learned.
         heads += [table.weight for table in (text.positions, text.token_types) if table is not None]
     linear = [module.weight for module in model.modules() if isinstance(module, Linear | ExpertLinear)]
-    matrices = [weight for weight in linear if weight is not text.head_weight]
+    matrices = [weight for weight in linear if weight is not text.head_matrix.weight]
     # Added to attention scores, they are of the size of scalars.
     biases = {id(module.table.weight) for module in model.modules() if isinstance(module, RelativeBias)}
     placed = {id(parameter) for parameter in (*matrices, *heads)}

@@ -10,6 +10,7 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
+from groundup.quantize.training import as_served
 from groundup.storage import write_json
 from groundup.tokens.batches import PackedDocuments
 from groundup.tokens.shards import Shards
@@ -71,10 +72,11 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         model.train()
         return objective.figures(loss)
 
-    result = train(Learner(model, balance(config, model)), source, loop, out, watch, ranks)
-    if not ranks.leads:
-        return
-    final = heldout_loss(model.eval(), heldout, config.context, words.bos_id, corruption=corruption)
+    with as_served(model, config.quantise):
+        result = train(Learner(model, balance(config, model)), source, loop, out, watch, ranks)
+        if not ranks.leads:
+            return
+        final = heldout_loss(model.eval(), heldout, config.context, words.bos_id, corruption=corruption)
     save_trained(model, words, tokenizer, out)
     read = result.steps * config.batch_tokens
     figures = objective.summary(final) | {
@@ -82,6 +84,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         "tokens": read,
         "epochs": round(read / shards.total_tokens, 3),
         **({"mask_fraction": config.mask_fraction} if objective is MASKED_TOKENS else {}),
+        **({} if config.quantise is None else {"quantise": config.quantise}),
         "learning_rates": asdict(loop.learning_rates),
     }
     figures |= pseudo_figures(model, heldout, config.context, words)

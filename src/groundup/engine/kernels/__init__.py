@@ -45,33 +45,47 @@ class Activations:
 
 @dataclass(frozen=True)
 class KeyValueBlocks:
-    """Keys (blocks, kv_heads, head_dim, block_size) and values (…, block_size, head_dim padded to 16)."""
+    """Keys (blocks, kv_heads, head_dim, block_size) and values (…, block_size, head_dim padded to 16).
+
+    key_scales, value_scales: (blocks, kv_heads, block_size) float32 where they are int8, else empty.
+    """
 
     head_dim: int
     keys: Tensor
     values: Tensor
+    key_scales: Tensor
+    value_scales: Tensor
 
     @classmethod
     def empty(
         cls, blocks: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype = torch.float32
     ) -> "KeyValueBlocks":
-        """Room for `blocks` blocks of `block_size` tokens, float32 or bfloat16."""
+        """Room for `blocks` blocks of `block_size` tokens, float32, bfloat16 or int8."""
         if block_size < 1 or block_size % STRIP:
             raise ValueError(f"a block must hold a multiple of {STRIP} tokens, not {block_size}")
         if not 1 <= head_dim <= MOST_HEAD_DIM:
             raise ValueError(f"heads must have 1 to {MOST_HEAD_DIM} dimensions, not {head_dim}")
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"keys and values are kept in float32 or bfloat16, not {dtype}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.int8):
+            raise ValueError(f"keys and values are kept in float32, bfloat16 or int8, not {dtype}")
         keys = torch.empty(blocks, kv_heads, head_dim, block_size, dtype=dtype)
-        return cls(head_dim, keys, torch.empty(blocks, kv_heads, block_size, round_up(head_dim, STRIP), dtype=dtype))
+        values = torch.empty(blocks, kv_heads, block_size, round_up(head_dim, STRIP), dtype=dtype)
+        scaled = (blocks, kv_heads, block_size) if dtype == torch.int8 else (0,)
+        return cls(head_dim, keys, values, torch.empty(scaled), torch.empty(scaled))
 
     @property
     def block_size(self) -> int:
         return self.keys.shape[3]
 
     def fields(self) -> jobs.KeyValueBlocksFields:
-        pointers, narrow = (self.keys.data_ptr(), self.values.data_ptr()), self.keys.dtype == torch.bfloat16
-        return jobs.KeyValueBlocksFields(*pointers, self.keys.shape[1], self.head_dim, self.block_size, narrow)
+        pointers = (each.data_ptr() for each in (self.keys, self.values, self.key_scales, self.value_scales))
+        sizes = self.keys.shape[1], self.head_dim, self.block_size
+        return jobs.KeyValueBlocksFields(*pointers, *sizes, 8 * self.keys.itemsize)
+
+    def copy(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole blocks; all are read before any is written."""
+        for each in (self.keys, self.values, self.key_scales, self.value_scales):
+            if each.numel():
+                each[targets] = each[sources]
 
     def store(self, keys_mhd: Tensor, values_mhd: Tensor, slots_m: Tensor) -> None:
         """Keep keys and values of tokens; slot = block · block_size + place in the block, int64."""

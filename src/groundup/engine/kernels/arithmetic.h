@@ -10,6 +10,11 @@ INLINE F load(const uint16_t* from) {  // bfloat16: the upper half of a float32
   std::memcpy(&x, from, sizeof x);
   return (F)(__builtin_convertvector(x, U) << 16);
 }
+INLINE F load(const int8_t* from) {
+  S x;
+  std::memcpy(&x, from, sizeof x);
+  return __builtin_convertvector(x, F);
+}
 INLINE void store(float* to, F x) { std::memcpy(to, &x, sizeof x); }
 
 // As many of W numbers as are left, zeros for the others.

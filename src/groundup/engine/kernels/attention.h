@@ -80,15 +80,27 @@ static void score(const float* queries, const Element* keys, int64_t dim, int64_
   }
 }
 
-// From scores to weights e^(score - largest), in place; what was summed under a smaller largest score shrinks.
-static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t strip, int64_t padded) {
+// Keys and values of a strip, and their scales if they are int8: the first `there` of its keys exist.
+template <typename Element>
+struct Strip {
+  const Element *keys, *values;
+  int64_t key_stride, begin, there;
+  const float *key_scales, *value_scales;  // or null
+};
+
+// From scores to weights e^(score - largest), in place; what was summed under a smaller largest score shrinks. Weights
+// of int8 values are stored times the value's scale.
+template <typename Element>
+static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const Strip<Element>& strip,
+                  int64_t padded) {
   // Bounds as lanes of the strip, cut so that they fit into 32 bits however far away they are.
-  const int32_t first = std::max<int64_t>(tile.first_key[r] - strip, 0);
-  const int32_t end = std::clamp<int64_t>(tile.end_key[r] - strip, 0, kStrip);
+  const int32_t first = std::max<int64_t>(tile.first_key[r] - strip.begin, 0);
+  const int32_t end = std::clamp<int64_t>(tile.end_key[r] - strip.begin, 0, kStrip);
   float* weights = tile.weights + r * kStrip;
   F scores[kStripVectors], top = splat(tile.largest[r]);
   for (int v = 0; v < kStripVectors; ++v) {
     F x = load(weights + v * W);
+    if (strip.key_scales != nullptr) x *= load(strip.key_scales + v * W);
     if (job.softcap > 0) x = job.softcap * tanh(x / job.softcap);
     const I index = lanes() + v * W;
     scores[v] = (index >= first) & (index < end) ? x : splat(-INFINITY);
@@ -105,7 +117,7 @@ static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, int64
   for (int v = 0; v < kStripVectors; ++v) {
     const F weight = exp(scores[v] - largest);
     tile.total[r] += weight;
-    store(weights + v * W, weight);
+    store(weights + v * W, strip.value_scales == nullptr ? weight : weight * load(strip.value_scales + v * W));
   }
 }
 
@@ -135,13 +147,6 @@ static void blend(const float* weights, const Element* values, int64_t keys, int
   }
 }
 
-// Keys and values of a strip: the first `there` of its keys exist.
-template <typename Element>
-struct Strip {
-  const Element *keys, *values;
-  int64_t key_stride, begin, there;
-};
-
 // `rows` rows, at most kRows, past one strip.
 template <int kRows, typename Element>
 static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t rows,
@@ -149,7 +154,7 @@ static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, i
   if (rows == kRows) {
     const int64_t dim = job.blocks.head_dim, padded = (dim + kPanel - 1) / kPanel * kPanel;
     score<kRows>(tile.queries + r * dim, strip.keys, dim, strip.key_stride, tile.weights + r * kStrip);
-    for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, strip.begin, padded);
+    for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, strip, padded);
     float* sums = tile.sums + r * padded;
     const float* weights = tile.weights + r * kStrip;
     int64_t d = 0;
@@ -175,7 +180,7 @@ static Strip<float> widened(AttentionTile& tile, const Strip<Element>& strip, in
     for (int v = 0; v < kStrip; v += W) store(tile.wide_keys + d * kStrip + v, load(keys + v));
   }
   for (int64_t i = 0; i < strip.there * padded; i += W) store(tile.wide_values + i, load(strip.values + i));
-  return {tile.wide_keys, tile.wide_values, kStrip, strip.begin, strip.there};
+  return {tile.wide_keys, tile.wide_values, kStrip, strip.begin, strip.there, strip.key_scales, strip.value_scales};
 }
 
 template <typename Element>
@@ -188,7 +193,11 @@ static void attend_tile(const AttentionJob& job, AttentionTile& tile) {
     const int64_t head = (block * blocks.kv_heads + tile.kv_head) * blocks.block_size, slot = begin % blocks.block_size;
     const auto* keys = static_cast<const Element*>(blocks.keys) + head * blocks.head_dim + slot;
     const auto* values = static_cast<const Element*>(blocks.values) + (head + slot) * padded;
-    const Strip<Element> strip{keys, values, blocks.block_size, begin, std::min(kStrip, end - begin)};
+    const bool scaled = std::is_same_v<Element, int8_t>;
+    const float *key_scales = scaled ? blocks.key_scales + head + slot : nullptr,
+                *value_scales = scaled ? blocks.value_scales + head + slot : nullptr;
+    const Strip<Element> strip{keys,       values,    blocks.block_size, begin, std::min(kStrip, end - begin),
+                               key_scales, value_scales};
     constexpr bool is_wide = std::is_same_v<Element, float>;
     if (is_wide || tile.rows <= kAttentionRows) tile_past(job, tile, strip);
     else tile_past(job, tile, widened(tile, strip, blocks.head_dim, padded));
@@ -207,7 +216,8 @@ static void attend(const AttentionJob& job, int64_t begin, int64_t end) {
       before += tiles_of(job, sequence++) * job.blocks.kv_heads;
     }
     begin_tile(job, sequence, i - before, tile);
-    if (job.blocks.bfloat16) attend_tile<uint16_t>(job, tile);
+    if (job.blocks.bits == 8) attend_tile<int8_t>(job, tile);
+    else if (job.blocks.bits == 16) attend_tile<uint16_t>(job, tile);
     else attend_tile<float>(job, tile);
   }
 }

@@ -113,14 +113,17 @@ struct AddJob {
 };
 
 // Blocks of keys and values. Keys lie transposed, so that scores need no sums across a register:
-// keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16].
+// keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16]. As int8, a
+// head's key or value of one token is -127 … 127 times a scale of its own: [block][kv_head][block_size].
 struct KeyValueBlocks {
   void* keys;
   void* values;
+  float* key_scales;  // or null
+  float* value_scales;
   int64_t kv_heads;
   int64_t head_dim;
   int64_t block_size;  // a multiple of 16
-  int32_t bfloat16;    // otherwise float32
+  int32_t bits;        // 32: float32, 16: bfloat16, 8: int8
 };
 
 struct StoreJob {

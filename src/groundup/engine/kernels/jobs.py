@@ -80,12 +80,9 @@ class AddJob(ctypes.Structure):
 
 class KeyValueBlocksFields(ctypes.Structure):
     _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("kv_heads", c_int64),
-        ("head_dim", c_int64),
-        ("block_size", c_int64),
-        ("bfloat16", c_int32),
+        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+        *((name, c_int64) for name in ("kv_heads", "head_dim", "block_size")),
+        ("bits", c_int32),
     )
 
 

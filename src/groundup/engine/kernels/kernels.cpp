@@ -123,6 +123,7 @@ void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t i
 // Rows of this many numbers that are worth a chunk.
 int64_t rows_worthwhile(int64_t width) { return std::max<int64_t>(1, kWorthwhile / std::max<int64_t>(1, width)); }
 
+// What a number is kept as, and what a head's are multiplied by before.
 template <typename Element>
 Element narrowed(float x);
 template <>
@@ -133,6 +134,24 @@ uint16_t narrowed<uint16_t>(float x) {  // to the nearest bfloat16, halves to ev
   std::memcpy(&bits, &x, sizeof bits);
   if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+template <>
+int8_t narrowed<int8_t>(float x) { return static_cast<int8_t>(std::nearbyint(x)); }
+
+// The scale of a head's numbers as int8, and what they are multiplied by, as for activations: see quantise.
+float scale_of_head(const float* x, int64_t dim, float& inverse) {
+  float largest = 0, broken = 0;
+  for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(x[d])), broken += x[d] * 0.0f;
+  const bool finite = broken == 0.0f;
+  inverse = finite && largest > kSmallest ? 127.0f / largest : 0.0f;
+  return !finite ? NAN : largest > kSmallest ? largest / 127.0f : 0.0f;
+}
+
+template <typename Element>
+void store_head(const float* x, int64_t dim, float* scale, Element* to, int64_t stride) {
+  float inverse = 1.0f;
+  if constexpr (std::is_same_v<Element, int8_t>) *scale = scale_of_head(x, dim, inverse);
+  for (int64_t d = 0; d < dim; ++d) to[d * stride] = narrowed<Element>(inverse == 0.0f ? 0.0f : x[d] * inverse);
 }
 
 template <typename Element>
@@ -145,10 +164,9 @@ void store_rows(const StoreJob& job, int64_t begin, int64_t end) {
       const int64_t head = (block * blocks.kv_heads + h) * blocks.block_size;
       Element* keys = static_cast<Element*>(blocks.keys) + head * dim + place;
       Element* values = static_cast<Element*>(blocks.values) + (head + place) * padded;
-      for (int64_t d = 0; d < dim; ++d) {
-        keys[d * blocks.block_size] = narrowed<Element>(job.keys[m * job.key_stride + h * dim + d]);
-        values[d] = narrowed<Element>(job.values[m * job.value_stride + h * dim + d]);
-      }
+      const int64_t from = h * dim;
+      store_head(job.keys + m * job.key_stride + from, dim, blocks.key_scales + head + place, keys, blocks.block_size);
+      store_head(job.values + m * job.value_stride + from, dim, blocks.value_scales + head + place, values, 1);
       std::fill(values + dim, values + padded, Element(0));
     }
   }
@@ -193,7 +211,8 @@ void perform(const ActivateJob& job) { run(chosen().activate, job, job.rows, row
 void perform(const AddJob& job) { run(chosen().add, job, job.count, kWorthwhile); }
 
 void perform(const StoreJob& job) {
-  const auto kernel = job.blocks.bfloat16 ? store_rows<uint16_t> : store_rows<float>;
+  const int32_t bits = job.blocks.bits;
+  const auto kernel = bits == 8 ? store_rows<int8_t> : bits == 16 ? store_rows<uint16_t> : store_rows<float>;
   run(kernel, job, job.rows, rows_worthwhile(job.blocks.kv_heads * job.blocks.head_dim));
 }
 

@@ -1,4 +1,4 @@
-"""A model's step in one call: a program is written once, kernel by kernel, and run for any tokens up to its size.
+"""A model's step in few calls: a program is written once, kernel by kernel, and run for any tokens up to its size.
 
 Buffers have a name and a width, and room for as many tokens as the program is written for. Asking for one again gives
 the same one, so that layers of one shape work in the same memory. Everything is checked as it is written; a run checks
@@ -8,6 +8,7 @@ Shape suffixes: m tokens, k channels, s sequences, p positions, f frequencies.
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,8 +62,9 @@ class Program:
         self.tokens = tokens
         self._positions: list[int] = []
         self._slots: list[int] = []
-        self._instructions: list[jobs.Instruction] = []
-        self._written: ctypes.Array[jobs.Instruction] | None = None
+        # What is done in turn: instructions that follow each other are one call of the library.
+        self._parts: list[list[jobs.Instruction] | Callable[[int], None]] = []
+        self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], None]] | None = None
         self._buffers: dict[tuple[str, int], Tensor | Activations] = {}
         # What instructions point to lives as long as they do.
         self._kept: list[Any] = []
@@ -195,6 +197,11 @@ class Program:
         job = jobs.AttentionJob(blocks.fields(), *pointers, *sizes, scale, softcap or 0.0)
         self._append(job, queries_mk, blocks, out_mk, sinks_h)
 
+    def call(self, function: Callable[[int], None]) -> None:
+        """Have Python work on the buffers: what is told is how many tokens there are."""
+        self._parts.append(function)
+        self._written = None
+
     def run(self, tables: StepTables) -> None:
         """Do all of it for the tokens that the tables are of; what goes in must stand in its buffer."""
         tokens, sequences = len(tables.positions_m), len(tables.key_counts_s)
@@ -205,15 +212,23 @@ class Program:
         if self._slots and int(tables.slots_m.max()) >= min(self._slots):
             raise ValueError(f"a token's keys lie beyond the {min(self._slots)} slots that there are")
         if self._written is None:
-            self._written = (jobs.Instruction * len(self._instructions))(*self._instructions)
-        pointers = (each.ctypes.data for each in tables)
-        sizes = len(self._written), tokens, sequences, tables.block_table.shape[1]
-        library.call("program", jobs.ProgramJob(ctypes.addressof(self._written), *sizes, *pointers))
+            self._written = [part if callable(part) else (jobs.Instruction * len(part))(*part) for part in self._parts]
+        pointers = [each.ctypes.data for each in tables]
+        for part in self._written:
+            if callable(part):
+                part(tokens)
+            else:
+                sizes = len(part), tokens, sequences, tables.block_table.shape[1]
+                library.call("program", jobs.ProgramJob(ctypes.addressof(part), *sizes, *pointers))
 
     def _append(self, job: Any, *kept: Any, count: int = 1) -> None:
         kind = job._type_ if isinstance(job, ctypes.Array) else type(job)
         operation = jobs.OPERATIONS.index(kind)
-        self._instructions.append(jobs.Instruction(operation, ctypes.addressof(job), count))
+        instruction = jobs.Instruction(operation, ctypes.addressof(job), count)
+        if self._parts and isinstance(self._parts[-1], list):
+            self._parts[-1].append(instruction)
+        else:
+            self._parts.append([instruction])
         self._kept.append((job, kept))
         self._written = None
 

@@ -28,6 +28,7 @@ from groundup.formats.keys import Keys
 from groundup.model.build import AnyModel
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
+from groundup.quantize.convert import require_floating
 from groundup.storage import open_atomically
 
 FREQUENCIES = "rope_freqs.weight"
@@ -71,6 +72,7 @@ def save_gguf(model: AnyModel, tokenizer: Path, path: Path, weights: str = "f16"
     Raises UserError, naming it, for a family, trait or tokenizer that llama.cpp does not know, and RuntimeError if the
     file, read back, does not hold the model's weights.
     """
+    require_floating(model, "exported to GGUF")
     architecture, config = _written_as(model)
     if weights not in WRITTEN:
         raise UserError(f"a GGUF file is written as {', '.join(WRITTEN)}, not {weights!r}")

@@ -1,0 +1,125 @@
+"""The models that `engine.py` compares engines on: random weights, in the forms that each of them reads."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import groundup
+from groundup.formats.gguf.model_file import save_gguf
+from groundup.formats.huggingface import load_language_model
+from groundup.model.build import build
+from groundup.model.config import ModelConfig
+from groundup.model.presets import build_config
+from groundup.storage import staged
+from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
+from groundup.tokens.tokenizer import Tokenizer, train
+
+CONTEXT = 2048
+# Weights of our own folder: as `transformers` reads them too, or made from those by `groundup quantize`.
+KINDS = ("bfloat16", "w8", "w4")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A LLaMA with a tied head and heads of 64."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    vocab_size: int
+
+    def config(self) -> ModelConfig:
+        head_dim = self.width // self.heads
+        base = build_config("llama", self.layers, self.vocab_size, CONTEXT, self.width, head_dim)
+        assert isinstance(base, ModelConfig)
+        layer = base.layers[0]
+        layer = replace(
+            layer,
+            mixer=replace(layer.attention, kv_heads=self.kv_heads),
+            feed_forward=replace(layer.network, width=self.hidden),
+        )
+        return replace(base, layers=(layer,) * self.layers)
+
+
+SHAPES: Mapping[str, Shape] = {
+    "508M": Shape(1024, 28, 16, 8, 3072, 151_936),
+    "110M": Shape(768, 12, 12, 12, 2048, 32_000),
+    "tiny": Shape(256, 2, 4, 2, 512, 1_000),  # to see that everything runs
+}
+
+
+@dataclass(frozen=True)
+class Forms:
+    """One model in its forms, each made when it is asked for and not there yet."""
+
+    name: str
+    folder: Path
+
+    @property
+    def shape(self) -> Shape:
+        return SHAPES[self.name]
+
+    def bfloat16(self) -> Path:
+        """A model folder that `transformers` reads, too."""
+        out = self.folder / self.name / "bfloat16"
+        if not out.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with staged(out) as working:
+                _save_random(self.shape, working)
+        return out
+
+    def ours(self, kind: str) -> Path:
+        """A folder for our engine, its weights of one of `KINDS`."""
+        if kind == "bfloat16":
+            return self.bfloat16()
+        out = self.folder / self.name / kind
+        if not out.exists():
+            words = ["quantize", str(self.bfloat16()), "--to", str(out), "--weights", kind]
+            subprocess.run([sys.executable, "-m", "groundup", *words], check=True)
+        return out
+
+    def gguf(self, quantise: Callable[[Path, Path], None]) -> Path:
+        """A file of type q4_0. quantise: llama.cpp's own, from a file in half precision: it knows its best mixture."""
+        out = self.folder / self.name / "gguf" / "q4_0.gguf"
+        if not out.exists():
+            folder = self.bfloat16()
+            with staged(out.parent) as working:
+                half = working / "half.gguf"
+                _byte_tokens().save(working)
+                save_gguf(load_language_model(folder), working, half, "f16")
+                quantise(half, working / out.name)
+                half.unlink()
+        return out
+
+    def openvino(self, export: Callable[[Path, Path], None]) -> Path:
+        """A folder of OpenVINO, its weights in 4 bits. export: OpenVINO's own, from a model folder."""
+        out = self.folder / self.name / "openvino"
+        if not out.exists():
+            folder = self.bfloat16()
+            with staged(out) as working:
+                export(folder, working)
+        return out
+
+
+def _save_random(shape: Shape, out: Path) -> None:
+    """Matrices as large as trained ones are. No tokenizer: no side turns tokens into text."""
+    model = build(shape.config())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.02, generator=generator)
+            else:
+                parameter.fill_(1.0)
+    groundup.save(model.to(torch.bfloat16).eval(), out)
+
+
+def _byte_tokens() -> Tokenizer:
+    """A GGUF file needs a tokenizer; what is missing in it up to the vocabulary's size gets names there."""
+    return Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["qwen2"]))

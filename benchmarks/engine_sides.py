@@ -1,0 +1,150 @@
+"""The sides that `engine.py` compares: where each one's environment is, what it reads, and how it is asked."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_models import Forms
+
+sys.path.append(str(Path(__file__).parent / "opponents"))
+from task import MARK, Task
+
+SCRIPTS = Path(__file__).parent / "opponents"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# llama.cpp is compiled for the processor that it will run on; a wheel from elsewhere would be slower.
+LLAMA_CPP = ("--no-binary", "llama-cpp-python", "llama-cpp-python>=0.3.36")
+OPENVINO = (f"torch=={torch.__version__.partition('+')[0]}", "optimum-intel", "openvino", "nncf")
+
+Run = Callable[..., None]
+
+
+class Missing(Exception):
+    """A side cannot be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One engine.
+
+    python: of its environment; raises Missing where there is none. script: in `opponents/`, and its flags.
+    model: makes what it reads, if that is not there yet; it is given the forms and a way to run the script.
+    """
+
+    name: str
+    python: Callable[[], Path]
+    script: str
+    model: Callable[[Forms, Run], Path]
+    flags: tuple[str, ...] = ()
+
+    def prepared(self, forms: Forms) -> Path:
+        """The model, made with the side's own tools. Raises Missing."""
+        self.python()
+
+        def run(*words: str | Path) -> None:
+            self._run([str(word) for word in words], {})
+
+        return self.model(forms, run)
+
+    def measure(self, model: Path, vocab_size: int, options: Any) -> dict[str, Any]:
+        """One round. Raises Missing if the process fails."""
+        task = Task(
+            model=str(model),
+            threads=options.threads,
+            started=time.monotonic(),
+            vocab_size=vocab_size,
+            prompt_tokens=options.prompt_tokens,
+            context_tokens=options.context_tokens,
+            new_tokens=options.new_tokens,
+            streams=options.streams,
+        )
+        threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
+        output = self._run([task.words(), *self.flags], threads)
+        (line,) = (one for one in output.splitlines() if one.startswith(MARK))
+        answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+        return answer
+
+    def _run(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
+        """Run the script; returns what it printed."""
+        python = self.python()
+        # Where the linker does not find them by itself: llama.cpp's libraries beside its Python files.
+        libraries = [str(path) for path in python.parent.parent.glob("lib/python*/site-packages/llama_cpp/lib")]
+        paths = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+        variables = os.environ | environment | ({"LD_LIBRARY_PATH": paths} if paths else {})
+        command = [str(python), str(SCRIPTS / self.script), *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
+        if done.returncode != 0:
+            raise Missing(_last_line(done))
+        return done.stdout
+
+
+def sides(options: Any) -> list[Side]:
+    """All of them; ours first."""
+
+    def this() -> Path:
+        return Path(sys.executable)
+
+    def with_transformers() -> Path:
+        if importlib.util.find_spec("transformers") is None:
+            raise Missing("transformers is not installed: pip install 'groundup[test]'")
+        return this()
+
+    def with_llama_cpp() -> Path:
+        return options.llama_cpp or _environment(options.opponents, "llama-cpp", LLAMA_CPP)
+
+    def with_openvino() -> Path:
+        # Its image library needs another build of torch than the one for processors, and says so when it is loaded.
+        return options.openvino or _environment(options.opponents, "openvino", OPENVINO, without="torchvision")
+
+    return [
+        Side("groundup", this, "groundup_side.py", lambda forms, run: forms.ours(options.kind)),
+        Side(
+            "llama.cpp",
+            with_llama_cpp,
+            "llama_cpp_side.py",
+            lambda forms, run: forms.gguf(lambda half, out: run("--quantise", half, out)),
+        ),
+        Side(
+            "OpenVINO",
+            with_openvino,
+            "transformers_side.py",
+            lambda forms, run: forms.openvino(lambda folder, out: run("--export", folder, out)),
+            ("openvino",),
+        ),
+        Side("transformers", with_transformers, "transformers_side.py", lambda forms, run: forms.bfloat16()),
+    ]
+
+
+def _environment(folder: Path | None, name: str, packages: Sequence[str], without: str | None = None) -> Path:
+    """The Python of an environment that has these packages, made if it is not there. Raises Missing.
+
+    without: a package that they bring along and that goes again.
+    """
+    if folder is None:
+        raise Missing(f"no environment has it: --opponents DIR installs it, --{name} PYTHON names one")
+    home = (folder / name).absolute()
+    python, whole = home / "bin" / "python", home / "whole"
+    if not whole.exists():
+        print(f"installing {' '.join(packages)} into {home}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", *packages]
+        variables = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}
+        done = subprocess.run(install, capture_output=True, text=True, env=variables)
+        if done.returncode != 0:
+            raise Missing(f"pip cannot install it: {_last_line(done)}")
+        if without is not None:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", without], check=True)
+        whole.touch()
+    return python
+
+
+def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a process that failed said in the end."""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -1,0 +1,91 @@
+"""Our engine on a model folder, whatever kind of weights that holds."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from task import Task, answer
+
+from groundup.engine.engine import Engine
+
+IMPORTED = time.monotonic()
+
+
+class Groundup:
+    """A model folder; tokens are chosen, the likeliest each time, and told."""
+
+    def __init__(self, task: Task) -> None:
+        self._engine = Engine(task.model, stop_ids=())
+
+    def prefill(self, prompt: list[int]) -> float:
+        return self._seconds([prompt], 1)
+
+    def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
+        """The time up to the first tokens is that of other prompts: these would be found in the cache."""
+        others = [prompt[::-1] for prompt in prompts]
+        first = self._seconds(others, 1)
+        return self._seconds(prompts, new_tokens) - first
+
+    def extras(self, task: Task) -> dict[str, Any]:
+        """How long steps take in which every stream gets a token, and how much of that is outside the model."""
+        found = {}
+        for streams in task.streams:
+            steps = self._watched(task.prompts(streams, task.context_tokens, seed=5000 + streams), task.new_tokens)
+            step_s = statistics.median(step for step, _ in steps)
+            outside_s = statistics.median(step - model for step, model in steps)
+            found[str(streams)] = {"step_s": step_s, "outside_s": outside_s, "share": outside_s / step_s}
+        return {"overhead": found}
+
+    def _seconds(self, prompts: list[list[int]], new_tokens: int) -> float:
+        begun = time.perf_counter()
+        written = self._engine.generate(prompts, max_tokens=new_tokens)
+        seconds = time.perf_counter() - begun
+        if any(len(one.tokens) != new_tokens for one in written):
+            raise SystemExit(f"texts of other lengths than {new_tokens} were written")
+        return seconds
+
+    def _watched(self, prompts: list[list[int]], new_tokens: int) -> list[tuple[float, float]]:
+        """Seconds of each step but the first, and of what the model took of it."""
+        loop: Any = self._engine._loop
+        runner, step = loop._runner, loop.step
+        watch = _Watched(runner)
+        steps: list[tuple[float, float]] = []
+
+        def timed_step() -> None:
+            watch.seconds, begun = 0.0, time.perf_counter()
+            step()
+            steps.append((time.perf_counter() - begun, watch.seconds))
+
+        loop._runner, loop.step = watch, timed_step
+        try:
+            self._seconds(prompts, new_tokens)
+        finally:
+            loop._runner, loop.step = runner, step
+        return steps[1:]
+
+
+class _Watched:
+    """What the engine asks of the model, and how long that took."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._runner, name)
+        return self._timed(found) if callable(found) else found
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return method(*arguments, **options)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        return timed
+
+
+if __name__ == "__main__":
+    answer(Groundup, IMPORTED)

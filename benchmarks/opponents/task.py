@@ -1,0 +1,90 @@
+"""What each side of `engine.py` is asked, and how it answers: a JSON line on standard output.
+
+Each side runs in an environment of its own, so this file needs nothing but Python.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+# Nobody else's output may be taken for an answer.
+MARK = "measured: "
+
+
+@dataclass(frozen=True)
+class Task:
+    """One round.
+
+    model: folder or file. started: when the process was asked for, on the clock `time.monotonic`, which all share.
+    prompt_tokens: of the prompt whose reading is timed. context_tokens: of the prompts from which streams go on, short,
+    so that an engine may read all of them at once; new_tokens: of each stream, of which the first is not timed.
+    """
+
+    model: str
+    threads: int
+    started: float
+    vocab_size: int
+    prompt_tokens: int = 512
+    context_tokens: int = 16
+    new_tokens: int = 64
+    streams: list[int] = field(default_factory=lambda: [1, 16, 32])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.prompt_tokens + 1, self.context_tokens + self.new_tokens)
+
+    def prompts(self, count: int, length: int, seed: int) -> list[list[int]]:
+        """Random token ids."""
+        draw = random.Random(seed)
+        return [[draw.randrange(self.vocab_size) for _ in range(length)] for _ in range(count)]
+
+    def words(self) -> str:
+        """For the side's command line."""
+        return json.dumps(asdict(self))
+
+
+class Side(Protocol):
+    """Something that runs a model."""
+
+    def prefill(self, prompt: list[int]) -> float:
+        """Seconds from a prompt to the first token after it."""
+
+    def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
+        """Seconds from the first to the last of `new_tokens` that follow each prompt, all prompts together."""
+
+    def extras(self, task: Task) -> dict[str, Any]:
+        """What else there is to tell."""
+
+
+def answer(load: Callable[[Task], Side], imported: float) -> None:
+    """Do the task of the command line and print what came of it.
+
+    imported: the time at which the side's libraries were loaded, on the clock `time.monotonic`.
+    """
+    task = Task(**json.loads(sys.argv[1]))
+    side = load(task)
+    loaded = time.monotonic()
+    (short,) = task.prompts(1, task.context_tokens, seed=0)
+    side.prefill(short)
+    figures: dict[str, Any] = {
+        "start_s": {
+            "process and libraries": imported - task.started,
+            "load": loaded - imported,
+            "first token": time.monotonic() - loaded,
+            "whole": time.monotonic() - task.started,
+        }
+    }
+    side.prefill(task.prompts(1, task.prompt_tokens, seed=1)[0])
+    (prompt,) = task.prompts(1, task.prompt_tokens, seed=2)
+    figures["prefill"] = task.prompt_tokens / side.prefill(prompt)
+    for streams in task.streams:
+        side.decode(task.prompts(streams, task.context_tokens, seed=10 + streams), 4)
+        seconds = side.decode(task.prompts(streams, task.context_tokens, seed=1000 + streams), task.new_tokens)
+        figures[str(streams)] = streams * (task.new_tokens - 1) / seconds
+    figures |= side.extras(task)
+    print(MARK + json.dumps(figures), flush=True)

@@ -1,0 +1,67 @@
+"""Training that is aware of quantisation: products see weights and activations as they will be served.
+
+The forward pass rounds both exactly as the format does, so that the loss is that of the quantised model; the backward
+pass takes every rounding for the identity (straight-through estimator: Bengio et al. 2013, "Estimating or Propagating
+Gradients Through Stochastic Neurons"; Jacob et al. 2018). The weights themselves stay what the optimizer makes of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundup.quantize.convert import places
+from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat, quantise_activations, rounded_weights
+
+
+class AsServed:
+    """Rounds to a weight format, and activations to 8 bits: a `Rounding` of `model/parts.py`.
+
+    The scale of a group is that of its number farthest from zero: to search for a better one at every step takes as
+    long as the step (`quantise_rows` with search=False is the same).
+    """
+
+    def __init__(self, format: WeightFormat) -> None:
+        self._format = format
+
+    def weights(self, weight: Tensor) -> Tensor:
+        return _straight_through(weight, rounded_weights(weight.detach(), self._format, search=False))
+
+    def activations(self, x: Tensor) -> Tensor:
+        activations = quantise_activations(x.detach().reshape(-1, x.shape[-1]).float())
+        return _straight_through(x, (activations.values_mk * activations.scales_m[:, None]).view(x.shape))
+
+
+@contextmanager
+def as_served(model: nn.Module, format: str | None) -> Iterator[None]:
+    """Within it, a model computes as it will once it is quantised to the format of this name; None: as always.
+
+    Raises UserError for a model that cannot be quantised.
+    """
+    modules = [] if format is None else [place.module for place in places(model)]
+    for module in modules:
+        module.rounding = AsServed(WEIGHT_FORMATS[format or ""])
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.rounding = None
+
+
+def _straight_through(x: Tensor, rounded: Tensor) -> Tensor:
+    passed: Tensor = _StraightThrough.apply(x, rounded.to(x.dtype))  # type: ignore[no-untyped-call]
+    return passed
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument, with the first one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
