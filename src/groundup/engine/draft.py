@@ -14,7 +14,7 @@ from torch import Tensor
 
 from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Chooser
-from groundup.engine.compiled import runner_of
+from groundup.engine.compiled import cache_dtype, runner_of
 from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, require_counts
 from groundup.engine.jobs import Writing
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent, reach
@@ -141,7 +141,7 @@ def speculation_of(
             f"has {draft.config.vocab_size}"
         )
     scheduler = Scheduler(BlockPool(blocks), step_tokens, most_running, reach=reach(draft))
-    guesser = DraftGuesser(runner_of(draft, blocks, step_tokens), scheduler)
+    guesser = DraftGuesser(runner_of(draft, blocks, step_tokens, cache_dtype(draft)), scheduler)
     return Speculation(guesser, spec.guesses, spec.step_guesses)
 
 
