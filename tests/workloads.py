@@ -63,6 +63,9 @@ class Watching:
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
+    def fork(self) -> "Watching":
+        return Watching()
+
     def choose(self, logits_v: Tensor) -> Choice:
         self.seen.append(logits_v)
         return Choice(int(logits_v.argmax()), 0.0, [])

@@ -4,6 +4,7 @@ The rooms of the house and their floors are described in docs/architecture.md. I
 them: each verb of the command line, and each function here, loads only what it needs.
 """
 
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from groundup.engine.draft import DraftModel as DraftModel
     from groundup.engine.engine import Engine as Engine
+    from groundup.engine.guessing import PromptLookup as PromptLookup
     from groundup.model.build import AnyModel
 
 __version__ = "0.1.0"
 
+_OF_THE_ENGINE = {"Engine": "engine", "PromptLookup": "guessing", "DraftModel": "draft"}
+
 
 def __getattr__(name: str) -> Any:
-    """`Engine`, loaded when it is first asked for."""
-    if name != "Engine":
+    """`Engine` and what it takes, loaded when they are first asked for."""
+    if name not in _OF_THE_ENGINE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from groundup.engine.engine import Engine
-
-    return Engine
+    return getattr(import_module(f"groundup.engine.{_OF_THE_ENGINE[name]}"), name)
 
 
 def load(path: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "AnyModel":

@@ -32,7 +32,6 @@ def test_numbers_for_different_things_have_nothing_to_do_with_each_other():
         [uniform(0, place) for place in range(PLACES)],
         [uniform(1, place) for place in range(PLACES)],
         [uniform(0, place, stream=1) for place in range(PLACES)],
-        [uniform(0, place, purpose="draft") for place in range(PLACES)],
         [uniform(0, place + 1) for place in range(PLACES)],
     ]
     for one, other in itertools.combinations(rows, 2):

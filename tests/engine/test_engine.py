@@ -3,7 +3,7 @@
 import asyncio
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,6 +243,62 @@ def test_many_tasks_share_the_engine_and_those_cancelled_are_gone(model: Languag
 
     asyncio.run(main())
     assert _free(engine)
+
+
+def test_scores_and_vectors_are_awaited_beside_texts(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[], step_tokens=24, most_running=4)
+    scores, vectors_bd = engine.score(PROMPTS[2:]), engine.embed(PROMPTS)
+    expected = [one.tokens for one in engine.generate(PROMPTS, max_tokens=20)]
+
+    async def main() -> None:
+        texts, found, vectors, none = await asyncio.gather(
+            engine.agenerate(PROMPTS, max_tokens=20),
+            engine.ascore(PROMPTS[2:]),
+            engine.aembed(PROMPTS),
+            engine.aembed([]),
+        )
+        assert [one.tokens for one in texts] == expected
+        for one, other in zip(found, scores, strict=True):
+            assert one.tokens == other.tokens and one.logprobs == pytest.approx(other.logprobs, rel=1e-9)
+        torch.testing.assert_close(vectors, vectors_bd, rtol=1e-9, atol=1e-9)
+        assert none.shape == (0, 32)
+        for ask in (engine.ascore, engine.aembed):
+            with pytest.raises(ValueError, match=r"texts\[1\]: a prompt needs at least one token"):
+                await ask([[1], []])
+
+    asyncio.run(main())
+    assert _free(engine)
+
+
+def test_what_is_no_longer_awaited_is_not_computed(model: LanguageModel):
+    """Scores of 40 texts of 90 tokens need 150 steps, their vectors three calls: after the first, no more begin."""
+    texts = [random_ids(90, seed=seed).tolist() for seed in range(40)]
+    engine = gu.Engine(model, stop_ids=[], step_tokens=24, most_running=4)
+    calls: list[int] = []
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def watch(_: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        calls.append(arguments[0].shape[1])
+        begun.set()
+        assert cancelled.wait(60)
+
+    async def main(ask: Callable[..., Awaitable[object]]) -> None:
+        task = asyncio.ensure_future(ask(texts))
+        await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cancelled.set()
+        assert await asyncio.to_thread(_free, engine)
+
+    handle = model.layers[0].register_forward_pre_hook(watch)
+    for ask, most in ((engine.ascore, 4), (engine.aembed, 1)):
+        asyncio.run(main(ask))
+        assert 1 <= len(calls) <= most
+        calls.clear()
+        begun.clear()
+        cancelled.clear()
+    handle.remove()
 
 
 def test_threads_share_the_engine(model: LanguageModel):

@@ -1,6 +1,6 @@
 """The scheduler against a machine that only remembers tokens: it never reads what was not written, and all get done."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +20,7 @@ class Wish:
     branch: int
     cancelled_after: int | None
     copies: int
+    guesses: int = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -86,6 +87,9 @@ def _serve(machine: Machine, wishes: list[Wish], budget: int) -> dict[int, list[
         if not owner and not left:
             return served
         running = [one for one in scheduler.running if one.pending == 1]
+        for sequence in running:
+            if machine.answers[sequence] > 0:
+                _guess(machine, sequence, wishes[owner[sequence]])
         step = scheduler.schedule()
         assert step.chunks or not owner
         assert sum(chunk.length for chunk in step.chunks) <= budget
@@ -104,19 +108,38 @@ def _serve(machine: Machine, wishes: list[Wish], budget: int) -> dict[int, list[
     raise AssertionError("not all requests were served")
 
 
+def _next_token(sequence: Sequence, length: int) -> int:
+    """The token that follows the first `length` of a sequence."""
+    return 7_000 + 10 * length + sequence.order[1]
+
+
+def _guess(machine: Machine, sequence: Sequence, wish: Wish) -> None:
+    """Guesses of which some are right."""
+    count = min(wish.guesses, wish.answer - machine.answers[sequence] - 1)
+    length = len(sequence.tokens)
+    right = (7 * length + wish.branch) % (count + 1)
+    sequence.guess([_next_token(sequence, length + ahead) if ahead < right else -2 for ahead in range(count)])
+
+
 def _write(machine: Machine, parent: Sequence, owner: dict, wishes: list[Wish], served: dict) -> None:
-    number, group = owner[parent], [parent]
+    scheduler, number, group = machine.scheduler, owner[parent], [parent]
     if machine.answers[parent] == 0 and len(served[number]) == 1:
         for _ in range(1, wishes[number].copies):
-            child = machine.scheduler.fork(parent)
+            child = scheduler.fork(parent)
             owner[child], machine.answers[child] = number, 0
             served[number].append(child)
             group.append(child)
     for sequence in group:
-        machine.answers[sequence] += 1
-        sequence.tokens.append(7_000 + 10 * len(sequence.tokens) + sequence.order[1])
+        right = sum(1 for guess in sequence.guesses if guess != -2)
+        scheduler.settle(sequence, right)
+        assert sequence.guesses == []
+        if sequence not in scheduler.waiting:
+            assert sequence.pending == 0
+            assert len(sequence.table.blocks) + sequence.table.dropped == blocks_for(len(sequence.tokens))
+        machine.answers[sequence] += 1 + right
+        sequence.tokens.append(_next_token(sequence, len(sequence.tokens)))
         if machine.answers[sequence] == wishes[number].answer:
-            machine.scheduler.remove(sequence)
+            scheduler.remove(sequence)
             del owner[sequence]
 
 
@@ -128,6 +151,7 @@ WISHES = st.builds(
     branch=st.integers(0, 2),
     cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 15)),
     copies=st.sampled_from([1, 1, 1, 2, 4]),
+    guesses=st.sampled_from([0, 1, 4, 20]),
 )
 
 
@@ -144,6 +168,8 @@ def test_all_are_served_whatever_comes_and_nothing_is_left(
     wishes: list[Wish], count: int, budget: int, most_running: int, recurrent: bool, reach: int | None
 ):
     pool = BlockPool(count)
+    if recurrent:
+        wishes = [replace(wish, guesses=0) for wish in wishes]
     scheduler = Scheduler(pool, budget, most_running, recurrent=recurrent, reach=reach)
     machine = Machine(scheduler, recurrent, reach)
     served = _serve(machine, wishes, budget)
@@ -233,3 +259,44 @@ def test_what_can_never_fit_is_refused():
     with pytest.raises(ValueError, match="cannot serve 9 running"):
         Scheduler(BlockPool(2), budget=8, most_running=9)
     assert blocks_for(0) == 0 and blocks_for(16) == 1 and blocks_for(17) == 2
+
+
+def test_guesses_take_what_is_left_and_nobody_gives_way_for_them():
+    """Of a budget of 12: two texts take a token each, prompts and guesses half of the rest each."""
+    scheduler = Scheduler(BlockPool(9), budget=12, most_running=4)
+    first, second = scheduler.add(range(3), 40), scheduler.add(range(100, 103), 40)
+    scheduler.complete(scheduler.schedule())
+    for sequence in (first, second):
+        sequence.tokens.append(7)
+        sequence.guess([1, 2, 3, 4])
+    prompt = scheduler.add(range(200, 230), 40)
+    chunks = scheduler.schedule().chunks
+    assert [(chunk.sequence, chunk.length) for chunk in chunks] == [(first, 5), (second, 1), (prompt, 6)]
+    assert first.guesses == [1, 2, 3, 4] and second.guesses == []
+
+
+def test_guesses_without_a_block_are_taken_back():
+    """Three blocks: one is left, which the older text takes."""
+    scheduler = Scheduler(BlockPool(3), budget=64, most_running=4)
+    first, second = scheduler.add(range(14), 17), scheduler.add(range(100, 114), 17)
+    scheduler.complete(scheduler.schedule())
+    for sequence in (first, second):
+        sequence.tokens.append(7)
+        sequence.guess([1, 2])
+    chunks = scheduler.schedule().chunks
+    assert [(chunk.sequence, chunk.length) for chunk in chunks] == [(first, 3), (second, 1)]
+    assert second.guesses == [] and scheduler.running == [first, second]
+
+
+def test_blocks_with_guesses_become_known_only_when_these_were_right():
+    pool = BlockPool(8)
+    scheduler = Scheduler(pool, budget=64, most_running=4)
+    text = scheduler.add(range(14), 60)
+    scheduler.complete(scheduler.schedule())
+    text.tokens.append(14)
+    text.guess([15, 16, -2])
+    scheduler.complete(scheduler.schedule())
+    assert pool.find(pool.chained_hash(b"", range(16)), range(16)) is None
+    scheduler.settle(text, 2)
+    assert text.tokens == [*range(17)] and text.pending == 0
+    assert pool.find(pool.chained_hash(b"", range(16)), range(16)) == text.table.blocks[0]

@@ -4,6 +4,7 @@ The engine's loop is turned by hand here, so that requests come and go at chosen
 """
 
 import tracemalloc
+from collections.abc import Sequence as Items
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,8 @@ from workloads import CONFIGS, CountingScheduler, Request, Watching, check_alone
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
 from groundup.engine.choose import Choice
+from groundup.engine.draft import DraftGuesser
+from groundup.engine.guessing import Guesser, Speculation
 from groundup.engine.jobs import Writing
 from groundup.engine.loop import Loop
 from groundup.engine.runner import Runner, is_recurrent, reach
@@ -24,13 +27,19 @@ from groundup.model.language_model import LanguageModel
 
 
 def _turn(
-    model: LanguageModel, requests: list[Request], blocks: int, budget: int, most_running: int
+    model: LanguageModel,
+    requests: list[Request],
+    blocks: int,
+    budget: int,
+    most_running: int,
+    guesser: Guesser | None = None,
 ) -> CountingScheduler:
     """Serve the requests to their ends."""
     scheduler = CountingScheduler(
         BlockPool(blocks), budget, most_running, recurrent=is_recurrent(model), reach=reach(model)
     )
-    loop = Loop(Runner(model, blocks), scheduler)
+    speculation = None if guesser is None else Speculation(guesser, guesses=6, step_guesses=30)
+    loop = Loop(Runner(model, blocks), scheduler, speculation)
     for time in range(3000):
         for number, request in enumerate(requests):
             if request.at == time:
@@ -73,6 +82,54 @@ def test_any_workload_gives_the_logits_of_the_model_alone(
     _turn(workload_model(name), requests, blocks, budget, most_running)
     for request in requests:
         check_alone(workload_model(name), request)
+
+
+class Unreliable(DraftGuesser):
+    """The model itself as its draft, and a place at which its guesses go wrong."""
+
+    def __init__(self, model: LanguageModel, blocks: int, most_running: int) -> None:
+        self.pool = BlockPool(blocks)
+        super().__init__(Runner(model, blocks), Scheduler(self.pool, 24, most_running, reach=reach(model)))
+        self.guessed = 0
+
+    def guess(self, texts: Items[tuple[Writing, int]]) -> list[list[int]]:
+        found = super().guess(texts)
+        for (text, _), guesses in zip(texts, found, strict=True):
+            wrong = (len(text.prompt) + 3 * text.written) % 8
+            guesses[wrong : wrong + 1] = [(guesses[wrong] + 1) % 64] if wrong < len(guesses) else []
+            self.guessed += len(guesses)
+        return found
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not is_recurrent(workload_model(name))])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    requests=st.lists(REQUESTS, min_size=2, max_size=6),
+    blocks=st.integers(6, 14),
+    budget=st.sampled_from([5, 24, 100]),
+    most_running=st.integers(1, 5),
+)
+def test_any_workload_with_guesses_gives_the_logits_of_the_model_alone(
+    name: str, requests: list[Request], blocks: int, budget: int, most_running: int
+):
+    requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
+    guesser = Unreliable(workload_model(name), blocks, most_running)
+    _turn(workload_model(name), requests, blocks, budget, most_running, guesser)
+    for request in requests:
+        check_alone(workload_model(name), request)
+    assert guesser.pool.available == blocks
+
+
+def test_right_guesses_save_steps():
+    """Of the text's 40 tokens the first has no guesses; then come two, four, and six with each that is chosen."""
+    model, request, steps = workload_model("llama"), Request(0, 20, 1, 40), []
+    handle = model.layers[0].register_forward_pre_hook(lambda _, arguments: steps.append(arguments[0].shape[1]))
+    draft = hot_decoder(CONFIGS["llama"]())
+    guesser = DraftGuesser(Runner(draft, 40), Scheduler(BlockPool(40), 100, 4))
+    _turn(model, [request], 40, 100, 4, guesser)
+    handle.remove()
+    assert steps == [21, 3, 5, 7, 7, 7, 7, 3]
+    check_alone(model, request)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -179,6 +179,12 @@ class BlockTable:
             self.blocks = self.blocks[gone:]
             self.dropped += gone
 
+    def shrink(self, tokens: int) -> None:
+        """Give back the blocks behind those that `tokens` fill."""
+        kept = blocks_for(tokens) - self.dropped
+        self._release(self.blocks[kept:])
+        self.blocks = self.blocks[:kept]
+
     def release(self) -> None:
         """Give everything back."""
         self._release(self.blocks)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from groundup.engine import filters
 from groundup.engine.constrain import Constraint
-from groundup.engine.draws import Purpose, uniform
+from groundup.engine.draws import uniform
 from groundup.engine.filters import Floats, Positions
 from groundup.engine.mirostat import Mirostat
 from groundup.engine.penalties import Integers, TokenCounts, banned_endings, penalise
@@ -149,10 +149,9 @@ class Chooser:
         drawn = np.flatnonzero(probabilities_n)
         return Distribution(drawn if ids_n is None else ids_n[drawn], probabilities_n[drawn])
 
-    def number(self, purpose: Purpose = "token", ahead: int = 0) -> float:
-        """The number from [0, 1) that decides about the next token, or one `ahead` of it."""
-        place = self._first_place + len(self.answer) + ahead
-        return uniform(self.sampling.seed, place, self._stream, purpose)
+    def number(self) -> float:
+        """The number from [0, 1) that decides about the next token."""
+        return uniform(self.sampling.seed, self._first_place + len(self.answer), self._stream)
 
     def undo(self, count: int) -> None:
         """Take back the last `count` tokens. Raises ValueError where there are not as many."""

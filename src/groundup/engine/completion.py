@@ -99,11 +99,11 @@ def heard(event: Event | Exception) -> Event:
     return event
 
 
-def from_other_thread(inbox: "asyncio.Queue[Heard]") -> Callable[[Heard], None]:
+def from_other_thread(inbox: "asyncio.Queue[Event | Exception]") -> Callable[[Event | Exception], None]:
     """A way into the inbox for another thread than that of the running event loop."""
     loop = asyncio.get_running_loop()
 
-    def tell(event: Heard) -> None:
+    def tell(event: Event | Exception) -> None:
         with suppress(RuntimeError):  # the event loop is closed: nobody listens any more
             loop.call_soon_threadsafe(inbox.put_nowait, event)
 

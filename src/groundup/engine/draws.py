@@ -7,17 +7,13 @@ a pause, and with or without speculation.
 
 import hashlib
 import struct
-from typing import Literal
-
-# What a number decides: the token itself, a token of a draft, and whether a draft's token is accepted.
-Purpose = Literal["token", "draft", "accept"]
 
 
-def uniform(seed: int, place: int, stream: int = 0, purpose: Purpose = "token") -> float:
+def uniform(seed: int, place: int, stream: int = 0) -> float:
     """A number from [0, 1), one of 2^53 equally likely ones.
 
     seed: 64 bits with sign. place: index of the token in the sequence. stream: which of several answers to a prompt.
     """
     key = struct.pack("<qqq", seed, place, stream)
-    digest = hashlib.blake2b(key, digest_size=8, person=purpose.encode()).digest()
+    digest = hashlib.blake2b(key, digest_size=8, person=b"token").digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53

@@ -14,6 +14,8 @@ from groundup.model.language_model import LanguageModel
 
 Pooling = Literal["mean", "last"]
 POOLINGS = ("mean", "last")
+# Texts that are embedded together.
+EMBED_BATCH = 16
 
 
 @torch.no_grad()
@@ -30,3 +32,16 @@ def embed(model: LanguageModel, texts: Sequence[Sequence[int]], pooling: Pooling
         return wide_btd[:, -1].cpu()
     weights_bt1 = mask_bt[..., None].to(wide_btd.dtype)
     return ((wide_btd * weights_bt1).sum(1) / weights_bt1.sum(1)).cpu()
+
+
+def batches_of(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Places of the texts that are embedded together, those of about equal length."""
+    by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
+
+
+def in_order(vectors: Sequence[Tensor], batches: Sequence[Sequence[int]], width: int) -> Tensor:
+    """(texts, width): the vectors of the batches, each at the place of its text."""
+    if not vectors:
+        return torch.empty(0, width)
+    return torch.cat(list(vectors))[torch.tensor([index for batch in batches for index in batch]).argsort()]

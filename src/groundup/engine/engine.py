@@ -5,6 +5,7 @@ together, and beginnings that they share are computed once. What a request gets 
 """
 
 import asyncio
+from asyncio import wrap_future
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, closing
@@ -14,14 +15,13 @@ from os import PathLike
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from groundup.engine.asking import Listen, asked, jobs_for, listed, of_one_text, require_room
 from groundup.engine.beaming import Beaming
 from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import make_chooser
-from groundup.engine.compiled import cache_dtype, runner_of
+from groundup.engine.compiled import CacheType, cache_dtype, runner_of
 from groundup.engine.completion import (
     Completion,
     Heard,
@@ -33,7 +33,9 @@ from groundup.engine.completion import (
     pieces_of,
 )
 from groundup.engine.constrain import Constraint
-from groundup.engine.embedding import POOLINGS, Pooling, embed
+from groundup.engine.draft import DraftModel, speculation_of
+from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of, embed, in_order
+from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece, Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
@@ -48,8 +50,6 @@ from groundup.tokens.tokenizer import Tokenizer
 
 # What the cache may hold by default, of keys and values.
 CACHE_BYTES = 2**30
-# Texts that are embedded together.
-EMBED_BATCH = 16
 
 
 class Engine:
@@ -62,9 +62,13 @@ class Engine:
         at least one text of the model's full length.
     step_tokens: most tokens of one step: fewer make running texts smoother, more make prompts faster.
     most_running: texts that are computed at a time.
+    cache_type: in which keys and values are kept, see `cache_dtype`.
     quantize: "w8", "w4" or "w4_g32" for a folder whose weights are to be rounded to so many bits, and activations to 8;
         `groundup quantize` does it once and says what it costs.
-    Raises UserError for a folder that cannot be read or holds a model of another kind.
+    speculate: who guesses tokens, which are computed together and kept if they are right: `PromptLookup(...)`, in texts
+        that repeat, or `DraftModel(...)`. What is written is the same with and without.
+    Raises UserError for a folder that cannot be read or holds a model of another kind, ValueError for one that does not
+    go with `speculate`.
     """
 
     def __init__(
@@ -76,7 +80,9 @@ class Engine:
         cache_tokens: int | None = None,
         step_tokens: int = 512,
         most_running: int = 64,
+        cache_type: CacheType | None = None,
         quantize: str | None = None,
+        speculate: PromptLookup | DraftModel | None = None,
     ) -> None:
         if isinstance(model, LanguageModel) and quantize is not None:
             raise ValueError("`quantize` is for folders; a model is quantised in place by `quantise_model`")
@@ -86,7 +92,8 @@ class Engine:
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
         self._most_running = most_running
-        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running)))
+        dtype = cache_dtype(self.model, cache_type)
+        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)))
         scheduler = Scheduler(
             self._pool,
             step_tokens,
@@ -95,7 +102,10 @@ class Engine:
             whole_prompts=depends_on_the_longest(self.model),
             reach=reach(self.model),
         )
-        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens), scheduler)
+        speculation = None
+        if speculate is not None:
+            speculation = speculation_of(speculate, self.model, self._pool.count, step_tokens, most_running)
+        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens, dtype), scheduler, speculation)
         self._worker = Worker(self._loop)
 
     @property
@@ -187,13 +197,8 @@ class Engine:
 
         Raises ValueError as `generate` does.
         """
-        self._check_decoder()
-        inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in texts]
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
-        jobs = [Scoring(ids, inbox.put) for ids, inbox in zip(all_ids, inboxes, strict=True)]
-        for job in jobs:
-            self._require_room(job)
-        self._submit(jobs)
+        inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in listed(texts)]
+        jobs = self._begin_scores(texts, [inbox.put for inbox in inboxes])
         try:
             return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:
@@ -205,16 +210,12 @@ class Engine:
 
         Raises ValueError as `generate` does.
         """
-        if pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
-        if not all_ids:
-            return torch.empty(0, self.model.config.width)
-        by_length = sorted(range(len(all_ids)), key=lambda index: len(all_ids[index]))
-        size = 1 if depends_on_the_longest(self.model) else EMBED_BATCH
-        batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-        found = [self._do(partial(embed, self.model, [all_ids[at] for at in batch], pooling)) for batch in batches]
-        return torch.cat([future.result() for future in found])[torch.tensor(by_length).argsort()]
+        batches, found = self._begin_embedding(texts, pooling)
+        try:
+            return in_order([future.result() for future in found], batches, self.model.config.width)
+        finally:
+            for future in found:
+                future.cancel()
 
     async def agenerate(
         self,
@@ -239,6 +240,25 @@ class Engine:
         except BaseException:
             self._cancel(jobs)
             raise
+
+    async def ascore(self, texts: Sequence[Prompt]) -> list[Score]:
+        """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
+        inboxes: list[asyncio.Queue[list[float] | Exception]] = [asyncio.Queue() for _ in listed(texts)]
+        jobs = self._begin_scores(texts, [from_other_thread(inbox) for inbox in inboxes])
+        try:
+            return [Score(job.prompt, heard(await inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
+        except BaseException:
+            self._cancel(jobs)
+            raise
+
+    async def aembed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
+        """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""
+        batches, found = self._begin_embedding(texts, pooling)
+        try:
+            return in_order([await wrap_future(future) for future in found], batches, self.model.config.width)
+        finally:
+            for future in found:
+                future.cancel()
 
     async def astream(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> AsyncIterator[str]:
         """As `stream`; it ends when it is closed, or with the task that reads it."""
@@ -283,6 +303,30 @@ class Engine:
         self._submit([leader for leader, *_ in groups])
         return [leader.prompt for leader, *_ in groups], [job for group in groups for job in group]
 
+    def _begin_scores(
+        self, texts: Sequence[Prompt], tells: Sequence[Callable[[list[float] | Exception], None]]
+    ) -> list[Scoring]:
+        """Check the texts, then hand them to the thread."""
+        self._check_decoder()
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
+        jobs = [Scoring(ids, tell) for ids, tell in zip(all_ids, tells, strict=True)]
+        for job in jobs:
+            self._require_room(job)
+        self._submit(jobs)
+        return jobs
+
+    def _begin_embedding(
+        self, texts: Sequence[Prompt], pooling: Pooling
+    ) -> "tuple[list[list[int]], list[Future[Tensor]]]":
+        """Check the texts, then have them embedded; returns which are in each batch, and its vectors to come."""
+        if pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
+        batches = batches_of(all_ids, 1 if depends_on_the_longest(self.model) else EMBED_BATCH)
+        return batches, [
+            self._do(partial(embed, self.model, [all_ids[index] for index in batch], pooling)) for batch in batches
+        ]
+
     def _submit(self, jobs: Sequence[Job]) -> None:
         """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
 
@@ -298,10 +342,12 @@ class Engine:
             self._worker.do(partial(self._loop.cancel, job))
 
     def _do(self, work: Callable[[], Tensor]) -> "Future[Tensor]":
-        """Have something else done by the thread, between two steps."""
+        """Have something else done by the thread, between two steps, unless it is cancelled before."""
         future: Future[Tensor] = Future()
 
         def action() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(work())
             except Exception as error:  # whoever waits for the result gets it
@@ -318,6 +364,6 @@ class Engine:
             raise ValueError(f"a {self.model.config.family} model cannot go on from a text; this engine only embeds")
 
 
-def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:
+def _usual_cache_tokens(model: LanguageModel, most_running: int, dtype: torch.dtype) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model, cache_dtype(model)), most_running * longest))
+    return max(longest, min(CACHE_BYTES // token_bytes(model, dtype), most_running * longest))

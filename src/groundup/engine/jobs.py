@@ -11,6 +11,7 @@ from torch import Tensor
 
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.scheduler import Sequence
+from groundup.engine.speculate import verify
 from groundup.engine.text import StoppingText
 
 Ending = Literal["stop", "length"]
@@ -86,17 +87,21 @@ class Writing:
         """It is to be computed as this sequence."""
         self.sequence = sequence
 
-    def write(self, logits_v: Tensor) -> bool:
-        """Choose the next token and tell of it; returns whether the text is at its end."""
-        sequence = self.sequence
-        assert sequence is not None
-        choice = self.chooser.choose(logits_v)
-        sequence.tokens.append(choice.token)
-        self.written += 1
-        is_full = self.written == self.limit
-        piece = next_piece(choice, self.text, ends=self.chooser.has_ended, is_full=is_full, cached=sequence.cached)
-        self.tell(piece)
-        return piece.ending is not None
+    def write(self, logits_tv: Tensor, guesses: list[int], cached: int) -> tuple[list[int], bool]:
+        """Choose the next tokens and tell of them; returns them, and whether the text is at its end.
+
+        logits_tv: (guesses + 1, vocab). All tokens but the last are guesses that were right.
+        """
+        tokens: list[int] = []
+        for choice in verify(self.chooser, logits_tv, guesses):
+            tokens.append(choice.token)
+            self.written += 1
+            is_full = self.written == self.limit
+            piece = next_piece(choice, self.text, ends=self.chooser.has_ended, is_full=is_full, cached=cached)
+            self.tell(piece)
+            if piece.ending is not None:
+                return tokens, True
+        return tokens, False
 
     def fail(self, error: Exception) -> None:
         """Tell that there will be no more."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.beaming import Beaming
+from groundup.engine.guessing import Speculation
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Chunk, Scheduler
@@ -23,8 +24,9 @@ Job = Writing | Beaming | Scoring
 class Loop:
     """Jobs of one model. Not for several threads: see `Worker`."""
 
-    def __init__(self, runner: StepRunner, scheduler: Scheduler) -> None:
+    def __init__(self, runner: StepRunner, scheduler: Scheduler, speculation: Speculation | None = None) -> None:
         self._runner = runner
+        self._speculation = speculation
         self._scheduler = scheduler
         self._jobs: dict[Text, Job] = {}
 
@@ -57,6 +59,7 @@ class Loop:
 
     def step(self) -> None:
         """Compute one step, and tell of it. What goes wrong for one job ends that one alone."""
+        self._guess()
         step = self._scheduler.schedule()
         try:
             outputs = self._runner.run(step)
@@ -79,22 +82,40 @@ class Loop:
     def _wants_token(self, chunk: Chunk) -> bool:
         return chunk.is_last and isinstance(self._jobs.get(chunk.sequence), Writing | Beaming)
 
+    def _guess(self) -> None:
+        """Guesses behind the texts whose next token comes in this step."""
+        if self._speculation is not None:
+            ready = [self._jobs[sequence] for sequence in self._scheduler.running if sequence.pending == 1]
+            self._speculation.propose([job for job in ready if isinstance(job, Writing) and job.written > 0])
+
     def _write(self, ready: Sequence[tuple[Chunk, Tensor]]) -> None:
         """The next tokens of texts whose tokens are all computed; their logits are one product."""
         if not ready:
             return
-        logits_bv = self._runner.logits(torch.stack([hidden_td[-1] for _, hidden_td in ready]))
+        hidden = [hidden_td[-1 - chunk.sequence.guessed :] for chunk, hidden_td in ready]
+        logits = self._runner.logits(torch.cat(hidden)).split([len(rows_td) for rows_td in hidden])
         searches: dict[Beaming, None] = {}
-        for (chunk, _), logits_v in zip(ready, logits_bv, strict=True):
+        for (chunk, _), logits_tv in zip(ready, logits, strict=True):
             job = self._jobs[chunk.sequence]
             if isinstance(job, Beaming):
-                job.hear(chunk.sequence, logits_v)
+                job.hear(chunk.sequence, logits_tv[0])
                 searches[job] = None
             elif isinstance(job, Writing):
                 for one in (job, *self._copies(job, chunk.sequence)):
-                    self._go_on(one, partial(one.write, logits_v))
+                    self._go_on(one, partial(self._write_one, one, logits_tv))
         for search in searches:
             self._go_on(search, partial(search.follow, partial(self._fork, search), self._drop))
+
+    def _write_one(self, job: Writing, logits_tv: Tensor) -> bool:
+        """The next tokens of one text, among them the guesses that were right; returns whether it ends."""
+        assert job.sequence is not None
+        guesses = job.sequence.guesses
+        tokens, ended = job.write(logits_tv, guesses, job.sequence.cached)
+        self._scheduler.settle(job.sequence, right=len(tokens) - 1)
+        job.sequence.tokens.append(tokens[-1])
+        if self._speculation is not None and guesses:
+            self._speculation.learn(job, len(guesses), len(tokens) - 1)
+        return ended
 
     def _copies(self, leader: Writing, sequence: Text) -> list[Writing]:
         """Those that wait for the prompt, which begin now."""
@@ -132,6 +153,8 @@ class Loop:
         self._scheduler.remove(sequence)
 
     def _end(self, job: Job) -> None:
+        if self._speculation is not None and isinstance(job, Writing):
+            self._speculation.forget(job)
         for sequence in job.sequences:
             self._drop(sequence)
 

@@ -5,9 +5,13 @@ come, one whose beginning was found in the cache, a running text with its newest
 and is computed anew differ only in how many are left.
 
 A step takes a budget of tokens. Texts that are being written come first, one token each, so that none of them ever
-waits for a prompt. What is left goes to prompts in chunks, the oldest first, and none so much that a short one behind
-it would have to wait. Sequences are admitted in the order of their arrival, when all their tokens have room; should the
-pool run dry as texts grow, the youngest gives its blocks back and is computed anew later: nothing is lost.
+waits for a prompt. What is left goes to guesses at what follows these, at most half of it if there are prompts, and to
+prompts in chunks, the oldest first, and none so much that a short one behind it would have to wait. Guesses are the
+last tokens of a sequence until somebody says which of them were right (`settle`); nobody gives way for them, and what
+was computed of them is shared with nobody before.
+
+Sequences are admitted in the order of their arrival, when all their tokens have room; should the pool run dry as texts
+grow, the youngest gives its blocks back and is computed anew later: nothing is lost.
 """
 
 from bisect import insort
@@ -21,7 +25,8 @@ from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Copy, bl
 class Sequence:
     """A text that is computed.
 
-    tokens: prompt and answer so far; whoever owns the sequence appends to it.
+    tokens: prompt and answer so far, and guesses; whoever owns the sequence appends to it.
+    guessed: how many of the last tokens are guesses.
     computed: how many of them have their keys, values and states.
     state: of recurrent layers after these; the scheduler only hands it on.
     reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
@@ -30,6 +35,7 @@ class Sequence:
 
     def __init__(self, tokens: Items[int], pool: BlockPool, order: tuple[int, int], reuses: bool = True) -> None:
         self.tokens = list(tokens)
+        self.guessed = 0
         self.computed = 0
         self.cached = 0
         self.state: Any | None = None
@@ -42,6 +48,30 @@ class Sequence:
     @property
     def pending(self) -> int:
         return len(self.tokens) - self.computed
+
+    @property
+    def certain(self) -> int:
+        """Tokens that are no guesses."""
+        return len(self.tokens) - self.guessed
+
+    @property
+    def is_written(self) -> bool:
+        """Whether one token more is all that has to be computed before the next can be chosen, or guessed."""
+        return self.pending > 0 and self.computed >= self.certain - 1
+
+    @property
+    def guesses(self) -> list[int]:
+        return self.tokens[self.certain :]
+
+    def guess(self, tokens: Items[int]) -> None:
+        """Append guesses at what follows."""
+        self.tokens += tokens
+        self.guessed += len(tokens)
+
+    def keep(self, guesses: int) -> None:
+        """Take back all guesses but the first; those count as guesses still."""
+        del self.tokens[self.certain + guesses :]
+        self.guessed = min(self.guessed, guesses)
 
     def block_tokens(self, index: int) -> list[int]:
         return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
@@ -149,35 +179,68 @@ class Scheduler:
         chunks: list[Chunk] = []
         copies: list[Copy] = []
         preempted = False
-        for sequence in [one for one in self.running if one.pending == 1]:
+        for sequence in [one for one in self.running if one.pending]:
             if sequence not in self.running:
                 continue  # gave its blocks to an older one
-            while sequence.table.wanted(len(sequence.tokens), sequence.computed) > self.pool.available:
+            # A prompt has had its blocks since it was admitted, but it may have grown meanwhile.
+            tokens = sequence.computed + 1 if sequence.is_written else len(sequence.tokens)
+            while sequence.table.wanted(tokens, sequence.computed) > self.pool.available:
                 preempted = True
                 if self._preempt_youngest() is sequence:
                     break
             else:
-                copies += sequence.table.grow(len(sequence.tokens), sequence.computed)
-                chunks.append(Chunk(sequence, sequence.computed, 1))
+                copies += sequence.table.grow(tokens, sequence.computed)
+                if sequence.is_written:
+                    chunks.append(Chunk(sequence, sequence.computed, 1))
         if not preempted:
             self._admit()
         served = {chunk.sequence for chunk in chunks}
         prompts = [one for one in self.running if one.pending and one not in served]
-        return Step(chunks + self._prompt_chunks(prompts, self._budget - len(chunks)), copies)
+        spare = self._budget - len(chunks)
+        chunks = self._with_guesses(chunks, spare // 2 if prompts else spare)
+        spare = self._budget - sum(chunk.length for chunk in chunks)
+        return Step(chunks + self._prompt_chunks(prompts, spare), copies)
+
+    def _with_guesses(self, chunks: Items[Chunk], budget: int) -> list[Chunk]:
+        """The chunks with the guesses behind them, as far as there is room; without it, they are taken back."""
+        longer = []
+        for sequence, start, length in chunks:
+            guesses = sequence.pending - length
+            table = sequence.table
+            if guesses > budget or table.wanted(len(sequence.tokens), start) > self.pool.available:
+                sequence.keep(sequence.guessed - guesses)
+                guesses = 0
+            table.grow(len(sequence.tokens), start)
+            budget -= guesses
+            longer.append(Chunk(sequence, start, length + guesses))
+        return longer
 
     def complete(self, step: Step) -> None:
         """The step has been computed: whole blocks become known, those out of sight are given back."""
         for chunk in step.chunks:
-            sequence = chunk.sequence
-            sequence.computed += chunk.length
-            if not self._whole_prompts:
-                self._publish(sequence, chunk.start)
-            if self._reach is not None:
-                # One token stays in any case: by what is before it a layer tells that a token is not the first.
-                sequence.table.drop_before(sequence.computed - max(self._reach, 1))
+            chunk.sequence.computed += chunk.length
+            self._account(chunk.sequence, chunk.start)
+
+    def settle(self, sequence: Sequence, right: int) -> None:
+        """Of a sequence's guesses the first `right` were; they are tokens like others now, and the rest are gone."""
+        start = sequence.certain
+        sequence.keep(right)
+        sequence.guessed = 0
+        sequence.computed = min(sequence.computed, len(sequence.tokens))
+        sequence.table.shrink(len(sequence.tokens))
+        self._account(sequence, start)
+
+    def _account(self, sequence: Sequence, start: int) -> None:
+        """What follows from tokens from `start` on being computed."""
+        if not self._whole_prompts:
+            self._publish(sequence, start)
+        if self._reach is not None:
+            # One token stays in any case: by what is before it a layer tells that a token is not the first.
+            certain = min(sequence.computed, sequence.certain)
+            sequence.table.drop_before(certain - max(self._reach, 1))
 
     def _publish(self, sequence: Sequence, start: int) -> None:
-        whole = sequence.computed // BLOCK_TOKENS
+        whole = min(sequence.computed, sequence.certain) // BLOCK_TOKENS
         for index in range(start // BLOCK_TOKENS, whole):
             block = sequence.table.block_of(index)
             self.pool.publish(block, sequence.block_hash(index), sequence.block_tokens(index))
@@ -258,7 +321,8 @@ class Scheduler:
 
 
 def _strip(sequence: Sequence) -> None:
-    """Take from a sequence all but its tokens."""
+    """Take from a sequence all but its tokens, guesses too."""
+    sequence.keep(0)
     sequence.table.release()
     sequence.computed, sequence.state = 0, None
 

@@ -1,0 +1,214 @@
+"""Guesses in the engine: what is written is the same with and without, and wrong guesses come to an end."""
+
+from collections import Counter
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import hot_decoder, random_ids, tiny_config
+
+import groundup as gu
+from groundup.engine.completion import Completion
+from groundup.engine.constrain import GrammarCompiler
+from groundup.engine.draft import DraftModel
+from groundup.engine.guessing import PromptLookup, Trust
+from groundup.model.config import ModelConfig
+from groundup.model.language_model import LanguageModel
+from groundup.model.presets import build_config
+from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
+from groundup.tokens.tokenizer import Tokenizer, train
+
+WORDS = Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["code"]))
+PROMPTS = ["to be or not to be or not to be or not to", "a", "one two three one two three one two"]
+# Quantile of chi-square at 99.9 % for 26 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.4).
+CHI_SQUARE_999 = 54.052
+
+
+def _talker(seed: int, depth: int = 2) -> LanguageModel:
+    """A model whose tokens are bytes."""
+    config = build_config("llama", depth=depth, vocab_size=WORDS.vocab_size, context=160, width=32, head_dim=16)
+    assert isinstance(config, ModelConfig)
+    return hot_decoder(config, seed)
+
+
+@torch.no_grad()
+def _blurred(model: LanguageModel, amount: float) -> LanguageModel:
+    """A draft that mostly says the same."""
+    draft = _talker(0)
+    draft.load_state_dict(model.state_dict())
+    for parameter in draft.parameters():
+        parameter += amount * parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return draft
+
+
+TALKER = _talker(0)
+ENGINES = {
+    "without": gu.Engine(TALKER, WORDS, stop_ids=[]),
+    "lookup": gu.Engine(TALKER, WORDS, stop_ids=[], speculate=PromptLookup(shortest=1)),
+    "draft": gu.Engine(TALKER, WORDS, stop_ids=[], speculate=DraftModel(_blurred(TALKER, 0.05), guesses=3)),
+    "wrong draft": gu.Engine(TALKER, WORDS, stop_ids=[], speculate=DraftModel(_talker(5, depth=1))),
+    "crowded": gu.Engine(
+        TALKER, WORDS, stop_ids=[], cache_tokens=176, step_tokens=11, most_running=3, speculate=DraftModel(TALKER)
+    ),
+}
+
+
+def _same(found: list[Completion], expected: list[Completion]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one.tokens, one.text, one.ending) == (other.tokens, other.text, other.ending)
+        assert one.logprobs == pytest.approx(other.logprobs, rel=1e-9)
+        assert [choice.top for choice in one.choices] == [
+            [(token, pytest.approx(logprob, rel=1e-9)) for token, logprob in choice.top] for choice in other.choices
+        ]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "cold": {"temperature": 0.3},
+    "nucleus": {"temperature": 1.0, "top_p": 0.9, "logprobs": 3},
+    "penalties": {"temperature": 0.7, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.4},
+    "mirostat": {"temperature": 1.0, "mirostat_tau": 3.0},
+    "copies": {"temperature": 0.8, "n": 3},
+    "best": {"temperature": 0.8, "n": 2, "best_of": 4},
+    "stop token": {"temperature": 0.6, "stop_token_ids": tuple(range(40, 60)), "min_tokens": 4},
+    "bans": {"bad_words": [(70,), (71, 72)], "logit_bias": {80: 2.0}},
+    "search": {"beams": 3, "n": 2},
+}
+
+
+# The crowded engine has no room for a search.
+PAIRS = [pair for pair in product(ENGINES, SETTINGS) if pair[0] != "without" and pair != ("crowded", "search")]
+
+
+@pytest.mark.parametrize(("engine", "name"), PAIRS)
+def test_what_is_written_is_the_same_with_and_without_guesses(engine: str, name: str):
+    asked = {"max_tokens": 40, "seed": 3, **SETTINGS[name]}
+    _same(ENGINES[engine].generate(PROMPTS, **asked), ENGINES["without"].generate(PROMPTS, **asked))
+    pool = ENGINES[engine]._pool
+    assert pool.available == pool.count
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(st.sampled_from(sorted(ENGINES)), st.integers(0, 10**6), st.floats(0, 1.5), st.data())
+def test_stop_strings_end_a_text_in_the_midst_of_guesses(
+    engine: str, seed: int, temperature: float, data: st.DataObject
+):
+    asked = {"max_tokens": 50, "seed": seed, "temperature": temperature}
+    free = ENGINES["without"].generate(PROMPTS[:1], **asked)[0].text
+    start = data.draw(st.integers(0, max(0, len(free) - 3)))
+    stop = free[start : start + data.draw(st.integers(1, 3))] or "x"
+    expected = ENGINES["without"].generate(PROMPTS, stop=[stop], **asked)
+    _same(ENGINES[engine].generate(PROMPTS, stop=[stop], **asked), expected)
+    assert expected[0].text == free.partition(stop)[0]
+
+
+@pytest.mark.parametrize("engine", ["lookup", "draft", "wrong draft"])
+def test_guesses_and_forms_go_together(engine: str):
+    form = GrammarCompiler(WORDS).json_schema(
+        {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 6, "maxItems": 6}
+    )
+    asked: dict[str, Any] = {"max_tokens": 80, "temperature": 1.0, "seed": 8, "constraint": form}
+    expected = ENGINES["without"].generate(PROMPTS, **asked)
+    assert all(one.ending == "stop" for one in expected)
+    _same(ENGINES[engine].generate(PROMPTS, **asked), expected)
+
+
+def test_a_text_that_repeats_takes_few_steps():
+    """A bias that leaves one token: what follows is the same as before, and eight are chosen at a time."""
+    steps = []
+    handle = TALKER.layers[0].register_forward_pre_hook(lambda _, arguments: steps.append(arguments[0].shape[1]))
+    (one,) = ENGINES["lookup"].generate([[7, 7, 7]], max_tokens=100, logit_bias={7: 1000.0})
+    handle.remove()
+    assert one.tokens == [7] * 100
+    assert steps == [3, 3, 5, *[9] * 10, 1]
+
+
+def test_what_was_guessed_right_is_in_the_cache():
+    engine = gu.Engine(TALKER, WORDS, stop_ids=[], speculate=DraftModel(TALKER))
+    (one,) = engine.generate([list(range(50, 70))], max_tokens=40)
+    (two,) = engine.generate([[*one.prompt, *one.tokens, 9]], max_tokens=20)
+    assert two.cached == 48  # 59 of the 60 tokens were computed: three whole blocks
+    _same([two], ENGINES["without"].generate([two.prompt], max_tokens=20))
+
+
+def test_drawn_texts_have_the_distribution_of_the_model():
+    """All texts of three tokens from three, against their probabilities.
+
+    A bias leaves three tokens. The draft says nearly the same as the model; half of the second and third tokens, say,
+    drawn from it alone would give a statistic far above the limit.
+    """
+    few, prompt = (40, 41, 42), [5, 6]
+    texts = ENGINES["draft"].generate(
+        [prompt], n=3000, max_tokens=3, temperature=1.0, seed=1, logit_bias=dict.fromkeys(few, 1000.0)
+    )
+    found = Counter(tuple(one.tokens) for one in texts)
+
+    @torch.no_grad()
+    def probability(token: int, before: tuple[int, ...]) -> float:
+        logits_v = TALKER(torch.tensor([[*prompt, *before]]))[0, -1, list(few)]
+        return float(logits_v.softmax(0)[few.index(token)])
+
+    statistic = 0.0
+    for text in product(few, repeat=3):
+        expected = 3000 * probability(text[0], ()) * probability(text[1], text[:1]) * probability(text[2], text[:2])
+        statistic += (found[text] - expected) ** 2 / expected
+    assert statistic < CHI_SQUARE_999
+
+
+def test_a_text_whose_guesses_are_wrong_is_soon_left_alone():
+    trust = Trust(8)
+    attempts = []
+    for step in range(1000):
+        if trust.count():
+            attempts.append(step)
+            trust.learn(trust._count, 0)
+    assert attempts == [2**power - 2 for power in range(1, 10)]
+
+
+def test_a_text_whose_guesses_are_right_has_as_many_as_there_may_be():
+    trust = Trust(7)
+    counts = []
+    for _ in range(4):
+        counts.append(trust.count())
+        trust.learn(counts[-1], counts[-1])
+    assert counts == [2, 4, 7, 7]
+    trust.learn(7, 2)
+    assert [trust.count() for _ in range(3)] == [0, 2, 2]
+    trust.learn(2, 1)
+    assert trust.count() == 2
+
+
+REFUSED = {
+    "mamba": "no speculation with this mamba model: what it computed of a guess cannot be taken back",
+    "qwen3_next": "no speculation with this qwen3_next model",
+}
+
+
+@pytest.mark.parametrize("preset", REFUSED)
+def test_what_cannot_take_tokens_back_is_refused(preset: str):
+    model = hot_decoder(tiny_config(preset))
+    with pytest.raises(ValueError, match=REFUSED[preset]):
+        gu.Engine(model, speculate=PromptLookup())
+    with pytest.raises(ValueError, match=REFUSED[preset]):
+        gu.Engine(hot_decoder(tiny_config("llama")), speculate=DraftModel(model))
+
+
+def test_other_mistakes_are_told_in_a_sentence():
+    with pytest.raises(ValueError, match="a draft model needs the vocabulary of the model, which has 64 tokens"):
+        gu.Engine(hot_decoder(tiny_config("llama")), speculate=DraftModel(TALKER))
+    with pytest.raises(ValueError, match="`guesses` must be at least 1, not 0"):
+        DraftModel(TALKER, guesses=0)
+    with pytest.raises(ValueError, match="`longest` must be at least `shortest` \\(4\\), not 3"):
+        PromptLookup(shortest=4, longest=3)
+
+
+def test_a_draft_with_fewer_positions_guesses_as_far_as_they_go():
+    config = tiny_config("gpt2", context=20)
+    model = hot_decoder(tiny_config("gpt2", context=90))
+    engine = gu.Engine(model, stop_ids=[], speculate=DraftModel(hot_decoder(config)))
+    prompts = [random_ids(15, seed=1).tolist(), random_ids(30, seed=2).tolist()]
+    expected = gu.Engine(model, stop_ids=[]).generate(prompts, max_tokens=40)
+    _same(engine.generate(prompts, max_tokens=40), expected)
