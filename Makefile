@@ -58,6 +58,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/sampling.py
+	@echo "Beside llama.cpp, OpenVINO and transformers: $(BIN)/python benchmarks/engine.py --help"
 	@echo "Quality against time needs texts of your choice: $(BIN)/python benchmarks/quality.py --help"
 
 $(BIN)/python:

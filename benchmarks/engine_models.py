@@ -20,7 +20,7 @@ from groundup.tokens.tokenizer import Tokenizer, train
 
 CONTEXT = 2048
 # Weights of our own folder: as `transformers` reads them too, or made from those by `groundup quantize`.
-KINDS = ("bfloat16", "w8", "w4")
+KINDS = ("bfloat16", "w8", "w4", "w4_g32")
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,10 @@ class Forms:
             return self.bfloat16()
         out = self.folder / self.name / kind
         if not out.exists():
-            words = ["quantize", str(self.bfloat16()), "--to", str(out), "--weights", kind]
-            subprocess.run([sys.executable, "-m", "groundup", *words], check=True)
+            # Rounded to nearest and not measured: there is nothing to lose in random weights.
+            words = ["--out", str(out), "--format", kind, "--method", "nearest", "--unmeasured"]
+            command = [sys.executable, "-m", "groundup", "quantize", str(self.bfloat16()), *words]
+            subprocess.run(command, check=True)
         return out
 
     def gguf(self, quantise: Callable[[Path, Path], None]) -> Path:

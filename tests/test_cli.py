@@ -23,7 +23,7 @@ from groundup.recipe.stages import STAGES
 
 VERBS = [
     *"run corpus tokenizer tokens pretrain sft evaluate chat sample".split(),
-    *"bench export report ledger doctor completion".split(),
+    *"quantize bench export report ledger doctor completion".split(),
 ]
 
 

@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from groundup.corpus.decontaminate import (
     IDIOM_GROUPS,
@@ -14,7 +16,7 @@ from groundup.corpus.decontaminate import (
     merge,
     widen_to_sentences,
 )
-from groundup.corpus.words import Chunk
+from groundup.corpus.words import Chunk, word_grams
 
 PASSAGE = (
     "Walk a directory tree and call the function for each file in it; the order of the files is the one in which "
@@ -60,6 +62,18 @@ def test_a_run_across_two_documents_is_no_quote():
     words = PASSAGE.split()
     halves = [" ".join(words[:10]).encode(), " ".join(words[10:20]).encode()]
     assert INDEX.find(Chunk(halves)) == []
+
+
+@given(st.lists(st.text("ab ", max_size=80), min_size=1, max_size=8), st.text("ab ", max_size=80))
+@settings(deadline=None)
+def test_suspects_are_the_documents_that_share_a_run_of_words_with_a_passage(texts: list[str], passage: str):
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[start : start + SHORTEST_QUOTE]) for start in range(len(words) - SHORTEST_QUOTE + 1)}
+
+    grams = word_grams(Chunk([text.encode() for text in texts]).words, SHORTEST_QUOTE)
+    suspects = QuoteIndex([passage], quote_words=13).suspects(grams.hashes, grams.first)
+    assert suspects.tolist() == [document for document, text in enumerate(texts) if runs(text) & runs(passage)]
 
 
 def test_recall_and_precision_on_quotes_planted_in_noise():

@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from groundup.corpus.config import CorpusConfig
 from groundup.corpus.extract import extract_text
@@ -92,6 +94,23 @@ def test_repetition_is_that_of_brute_force():
     pairs = Counter(itertools.pairwise(words))
     assert verdict.scores["repeated_phrases"] == pytest.approx(1 - len(set(phrases)) / len(phrases), abs=1e-4)
     assert verdict.scores["top_phrase"] == pytest.approx(2 * max(pairs.values()) / len(words), abs=1e-4)
+
+
+@given(st.lists(st.text("ab1_ ,\n", max_size=60), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_measures_of_words_are_those_of_brute_force_in_each_document(texts: list[str]):
+    chunk = Chunk([text.encode() for text in texts])
+    for document, text in enumerate(texts):
+        words = text.replace(",", " ").split()
+        phrases = [tuple(words[start : start + 5]) for start in range(len(words) - 4)]
+        pairs = max(Counter(itertools.pairwise(words)).values(), default=0)
+        expected = {
+            "alphabetic_words": sum(not set(word).isdisjoint("ab") for word in words) / max(len(words), 1),
+            "repeated_phrases": 1 - len(set(phrases)) / len(phrases) if phrases else 0.0,
+            "top_phrase": min(2 * pairs / len(words), 1.0) if pairs > 3 else 0.0,
+        }
+        measured = {name: MEASURES[name](chunk)[document] for name in expected}
+        assert measured == pytest.approx(expected)
 
 
 def test_an_initialism_at_the_end_of_a_line_is_no_ellipsis():

@@ -48,6 +48,9 @@ def test_two_runs_have_one_hash_exactly_if_their_words_are_equal(texts: list[str
         for start in range(len(words) - size + 1)
     ]
     assert grams.documents.tolist() == [document for document, _ in expected]
+    counts = [sum(document == owner for owner, _ in expected) for document in range(len(texts))]
+    assert np.diff(grams.first).tolist() == counts
+    assert grams.first[0] == 0
     assert len(set(grams.hashes.tolist())) == len({run for _, run in expected})
     assert len(set(zip(grams.hashes.tolist(), (run for _, run in expected), strict=True))) == len(
         {run for _, run in expected}

@@ -9,7 +9,7 @@ from tiny import hot_decoder, random_ids, tiny_config
 
 import groundup as gu
 from groundup.engine.blocks import BlockPool
-from groundup.engine.compiled import CompiledRunner, is_compilable
+from groundup.engine.compiled import CACHE_TYPES, CompiledRunner, cache_dtype, is_compilable
 from groundup.engine.quantised import use_kernels
 from groundup.engine.scheduler import Scheduler
 from groundup.model.config import ModelConfig
@@ -101,15 +101,16 @@ def test_a_text_is_the_same_to_the_bit_whatever_is_computed_beside_it():
             assert one.tokens == other.tokens and one.logprobs == other.logprobs
 
 
-def test_keys_in_bfloat16_cost_less_than_activations_in_eight_bits():
-    """A key of 8 significant bits is off by at most 2^-9 of itself, an activation of 8 bits by 1/254 of the largest
-    beside it: what the first costs is below what the second does."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_narrow_keys_cost_less_than_activations_in_eight_bits(dtype: torch.dtype):
+    """A key in bfloat16 is off by at most 2^-9 of itself, one in int8 by 1/254 of the largest of its head; an
+    activation by 1/254 of the largest of all heads, at seven places of a layer instead of one."""
     model = hot_decoder(CONFIGS["llama"]()).float()
     ids = random_ids(60, seed=1).tolist()
     with torch.no_grad():
         exact_tv = model(torch.tensor([ids]))[0]
     quantise_model(model, WEIGHT_FORMATS["w8"])
-    wide_tv, narrow_tv = (_logits(model, ids, dtype) for dtype in (torch.float32, torch.bfloat16))
+    wide_tv, narrow_tv = _logits(model, ids, torch.float32), _logits(model, ids, dtype)
     assert 0 < (wide_tv - narrow_tv).norm() < (wide_tv - exact_tv).norm()
 
 
@@ -143,3 +144,15 @@ def test_what_no_program_expresses_is_left_to_the_model(name: str):
 
 def test_matrices_that_are_not_quantised_are_left_to_the_model():
     assert not is_compilable(hot_decoder(tiny_config("llama")))
+
+
+def test_the_type_of_keys_is_chosen_where_the_kernels_run():
+    model, plain = _quantised("llama"), hot_decoder(tiny_config("llama"))
+    assert cache_dtype(model) == torch.bfloat16 and cache_dtype(model, "int8") == torch.int8
+    assert cache_dtype(plain) == torch.float64
+    texts = {kind: gu.Engine(model, stop_ids=[], cache_type=kind).generate([[1, 2, 3]]) for kind in CACHE_TYPES}
+    assert texts["float32"][0].logprobs != texts["int8"][0].logprobs
+    with pytest.raises(ValueError, match="`cache_type` 'int8' is for quantised models that the kernels run"):
+        gu.Engine(plain, stop_ids=[], cache_type="int8")
+    with pytest.raises(ValueError, match="`cache_type` must be one of float32, bfloat16, int8, not 'int4'"):
+        gu.Engine(model, stop_ids=[], cache_type="int4")

@@ -60,9 +60,9 @@ def test_texts_of_one_step_that_are_told_one_after_another_count_once():
 
 def test_only_the_time_in_which_all_write_counts():
     slow_while_alone = Timeline(0.0, (1.0, 2.0, 3.0, 3.1, 3.2, 3.3))
-    late = _steady(first=3.0, gap=0.1, tokens=4)
-    assert decode_rate([slow_while_alone, late]) == pytest.approx(20)
-    assert overall_rate([slow_while_alone, late]) == pytest.approx(10 / 3.3)
+    fast_when_alone = Timeline(0.0, (3.0, 3.1, 3.2, 3.3, 3.31, 3.32))
+    assert decode_rate([slow_while_alone, fast_when_alone]) == pytest.approx(20)
+    assert overall_rate([slow_while_alone, fast_when_alone]) == pytest.approx(12 / 3.32)
 
 
 def test_texts_that_never_write_together_have_no_common_speed():

@@ -83,6 +83,20 @@ def test_the_engine_runs_a_folder(tmp_path: Path):
     assert len(written.tokens) == 6
 
 
+def test_the_engine_quantises_a_folder_itself(tmp_path: Path):
+    groundup.save(hot_decoder(tiny_config("llama"), dtype=torch.float32), tmp_path / "plain")
+    engine = groundup.Engine(tmp_path / "plain", stop_ids=(), quantize="w4")
+    expected = _quantised("llama", W4).state_dict()
+    assert all(torch.equal(one, expected[name]) for name, one in engine.model.state_dict().items())
+    with pytest.raises(ValueError, match="`quantize` must be one of w8, w4, w4_g32 or None, not 'w2'"):
+        groundup.Engine(tmp_path / "plain", quantize="w2")
+    with pytest.raises(ValueError, match="`quantize` is for folders"):
+        groundup.Engine(engine.model, quantize="w4")
+    groundup.save(engine.model, tmp_path / "out")
+    with pytest.raises(UserError, match="a model of w4 weights cannot be quantised again"):
+        groundup.Engine(tmp_path / "out", quantize="w8")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     groundup.save(_quantised("llama", W4), tmp_path / "out")

@@ -59,6 +59,21 @@ def test_gradients_are_those_of_a_layer_with_the_rounded_numbers(format: WeightF
     torch.testing.assert_close(linear.weight.grad, slope.T @ rounded_x)
 
 
+@pytest.mark.parametrize("preset", ["groundup", "mixtral"])
+def test_weights_that_have_changed_are_rounded_anew(preset: str):
+    """Without gradients rounded weights are kept, but only for as long as they are those of the model."""
+    model, ids = hot_decoder(tiny_config(preset), dtype=torch.float32), random_ids(1, 12)
+    with as_served(model, "w4"), torch.no_grad():
+        first = model(ids)
+        assert torch.equal(model(ids), first)
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+        found = model(ids)
+    with as_served(model, "w4"), torch.enable_grad():
+        expected = model(ids)
+    assert torch.equal(found, expected) and not torch.equal(found, first)
+
+
 def test_off_is_off_and_other_models_are_refused():
     model = hot_decoder(tiny_config("llama"), dtype=torch.float32)
     with as_served(model, None):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Grams, Hashes, word_grams, word_grams_at
+from groundup.corpus.words import Chunk, Grams, Hashes, Integers, word_grams, word_grams_at
 
 SHORTEST_QUOTE = 8
 IDIOM_GROUPS = 3
@@ -70,12 +70,18 @@ class QuoteIndex:
             if (words.counts == length).any():
                 self._known[length] = _whole_passages(chunk, length)
 
+    def suspects(self, probes: Hashes, first: Integers) -> Integers:
+        """Documents, ascending, that share a run of SHORTEST_QUOTE words with a passage: no other can hold a quote.
+
+        probes: the hashes of all such runs; those of document d are `probes[first[d] : first[d + 1]]`.
+        """
+        return np.unique(np.searchsorted(first, self._hits(probes), side="right") - 1)
+
     def find(self, chunk: Chunk) -> list[Match]:
         """The runs that the documents of a chunk share with held-out passages; they may overlap."""
         words = chunk.words
         probes = word_grams(words, SHORTEST_QUOTE)
-        sieved = np.flatnonzero(self._sieve[probes.hashes >> np.uint64(64 - _SIEVE_BITS)])
-        hits = probes.positions[sieved[_is_in(probes.hashes[sieved], self._probes)]]
+        hits = probes.positions[self._hits(probes.hashes)]
         matches = []
         for length, known in self._known.items():
             runs = word_grams_at(words, length, hits)
@@ -86,6 +92,11 @@ class QuoteIndex:
             columns = (documents, starts, ends, runs.hashes[shared])
             matches += [Match(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
         return matches
+
+    def _hits(self, probes: Hashes) -> Integers:
+        """Which runs of SHORTEST_QUOTE words a passage holds too."""
+        sieved = np.flatnonzero(self._sieve[probes >> np.uint64(64 - _SIEVE_BITS)])
+        return sieved[_is_in(probes[sieved], self._probes)]
 
 
 def idioms(matches: Iterable[tuple[str, Match]]) -> set[int]:

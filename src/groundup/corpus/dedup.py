@@ -9,11 +9,12 @@ that *stays*: chains a ≈ b ≈ c do not remove c for its likeness to b, which 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Hashes, run_starts
+from groundup.corpus.words import Chunk, Hashes
 
 Signatures = npt.NDArray[np.uint32]
 
@@ -37,8 +38,8 @@ def signatures(chunk: Chunk) -> Signatures:
     result = np.full((len(chunk.starts), PERMUTATIONS), _EMPTY, np.uint32)
     if len(grams.hashes) == 0:
         return result
-    starts = run_starts(grams.documents)
-    holding = grams.documents[starts]
+    holding = np.flatnonzero(np.diff(grams.first))
+    starts = grams.first[holding]
     hashes = grams.hashes.astype(np.uint32)
     permuted = np.empty_like(hashes)
     for index, (multiplier, offset) in enumerate(zip(_MULTIPLIERS, _OFFSETS, strict=True)):
@@ -51,8 +52,7 @@ def signatures(chunk: Chunk) -> Signatures:
 def shingles(chunk: Chunk) -> list[Hashes]:
     """The set of shingles of each document, sorted."""
     grams = chunk.shingles
-    first = np.searchsorted(grams.documents, np.arange(len(chunk.starts) + 1))
-    return [np.unique(grams.hashes[first[d] : first[d + 1]]) for d in range(len(chunk.starts))]
+    return [np.unique(grams.hashes[start:end]) for start, end in pairwise(grams.first)]
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import SHINGLE_WORDS, Chunk, Hashes, Integers, Units, run_starts, word_grams
+from groundup.corpus.words import SHINGLE_WORDS, Chunk, Grams, Integers, Units, word_grams
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -125,20 +125,19 @@ def _ellipsis_lines(chunk: Chunk) -> Numbers:
 
 def _repeated_lines(chunk: Chunk) -> Numbers:
     """The share of lines that stood there before."""
-    documents, _ = _distinct(chunk.lines.documents, chunk.lines.hashes)
+    documents, _ = _distinct(chunk.lines)
     return _repeated_share(documents, chunk.lines.counts)
 
 
 def _repeated_phrases(chunk: Chunk) -> Numbers:
     """The share of five-word runs that stood there before."""
-    documents, _ = _distinct(chunk.shingles.documents, chunk.shingles.hashes)
+    documents, _ = _distinct(chunk.shingles)
     return _repeated_share(documents, chunk.words.counts - SHINGLE_WORDS + 1)
 
 
 def _top_phrase(chunk: Chunk) -> Numbers:
     """The share of words that belong to the most frequent pair of words."""
-    pairs = word_grams(chunk.words, 2)
-    documents, frequency = _distinct(pairs.documents, pairs.hashes)
+    documents, frequency = _distinct(word_grams(chunk.words, 2))
     top = np.zeros(len(chunk.starts))
     np.maximum.at(top, documents, frequency)
     # Three times may be chance or a title, however short the text.
@@ -182,19 +181,16 @@ MEASURES: Mapping[str, Callable[[Chunk], Numbers]] = {
 }
 
 
-def _distinct(documents: Integers, hashes: Hashes) -> tuple[Integers, Numbers]:
-    """The distinct hashes of each document: the document of each, and how often it occurs there.
-
-    documents: of each hash, ascending.
-    """
-    hashes = hashes.copy()
-    # Many small arrays are sorted faster than a large one.
-    for start, end in pairwise([*run_starts(documents).tolist(), len(documents)]):
+def _distinct(units: Units | Grams) -> tuple[Integers, Numbers]:
+    """The distinct hashes of each document: the document of each, and how often it occurs there."""
+    hashes = units.hashes.copy()
+    # Many small arrays are sorted in less time than a large one.
+    for start, end in pairwise(units.first.tolist()):
         hashes[start:end].sort()
     begins = np.ones(len(hashes), np.bool_)
-    begins[1:] = (hashes[1:] != hashes[:-1]) | (documents[1:] != documents[:-1])
+    begins[1:] = (hashes[1:] != hashes[:-1]) | (units.documents[1:] != units.documents[:-1])
     starts = np.flatnonzero(begins)
-    return documents[starts], np.diff(starts, append=len(hashes)).astype(np.float64)
+    return units.documents[starts], np.diff(starts, append=len(hashes)).astype(np.float64)
 
 
 def _repeated_share(documents_of_distinct: Integers, totals: Integers) -> Numbers:

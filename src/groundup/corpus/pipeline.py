@@ -198,13 +198,15 @@ def _find_quotes(
     """What each training document quotes from held-out passages; idiom that many share is none."""
     matches: list[tuple[int, Match]] = []
     for batch, first in enumerate(catalogue.first[:-1]):
-        train = [
+        table = rows.get_batch(batch)
+        probes = table["probes"]
+        suspects = [
             document
-            for document in range(first, catalogue.first[batch + 1])
+            for document in (first + index.suspects(probes.values.to_numpy(), probes.offsets.to_numpy())).tolist()
             if not catalogue.reasons[document] and not heldout[document]
         ]
-        texts = rows.get_batch(batch)["text"].cast(pa.large_binary()).take(np.array(train, np.int64) - first)
-        matches += [(train[match.document], match) for match in index.find(Chunk(texts.to_pylist()))]
+        texts = table["text"].cast(pa.large_binary()).take(np.array(suspects, np.int64) - first)
+        matches += [(suspects[match.document], match) for match in index.find(Chunk(texts.to_pylist()))]
     idiom = idioms((catalogue.groups[document], match) for document, match in matches)
     by_document: dict[int, list[Match]] = {}
     for document, match in matches:
@@ -225,7 +227,7 @@ def _write_all(
     """Cut the quotes out of the training documents and write every row to the table it belongs to."""
     with open_tables(out) as writers, Progress("corpus: write", sum(catalogue.sizes), "B") as progress:
         for batch, first in enumerate(catalogue.first[:-1]):
-            for document, row in enumerate(rows.get_batch(batch).to_pylist(), start=first):
+            for document, row in enumerate(rows.get_batch(batch).drop_columns("probes").to_pylist(), start=first):
                 row["reason"] = catalogue.reasons[document]
                 row["findings"] = catalogue.findings.get(document, {})
                 row["split"] = "heldout" if heldout[document] else "train"

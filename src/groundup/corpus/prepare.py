@@ -7,17 +7,19 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
 from groundup.corpus.config import CorpusConfig
+from groundup.corpus.decontaminate import SHORTEST_QUOTE
 from groundup.corpus.dedup import Signatures, signatures
 from groundup.corpus.extract import Extract, extract_python, extract_text
 from groundup.corpus.filters import judge
 from groundup.corpus.passages import Passage, find_passages
 from groundup.corpus.sources import Document
 from groundup.corpus.tables import DOCUMENT_SCHEMA
-from groundup.corpus.words import Chunk
+from groundup.corpus.words import Chunk, word_grams
 
 # Large enough for numpy to pay, small enough for the arrays of a chunk to stay in the cache.
 CHUNK_CHARS = 1 << 20
@@ -25,11 +27,13 @@ CHUNK_CHARS = 1 << 20
 _TEXT = pa.large_string()
 _PASSAGE = pa.struct([("kind", _TEXT), ("name", _TEXT), ("signature", _TEXT), ("text", _TEXT)])
 # What is known of a document before it is compared with others; `passages` only of those that were not rejected.
+# probes: hashes of its runs of SHORTEST_QUOTE words, so that its words need not be found again to look for quotes.
 ROW_SCHEMA = pa.schema(
     [
         *(field for field in DOCUMENT_SCHEMA if field.name != "kept"),
         pa.field("kind", pa.string()),
         pa.field("passages", pa.list_(_PASSAGE)),
+        pa.field("probes", pa.list_(pa.uint64())),
     ]
 )
 
@@ -76,6 +80,7 @@ def prepare(work: tuple[CorpusConfig, Sequence[Document]]) -> Prepared:
             except SyntaxError:
                 reasons[index] = "does not parse"
         passages.append(found)
+    probes = word_grams(chunk.words, SHORTEST_QUOTE)
     rows = pa.RecordBatch.from_pydict(
         {
             "id": [document_id(text) for text in encoded],
@@ -89,6 +94,7 @@ def prepare(work: tuple[CorpusConfig, Sequence[Document]]) -> Prepared:
             "reason": reasons,
             "scores": scores,
             "passages": [[vars(passage) for passage in found] for found in passages],
+            "probes": pa.ListArray.from_arrays(probes.first.astype(np.int32), probes.hashes),
         },
         schema=ROW_SCHEMA,
     )

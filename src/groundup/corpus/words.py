@@ -109,12 +109,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Grams:
-    """Runs of `size` words inside one document: their hash, first word and document."""
+    """Runs of `size` words inside one document: their hash, first word and document, and which belong to which."""
 
     size: int
     hashes: Hashes
     positions: Integers
     documents: Integers
+    first: Integers
 
 
 def word_grams(words: Units, size: int) -> Grams:
@@ -126,7 +127,7 @@ def word_grams(words: Units, size: int) -> Grams:
         combined += words.hashes[offset : offset + count]
     inside = words.documents[:count] == words.documents[size - 1 : size - 1 + count]
     positions = np.flatnonzero(inside)
-    return Grams(size, _mix(combined[positions]), positions, words.documents[positions])
+    return _grams(words, size, combined[positions], positions)
 
 
 def word_grams_at(words: Units, size: int, positions: Integers) -> Grams:
@@ -136,14 +137,13 @@ def word_grams_at(words: Units, size: int, positions: Integers) -> Grams:
     combined = words.hashes[positions]
     for offset in range(1, size):
         combined = combined * _GRAM_MULTIPLIER + words.hashes[positions + offset]
-    return Grams(size, _mix(combined), positions, words.documents[positions])
+    return _grams(words, size, combined, positions)
 
 
-def run_starts(values: Integers) -> Integers:
-    """Where each run of equal values begins."""
-    begins = np.ones(len(values), np.bool_)
-    begins[1:] = values[1:] != values[:-1]
-    return np.flatnonzero(begins)
+def _grams(words: Units, size: int, combined: Hashes, positions: Integers) -> Grams:
+    documents = words.documents[positions]
+    first = np.searchsorted(documents, np.arange(len(words.first))).astype(np.int64)
+    return Grams(size, _mix(combined), positions, documents, first)
 
 
 def _mix(values: Hashes) -> Hashes:

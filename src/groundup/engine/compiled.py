@@ -8,6 +8,7 @@ Shape suffixes: m tokens, d model width, s sequences, p positions, f frequencies
 
 from collections.abc import Callable
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,25 +30,43 @@ from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec
 from groundup.model.stack import Block
 from groundup.quantize.modules import QuantisedLinear
 
+CacheType = Literal["float32", "bfloat16", "int8"]
+CACHE_TYPES: dict[CacheType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
 
-def runner_of(model: LanguageModel, blocks: int, most_tokens: int) -> StepRunner:
-    """What computes the model's steps: the kernels if they can, else the model itself."""
+
+def runner_of(model: LanguageModel, blocks: int, most_tokens: int, dtype: torch.dtype) -> StepRunner:
+    """What computes the model's steps: the kernels if they can, else the model itself.
+
+    dtype: of keys and values, one that `cache_dtype` gives.
+    """
+    return CompiledRunner(model, blocks, most_tokens, dtype) if is_compilable(model) else Runner(model, blocks)
+
+
+def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.dtype:
+    """The type in which keys and values are kept; by default the model's own, and bfloat16 where the kernels run it.
+
+    Raises ValueError if the model cannot have the one that is wanted.
+    """
+    if wanted is not None and wanted not in CACHE_TYPES:
+        raise ValueError(f"`cache_type` must be one of {', '.join(CACHE_TYPES)}, not {wanted!r}")
     if is_compilable(model):
-        return CompiledRunner(model, blocks, most_tokens, cache_dtype(model))
-    return Runner(model, blocks)
-
-
-def cache_dtype(model: LanguageModel) -> torch.dtype:
-    """The type in which keys and values are kept."""
-    if is_compilable(model):
-        return torch.bfloat16
-    return model.compute_dtype or model.embedding.dtype
+        return CACHE_TYPES[wanted or "bfloat16"]
+    own = model.compute_dtype or model.embedding.dtype
+    if wanted is not None and CACHE_TYPES[wanted] != own:
+        raise ValueError(
+            f"`cache_type` {wanted!r} is for quantised models that the kernels run; this one keeps keys in {own}"
+        )
+    return own
 
 
 class CompiledRunner(StepRunner):
     """A quantised decoder whose layers are a program, and the blocks in which its sequences lie.
 
-    most_tokens: of one step. dtype: of keys and values, float32 or bfloat16.
+    most_tokens: of one step. dtype: of keys and values, one of `CACHE_TYPES`.
     """
 
     def __init__(self, model: LanguageModel, blocks: int, most_tokens: int, dtype: torch.dtype) -> None:

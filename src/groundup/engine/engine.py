@@ -21,7 +21,7 @@ from groundup.engine.asking import Listen, asked, jobs_for, listed, of_one_text,
 from groundup.engine.beaming import Beaming
 from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import make_chooser
-from groundup.engine.compiled import cache_dtype, runner_of
+from groundup.engine.compiled import CacheType, cache_dtype, runner_of
 from groundup.engine.completion import (
     Completion,
     Heard,
@@ -39,12 +39,11 @@ from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece, Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
-from groundup.engine.quantised import use_kernels
+from groundup.engine.quantised import load_for_engine, use_kernels
 from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
-from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
@@ -63,6 +62,9 @@ class Engine:
         at least one text of the model's full length.
     step_tokens: most tokens of one step: fewer make running texts smoother, more make prompts faster.
     most_running: texts that are computed at a time.
+    cache_type: in which keys and values are kept, see `cache_dtype`.
+    quantize: "w8", "w4" or "w4_g32" for a folder whose weights are to be rounded to so many bits, and activations to 8;
+        `groundup quantize` does it once and says what it costs.
     speculate: who guesses tokens, which are computed together and kept if they are right: `PromptLookup(...)`, in texts
         that repeat, or `DraftModel(...)`. What is written is the same with and without.
     Raises UserError for a folder that cannot be read or holds a model of another kind, ValueError for one that does not
@@ -78,15 +80,20 @@ class Engine:
         cache_tokens: int | None = None,
         step_tokens: int = 512,
         most_running: int = 64,
+        cache_type: CacheType | None = None,
+        quantize: str | None = None,
         speculate: PromptLookup | DraftModel | None = None,
     ) -> None:
+        if isinstance(model, LanguageModel) and quantize is not None:
+            raise ValueError("`quantize` is for folders; a model is quantised in place by `quantise_model`")
         folder = None if isinstance(model, LanguageModel) else local_folder(model)
-        self.model = model if isinstance(model, LanguageModel) else load_language_model(local_folder(model))
+        self.model = model if isinstance(model, LanguageModel) else load_for_engine(local_folder(model), quantize)
         use_kernels(self.model)
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
         self._most_running = most_running
-        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running)))
+        dtype = cache_dtype(self.model, cache_type)
+        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)))
         scheduler = Scheduler(
             self._pool,
             step_tokens,
@@ -98,7 +105,7 @@ class Engine:
         speculation = None
         if speculate is not None:
             speculation = speculation_of(speculate, self.model, self._pool.count, step_tokens, most_running)
-        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens), scheduler, speculation)
+        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens, dtype), scheduler, speculation)
         self._worker = Worker(self._loop)
 
     @property
@@ -357,6 +364,6 @@ class Engine:
             raise ValueError(f"a {self.model.config.family} model cannot go on from a text; this engine only embeds")
 
 
-def _usual_cache_tokens(model: LanguageModel, most_running: int) -> int:
+def _usual_cache_tokens(model: LanguageModel, most_running: int, dtype: torch.dtype) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model, cache_dtype(model)), most_running * longest))
+    return max(longest, min(CACHE_BYTES // token_bytes(model, dtype), most_running * longest))

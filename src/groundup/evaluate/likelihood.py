@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from groundup.engine.quantised import use_kernels
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model
 from groundup.model.encoder_decoder import EncoderDecoder
@@ -27,6 +28,8 @@ def score_heldout(folder: Path, heldout: Path, context: int) -> tuple[Objective,
     model, words = load_model(folder), Tokenizer.load(folder)
     if not isinstance(model, LanguageModel | EncoderDecoder):
         raise UserError(f"{folder} holds a {model.config.family} model; held-out text is for models of tokens")
+    if isinstance(model, LanguageModel):
+        use_kernels(model)
     objective = objective_of(model.config)
     corruption = objective.heldout_corruption(words, _mask_fraction(folder))
     window = min(context, model.config.max_positions)

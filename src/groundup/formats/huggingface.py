@@ -25,7 +25,7 @@ from groundup.model.build import AnyConfig, AnyModel, build
 from groundup.model.config import EncoderDecoderConfig, ModelConfig, StackConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
-from groundup.quantize.convert import quantised_format
+from groundup.quantize.convert import compute_alike, quantised_format
 from groundup.storage import staged, write_json
 
 FAMILIES: Mapping[str, Family[Any]] = {family.name: family for family in ALL_FAMILIES}
@@ -238,6 +238,7 @@ def _copies(family: Family[Any], model: AnyModel, table: list[rules.Rule]) -> di
 def _compare_outputs(model: AnyModel, loaded: AnyModel) -> None:
     """Both must have the same weights and give the same outputs, in the weights' own type, for a fixed input."""
     inputs = model.example()
+    compute_alike(loaded, model)
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     compute_dtypes = [stack.compute_dtype for stack in stacks]
     for stack in stacks:

@@ -108,6 +108,13 @@ def compute_with(model: nn.Module, arithmetic: Arithmetic) -> None:
             module.arithmetic = arithmetic
 
 
+def compute_alike(model: nn.Module, other: nn.Module) -> None:
+    """Have the quantised matrices of a model computed with as those of another are."""
+    found = next((each.arithmetic for each in other.modules() if isinstance(each, QuantisedModule)), None)
+    if found is not None:
+        compute_with(model, found)
+
+
 def _empty(module: Linear | Embedding | ExpertLinear, format: WeightFormat) -> QuantisedModule:
     """What takes the place of a module, on its device, without numbers yet."""
     rows, columns = module.weight.shape[-2:]

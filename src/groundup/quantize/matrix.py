@@ -8,6 +8,7 @@ Sums of products of these integers are exact in int32.
 Shape suffixes: n output channels, k input channels (padded with zeros to whole groups), g groups, m tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -221,6 +222,30 @@ def nearest_integers(groups_ngk: Tensor, scales_ng: Tensor, format: WeightFormat
     return _divided(groups_ngk, scales_ng).round().clamp(-127, 127)
 
 
+def best_scales(groups_ngk: Tensor, worth_k: Tensor | float = 1.0, parts: Sequence[float] = SEARCHED_SCALES) -> Tensor:
+    """Half-precision scales (n, g) for 4 bits, those among `parts` with the least squared error.
+
+    The number farthest from zero becomes -8, whatever its sign: the scale may be negative, and no step is lost.
+    worth_k: of the squared errors of a group's columns.
+    """
+    farthest_ng = groups_ngk.gather(-1, groups_ngk.abs().argmax(-1, keepdim=True))[..., 0]
+    best_ng = (farthest_ng / -NIBBLE_ZERO).half()
+    if len(parts) == 1:
+        return best_ng
+    least_ng = _squared_error(groups_ngk, best_ng, worth_k)
+    for part in parts[1:]:
+        tried_ng = (farthest_ng * (part / -NIBBLE_ZERO)).half()
+        error_ng = _squared_error(groups_ngk, tried_ng, worth_k)
+        best_ng = torch.where(error_ng < least_ng, tried_ng, best_ng)
+        least_ng = torch.minimum(error_ng, least_ng)
+    return best_ng
+
+
+def _squared_error(groups_ngk: Tensor, scales_ng: Tensor, worth_k: Tensor | float) -> Tensor:
+    errors_ngk = _nibbles(groups_ngk, scales_ng) * scales_ng.float()[..., None] - groups_ngk
+    return (errors_ngk.square() * worth_k).sum(-1)
+
+
 def _groups(weight_nk: Tensor, format: WeightFormat) -> Tensor:
     """(n, g, columns of a group) float32, padded with zeros."""
     columns = weight_nk.shape[1]
@@ -231,27 +256,7 @@ def _groups(weight_nk: Tensor, format: WeightFormat) -> Tensor:
 def _scales(groups_ngk: Tensor, format: WeightFormat, search: bool) -> Tensor:
     if format.bits == 8:
         return groups_ngk.abs().amax(-1) / 127
-    return _nibble_scales(groups_ngk, SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
-
-
-def _nibble_scales(groups_ngk: Tensor, parts: tuple[float, ...]) -> Tensor:
-    """Half-precision scales (n, g). The number farthest from zero becomes -8, whatever its sign: the scale may be
-    negative, and no step is lost."""
-    farthest_ng = groups_ngk.gather(-1, groups_ngk.abs().argmax(-1, keepdim=True))[..., 0]
-    best_ng = (farthest_ng / -NIBBLE_ZERO).half()
-    if len(parts) == 1:
-        return best_ng
-    least_ng = _squared_error(groups_ngk, best_ng)
-    for part in parts[1:]:
-        tried_ng = (farthest_ng * (part / -NIBBLE_ZERO)).half()
-        error_ng = _squared_error(groups_ngk, tried_ng)
-        best_ng = torch.where(error_ng < least_ng, tried_ng, best_ng)
-        least_ng = torch.minimum(error_ng, least_ng)
-    return best_ng
-
-
-def _squared_error(groups_ngk: Tensor, scales_ng: Tensor) -> Tensor:
-    return (_nibbles(groups_ngk, scales_ng) * scales_ng.float()[..., None] - groups_ngk).square().sum(-1)
+    return best_scales(groups_ngk, parts=SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
 
 
 def _nibbles(groups_ngk: Tensor, scales_ng: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat, quantise_acti
 
 
 class AsServed:
-    """Rounds to a weight format, and activations to 8 bits: a `Rounding` of `model/parts.py`.
+    """Rounds one module to a weight format, and activations to 8 bits: a `Rounding` of `model/parts.py`.
 
     The scale of a group is that of its number farthest from zero: to search for a better one at every step takes as
     long as the step (`quantise_rows` with search=False is the same).
@@ -25,9 +25,17 @@ class AsServed:
 
     def __init__(self, format: WeightFormat) -> None:
         self._format = format
+        self._kept: tuple[int, Tensor] | None = None
 
     def weights(self, weight: Tensor) -> Tensor:
-        return _straight_through(weight, rounded_weights(weight.detach(), self._format, search=False))
+        if torch.is_grad_enabled() or not isinstance(weight, nn.Parameter):
+            self._kept = None
+            return _straight_through(weight, rounded_weights(weight.detach(), self._format, search=False))
+        # A text that is sampled on the way asks for the same weights at every token.
+        if self._kept is None or self._kept[0] != weight._version:
+            rounded = rounded_weights(weight.detach(), self._format, search=False)
+            self._kept = weight._version, rounded.to(weight.dtype)
+        return self._kept[1]
 
     def activations(self, x: Tensor) -> Tensor:
         activations = quantise_activations(x.detach().reshape(-1, x.shape[-1]).float())

@@ -1,6 +1,7 @@
 """Held-out loss: text cut into consecutive windows, each scored once, from itself alone."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,11 +68,28 @@ def heldout_loss(
     The bytes of a part of the stream are taken as its share of the tokens, which is exact for the whole.
     rows: windows per forward pass.
     """
+    nats, tokens = 0.0, 0
+    counts = np.zeros(text_part(model).config.vocab_size, dtype=np.int64)
+    for packed in heldout_rows(stream, context, bos_id, windows, rows, corruption):
+        nats += _summed_loss(model, packed)
+        tokens += packed.target_count()
+        counts += np.bincount(packed.targets[packed.targets != IGNORE], minlength=len(counts))
+    text_bytes = None if corruption is not None else max(1, round(stream.total_bytes * tokens / stream.total_tokens))
+    return HeldoutLoss(nats, tokens, text_bytes, _unigram_nats(counts))
+
+
+def heldout_rows(
+    stream: HeldoutStream,
+    context: int,
+    bos_id: int,
+    windows: int | None = None,
+    rows: int = 16,
+    corruption: Corruption | None = None,
+) -> Iterator[Rows]:
+    """The windows that `heldout_loss` scores, in batches of at most `rows`."""
     starts = np.arange(0, stream.total_tokens, context, dtype=np.int64)
     if windows is not None and windows < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, windows).astype(np.int64)]
-    nats, tokens = 0.0, 0
-    counts = np.zeros(text_part(model).config.vocab_size, dtype=np.int64)
     # The last window may be shorter; it goes alone so that the others stay rectangular.
     full = starts[starts + context <= stream.total_tokens]
     batches = [full[first : first + rows] for first in range(0, len(full), rows)]
@@ -80,13 +98,7 @@ def heldout_loss(
         width = min(context, stream.total_tokens - int(batch[0]))
         targets = np.stack([stream.tokens(int(start), int(start) + width) for start in batch])
         packed = rows_at(batch, targets, stream.offsets, bos_id)
-        if corruption is not None:
-            packed = corruption(packed, batch // context)
-        nats += _summed_loss(model, packed)
-        tokens += packed.target_count()
-        counts += np.bincount(packed.targets[packed.targets != IGNORE], minlength=len(counts))
-    text_bytes = None if corruption is not None else max(1, round(stream.total_bytes * tokens / stream.total_tokens))
-    return HeldoutLoss(nats, tokens, text_bytes, _unigram_nats(counts))
+        yield packed if corruption is None else corruption(packed, batch // context)
 
 
 @torch.no_grad()

@@ -1,0 +1,239 @@
+"""A model folder in few bits, with what that costs it on held-out text: the verb `quantize`.
+
+Bits per byte are counted as everywhere else (`train/heldout.py`). Beside them stands the mean Kullback-Leibler
+divergence of the next-token distributions, KL(before ‖ after): what a loss alone does not see, as it looks at one token
+of the vocabulary only. A model that nobody measured is never called good.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from groundup.corpus.config import CorpusConfig
+from groundup.corpus.sources import read_documents
+from groundup.engine.quantised import use_kernels
+from groundup.errors import UserError
+from groundup.formats.folder import CONFIG, SHARDS, SINGLE
+from groundup.formats.huggingface import load_language_model, save_folder
+from groundup.model.language_model import LanguageModel
+from groundup.quantize.calibrate import calibrated, observe
+from groundup.quantize.convert import Quantise, nearest, places, quantise_model, require_floating
+from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat
+from groundup.record.metrics import Progress
+from groundup.storage import hash_file, staged, write_json
+from groundup.tokens.batches import Rows
+from groundup.tokens.shards import Int64s
+from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.heldout import heldout_rows
+from groundup.train.learner import final_hidden
+
+RECORD = "quantization.json"
+Method = Literal["nearest", "calibrated", "trained"]
+# Rows that pass through both models at a time, and tokens whose whole distributions are compared at a time.
+ROWS, HEAD_TOKENS = 8, 256
+# By how much bits per byte may rise, in per cent, for a model to be called good.
+LIMITS = {"w8": 0.1, "w4": 1.5, "w4_g32": 1.5}
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """How a folder is quantised.
+
+    format: one of WEIGHT_FORMATS. method: `nearest`; `calibrated`, GPTQ on text of the kind that the model will see;
+        `trained`, with the scales that training for this format took (`--quantise`); None: calibrated where there is
+        text for it, else trained if the folder was trained for the format, else nearest.
+    calibration, heldout: files of text, as `paths` of [corpus]; without held-out text the model must be `unmeasured`.
+    context: tokens of text read at a time. calibration_windows: how many such windows, spread over the text.
+    """
+
+    format: str
+    method: Method | None = None
+    calibration: tuple[str, ...] = ()
+    heldout: tuple[str, ...] = ()
+    unmeasured: bool = False
+    context: int = 512
+    calibration_windows: int = 128
+
+    def __post_init__(self) -> None:
+        if self.format not in WEIGHT_FORMATS:
+            raise UserError(f"`format` must be one of {', '.join(WEIGHT_FORMATS)}, not {self.format!r}")
+        if bool(self.heldout) == self.unmeasured:
+            raise UserError(
+                "a model whose loss was not measured cannot be called good: give --heldout texts, or --unmeasured to "
+                "write it all the same"
+            )
+        if self.method == "calibrated" and not self.calibration:
+            raise UserError("the method `calibrated` needs --calibration texts, of the kind that the model will see")
+        if self.method in ("nearest", "trained") and self.calibration:
+            raise UserError(f"the method `{self.method}` looks at no text; leave --calibration away")
+        for name in ("context", "calibration_windows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be positive, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same text: summed nats of each, summed divergence in nats, over tokens and bytes of text."""
+
+    before_nats: float
+    after_nats: float
+    divergence_nats: float
+    tokens: int
+    bytes: int
+
+    def figures(self) -> dict[str, float]:
+        """As the record has them: bits per byte, the change of these in per cent, nats a token."""
+        before, after = (nats / math.log(2) / self.bytes for nats in (self.before_nats, self.after_nats))
+        return {
+            "bits_per_byte_before": before,
+            "bits_per_byte_after": after,
+            "change_percent": 100 * (after / before - 1),
+            "kl_divergence_nats": self.divergence_nats / self.tokens,
+        }
+
+
+class TextStream:
+    """Documents in memory as a stream of tokens, each closed by the end of text: a `HeldoutStream`."""
+
+    def __init__(self, paths: Sequence[str], words: Tokenizer) -> None:
+        texts = [one.text for one in read_documents(CorpusConfig(paths=tuple(paths))) if not one.problem and one.text]
+        if not texts:
+            raise UserError(f"{', '.join(paths)}: there is no text in it")
+        documents = [[*ids, words.eos_id] for ids in words.encode_batch(texts)]
+        self._tokens = np.fromiter(chain.from_iterable(documents), dtype=np.int64)
+        self.offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        self.total_tokens = len(self._tokens)
+        self.total_bytes = sum(len(text.encode("utf-8", errors="replace")) for text in texts)
+
+    def tokens(self, start: int, stop: int) -> Int64s:
+        return self._tokens[start:stop]
+
+
+def quantise_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str, Any]:
+    """Write the model of `folder` to a new folder `out`, whole or not at all; returns its record, `quantization.json`.
+
+    Raises UserError for a model that cannot be quantised or, if it is to be measured, does not go on from a text.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; name a folder that is not")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out.absolute().parent}: there is no such folder to write into")
+    model, format = load_language_model(folder), WEIGHT_FORMATS[config.format]
+    require_floating(model, "quantised again")
+    if not (config.unmeasured or model.config.causal):
+        raise UserError(
+            f"{folder} holds a {model.config.family} model, which has no bits per byte to measure: it does not go on "
+            "from a text; --unmeasured writes it all the same"
+        )
+    words, method = Tokenizer.load(folder), config.method or _usual_method(config, folder)
+    texts = {name: TextStream(paths, words) for name, paths in _named_texts(config).items()}
+    window = min(config.context, model.config.max_positions)
+    quantised = load_language_model(folder)
+    _quantise(quantised, format, _rounding(method, format, model, texts.get("calibration"), config, window, words))
+    record: dict[str, Any] = {
+        "format": format.name,
+        "method": method,
+        "made_from": {path.name: hash_file(path) for path in _model_files(folder)},
+        "texts": {
+            name: {"paths": list(paths), "bytes": texts[name].total_bytes, "tokens": texts[name].total_tokens}
+            for name, paths in _named_texts(config).items()
+        },
+        "context": window,
+        "measured": not config.unmeasured,
+    }
+    if not config.unmeasured:
+        use_kernels(quantised)
+        compared = compare(model, quantised, texts["heldout"], window, words.bos_id).figures()
+        record |= compared | {"good": compared["change_percent"] <= LIMITS[format.name]}
+    with staged(out) as working:
+        save_folder(quantised, working, like=folder)
+        sizes = (sum(path.stat().st_size for path in _model_files(one)) for one in (folder, working))
+        record |= dict(zip(("bytes_before", "bytes_after"), sizes, strict=True))
+        write_json(working / RECORD, record)
+    return record
+
+
+@torch.no_grad()
+def compare(before: LanguageModel, after: LanguageModel, text: TextStream, context: int, bos_id: int) -> Comparison:
+    """Both models on all of a text, in windows of `context` tokens of which each is predicted once."""
+    before_nats, after_nats, divergence_nats = 0.0, 0.0, 0.0
+    with Progress("quantize: held-out text", text.total_tokens, "tokens") as progress:
+        for rows in heldout_rows(text, context, bos_id, rows=ROWS):
+            targets_n = torch.from_numpy(rows.targets).flatten()
+            hidden = [final_hidden(model, rows).flatten(0, 1).split(HEAD_TOKENS) for model in (before, after)]
+            for one_cd, other_cd, targets_c in zip(*hidden, targets_n.split(HEAD_TOKENS), strict=True):
+                one_cv, other_cv = (
+                    model.logits(hidden_cd[None])[0].log_softmax(-1)
+                    for model, hidden_cd in ((before, one_cd), (after, other_cd))
+                )
+                before_nats -= float(one_cv.gather(1, targets_c[:, None]).sum(dtype=torch.float64))
+                after_nats -= float(other_cv.gather(1, targets_c[:, None]).sum(dtype=torch.float64))
+                divergence_nats += float((one_cv.exp() * (one_cv - other_cv)).sum(dtype=torch.float64))
+            progress.advance(targets_n.numel())
+    return Comparison(before_nats, after_nats, divergence_nats, text.total_tokens, text.total_bytes)
+
+
+def _rounding(
+    method: Method,
+    format: WeightFormat,
+    model: LanguageModel,
+    text: TextStream | None,
+    config: QuantizeConfig,
+    window: int,
+    words: Tokenizer,
+) -> Quantise:
+    if method == "trained":
+        return lambda name, weight: nearest(weight, format, search=False)
+    if text is None:
+        return lambda name, weight: nearest(weight, format)
+    batches = heldout_rows(text, window, words.bos_id, windows=config.calibration_windows, rows=ROWS)
+    with Progress("quantize: calibration", None, "tokens") as progress:
+        return calibrated(observe(model, _as_tensors(batches, progress)), format)
+
+
+def _as_tensors(batches: Iterator[Rows], progress: Progress) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for rows in batches:
+        input_ids, _, positions, segments = map(torch.from_numpy, rows.arrays())
+        yield input_ids, positions, segments
+        progress.advance(input_ids.numel())
+
+
+def _quantise(model: LanguageModel, format: WeightFormat, quantise: Quantise) -> None:
+    """In place, with a word on how long it takes."""
+    total = sum(place.module.weight.numel() for place in places(model))
+    with Progress("quantize: matrices", total, "weights") as progress:
+
+        def counted(name: str, weight: Tensor) -> Any:
+            matrices = quantise(name, weight)
+            progress.advance(weight.numel())
+            return matrices
+
+        try:
+            quantise_model(model, format, counted)
+        except ValueError as error:  # weights that are not finite, or too large
+            raise UserError(str(error)) from None
+
+
+def _usual_method(config: QuantizeConfig, folder: Path) -> Method:
+    if config.calibration:
+        return "calibrated"
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return "trained" if summary.get("quantise") == config.format else "nearest"
+
+
+def _named_texts(config: QuantizeConfig) -> dict[str, tuple[str, ...]]:
+    named = {"calibration": config.calibration, "heldout": config.heldout}
+    return {name: paths for name, paths in named.items() if paths}
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [folder / CONFIG, *sorted([*folder.glob(SINGLE), *folder.glob(SHARDS)])]

@@ -1,0 +1,204 @@
+"""The verb `quantize`: what it measures against brute force, what it writes, and what it refuses."""
+
+import inspect
+import json
+import math
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from tiny import hot_decoder, tiny_config
+
+import groundup
+from groundup.cli import main, quantising
+from groundup.errors import UserError
+from groundup.evaluate import quantisation
+from groundup.evaluate.quantisation import Method, QuantizeConfig, TextStream, compare, quantise_folder
+from groundup.formats.huggingface import load_language_model
+from groundup.model.language_model import LanguageModel
+from groundup.quantize.convert import nearest, quantise_model, quantised_format
+from groundup.quantize.matrix import W4, W8, WEIGHT_FORMATS
+from groundup.storage import hash_file
+from groundup.tokens.shards import Shards
+from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.config import Format
+from groundup.train.heldout import heldout_loss
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short documents."""
+    path = tmp_path_factory.mktemp("texts") / "heldout.jsonl"
+    documents = (inspect.getsource(textwrap)[:700], "A short one: ä ö ü.")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return path
+
+
+@torch.no_grad()
+def _by_hand(before: LanguageModel, after: LanguageModel, text: TextStream, bos: int, context: int) -> list[float]:
+    """Nats of each model and divergence, one token after the other, each from its document's part of its window."""
+    sums = [0.0, 0.0, 0.0]
+    for place in range(text.total_tokens):
+        document = max(int(offset) for offset in text.offsets if offset <= place)
+        start = max(document, place // context * context)
+        past = torch.tensor([[bos, *text.tokens(start, place).tolist()]])
+        one, other = (model(past)[0, -1].double().log_softmax(-1) for model in (before, after))
+        token = int(text.tokens(place, place + 1)[0])
+        sums[0] -= float(one[token])
+        sums[1] -= float(other[token])
+        sums[2] += sum(math.exp(p) * (p - q) for p, q in zip(one.tolist(), other.tolist(), strict=True))
+    return sums
+
+
+def test_figures_are_those_of_one_token_after_the_other(
+    pretrained: Callable[[str], Path], texts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(quantisation, "HEAD_TOKENS", 7)
+    folder = pretrained("llama")
+    words, before, after = Tokenizer.load(folder), load_language_model(folder), load_language_model(folder)
+    quantise_model(after, W4)
+    text = TextStream([str(texts)], words)
+    found = compare(before, after, text, 24, words.bos_id)
+    expected = _by_hand(before, after, text, words.bos_id, 24)
+    assert [found.before_nats, found.after_nats, found.divergence_nats] == pytest.approx(expected, rel=1e-3)
+    read = [json.loads(line)["text"] for line in texts.read_text(encoding="utf-8").splitlines()]
+    assert (found.tokens, found.bytes) == (text.total_tokens, sum(len(one.encode()) for one in read))
+    figures = found.figures()
+    assert figures["bits_per_byte_before"] == pytest.approx(expected[0] / math.log(2) / found.bytes, rel=1e-4)
+    loss = heldout_loss(before, text, 24, words.bos_id)
+    assert figures["bits_per_byte_before"] == pytest.approx(loss.bits_per_byte, rel=1e-6)
+    assert figures["change_percent"] == pytest.approx(100 * (expected[1] - expected[0]) / expected[0], rel=0.02)
+    assert figures["kl_divergence_nats"] == pytest.approx(expected[2] / text.total_tokens, rel=1e-3)
+
+
+def test_a_folder_is_written_with_its_record(
+    pretrained: Callable[[str], Path], texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, out = pretrained("llama"), tmp_path / "out"
+    command = ["quantize", str(folder), "--out", str(out), "--format", "w8", "--heldout", str(texts), "--context", "32"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    record = json.loads((out / "quantization.json").read_text())
+    assert f"({record['change_percent']:+.2f} %)" in shown and "KL divergence" in shown and str(out) in shown
+    assert (record["format"], record["method"], record["measured"], record["context"]) == ("w8", "nearest", True, 32)
+    assert record["made_from"]["model.safetensors"] == hash_file(folder / "model.safetensors")
+    assert record["good"] == (record["change_percent"] <= 0.1)
+    loaded = groundup.load(out)
+    assert quantised_format(loaded) == W8
+    assert Tokenizer.load(out).encode("def f():") == Tokenizer.load(folder).encode("def f():")
+    assert main(["sample", str(out), "--prompt", "def ", "--max-tokens", "4", "--temperature", "0"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_calibration_is_used_and_recorded(pretrained: Callable[[str], Path], texts: Path, tmp_path: Path):
+    config = QuantizeConfig("w4", calibration=(str(texts),), heldout=(str(texts),), context=32, calibration_windows=4)
+    record = quantise_folder(config, pretrained("llama"), tmp_path / "out")
+    plain = QuantizeConfig("w4", heldout=(str(texts),), context=32)
+    nearest_record = quantise_folder(plain, pretrained("llama"), tmp_path / "nearest")
+    assert (record["method"], nearest_record["method"]) == ("calibrated", "nearest")
+    assert record["kl_divergence_nats"] < nearest_record["kl_divergence_nats"]
+    assert set(record["texts"]) == {"calibration", "heldout"}
+
+
+def test_what_nobody_measured_is_not_called_good(
+    pretrained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["quantize", str(pretrained("bert")), "--out", str(tmp_path / "out"), "--format", "w4"]
+    assert main(command) == 2
+    assert "whose loss was not measured cannot be called good" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--unmeasured"]) == 0
+    assert "not measured: nobody knows what this model has lost" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out/quantization.json").read_text())
+    assert record["measured"] is False and "good" not in record
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "both": ({"heldout": ("x",), "unmeasured": True}, "cannot be called good"),
+    "no text": ({"unmeasured": True, "method": "calibrated"}, "`calibrated` needs --calibration texts"),
+    "text": ({"unmeasured": True, "method": "nearest", "calibration": ("x",)}, "`nearest` looks at no text"),
+    "format": ({"unmeasured": True, "format": "w3"}, "`format` must be one of w8, w4, w4_g32, not 'w3'"),
+    "context": ({"unmeasured": True, "context": 0}, "`context` must be positive"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_do_not_go_together_are_refused(name: str):
+    settings, said = REFUSED[name]
+    with pytest.raises(UserError, match=said):
+        QuantizeConfig(**{"format": "w4"} | settings)
+
+
+def test_folders_that_cannot_be_quantised_are_refused(pretrained: Callable[[str], Path], texts: Path, tmp_path: Path):
+    measured, unmeasured = QuantizeConfig("w4", heldout=(str(texts),)), QuantizeConfig("w4", unmeasured=True)
+    with pytest.raises(UserError, match="holds a bert model, which has no bits per byte to measure"):
+        quantise_folder(measured, pretrained("bert"), tmp_path / "out")
+    with pytest.raises(UserError, match="holds a t5 model; this needs one of text alone"):
+        quantise_folder(unmeasured, pretrained("t5"), tmp_path / "out")
+    with pytest.raises(UserError, match="is there already"):
+        quantise_folder(unmeasured, pretrained("llama"), tmp_path)
+    with pytest.raises(UserError, match="there is no such folder to write into"):
+        quantise_folder(unmeasured, pretrained("llama"), tmp_path / "no" / "out")
+    quantise_folder(unmeasured, pretrained("llama"), tmp_path / "once")
+    with pytest.raises(UserError, match="a model of w4 weights cannot be quantised again"):
+        quantise_folder(unmeasured, tmp_path / "once", tmp_path / "twice")
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match="there is no text in it"):
+        quantise_folder(
+            QuantizeConfig("w4", heldout=(str(tmp_path / "empty.txt"),)), pretrained("llama"), tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_leaves_nothing(
+    pretrained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantisation, "save_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantise_folder(QuantizeConfig("w4", unmeasured=True), pretrained("llama"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_spelled_alike_everywhere():
+    assert tuple(WEIGHT_FORMATS) == quantising.FORMATS == get_args(Format)
+    assert get_args(Method) == quantising.METHODS
+
+
+def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
+    tokens_folder: Path, tokenizer_folder: Path, texts: Path, tmp_path: Path
+):
+    """The whole way: pre-training with `quantise`, then `quantize`; the trainer's loss is that of the served model."""
+    from tiny import PRETRAINING
+
+    from groundup.train import pretrain
+    from groundup.train.config import PretrainConfig
+
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    settings = {**PRETRAINING, "preset": "groundup", "quantise": "w4"}
+    pretrain.run(PretrainConfig(**settings), folder, tokens=tokens_folder, tokenizer=tokenizer_folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["quantise"] == "w4"
+    record = quantise_folder(QuantizeConfig("w4", heldout=(str(texts),), context=64), folder, tmp_path / "served")
+    assert record["method"] == "trained"
+    served = load_language_model(tmp_path / "served")
+    heldout = Shards.open(tokens_folder / "heldout")
+    found = heldout_loss(served, heldout, 64, Tokenizer.load(folder).bos_id).bits_per_byte
+    assert found == pytest.approx(summary["heldout_bits_per_byte"], rel=1e-4)
+    other = load_language_model(folder)
+    quantise_model(other, W4, lambda name, weight: nearest(weight, W4, search=False))
+    assert all(torch.equal(one, other.state_dict()[name]) for name, one in served.state_dict().items())
+
+
+def test_tiny_models_keep_their_names():
+    """`places` of a model and of what was made of it agree: nothing is quantised under another name."""
+    model = hot_decoder(tiny_config("groundup"), dtype=torch.float32)
+    before = {name.rpartition(".")[0] for name in model.state_dict()}
+    quantise_model(model, W4)
+    assert {name.rpartition(".")[0] for name in model.state_dict()} == before
