@@ -11,8 +11,9 @@ from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,10 +40,13 @@ from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
 from groundup.formats.huggingface import load_language_model
+from groundup.formats.peft import read_adapter
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
 
+Result = TypeVar("Result")
 Listen = Callable[[], Callable[[Heard], None]]
 
 # What the cache may hold by default, of keys and values.
@@ -100,18 +104,34 @@ class Engine:
         """Tokens of prompt and answer together that the model is meant for; texts end there."""
         return self.model.config.max_positions
 
+    def add_adapter(self, name: str, folder: str | PathLike[str]) -> None:
+        """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
+
+        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken.
+        """
+        self._check_decoder()
+        dtype = self.model.compute_dtype or next(self.model.parameters()).dtype
+        changes = read_adapter(Path(folder), self.model.config, dtype, self.model.device)
+        self._do(partial(self._loop.adapters.add, Adapter(name, changes))).result()
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises ValueError if there is none of this name, or while texts with it are written."""
+        self._do(partial(self._loop.drop_adapter, name)).result()
+
     def generate(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
 
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
+        adapter: the name of the one that the model is to have for these texts.
         Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
         vocabulary.
         """
@@ -122,7 +142,7 @@ class Engine:
             inboxes.append(SimpleQueue())
             return inboxes[-1].put
 
-        jobs = self._begin(_listed(prompts), listen, asked, constraint)
+        jobs = self._begin(_listed(prompts), listen, asked, constraint, adapter)
         try:
             return [completion(job, list(pieces_of(inbox))) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:
@@ -143,12 +163,13 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Generator[Piece, None, None]:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
         asked = _of_one_text(self._asked(sampling, options))
-        jobs = self._begin([prompt], lambda: inbox.put, asked, constraint)
+        jobs = self._begin([prompt], lambda: inbox.put, asked, constraint, adapter)
         try:
             yield from pieces_of(inbox)
         except BaseException:
@@ -174,15 +195,18 @@ class Engine:
         """The tokens from which the assistant goes on."""
         return render(self.tokenizer, messages, add_generation_prompt=True).ids
 
-    def score(self, texts: Sequence[Prompt]) -> list[Score]:
+    def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
+
+        adapter: as for `generate`.
 
         Raises ValueError as `generate` does.
         """
         self._check_decoder()
         inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in texts]
         all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(_listed(texts))]
-        jobs = [Scoring(ids, inbox.put) for ids, inbox in zip(all_ids, inboxes, strict=True)]
+        adapted = self._adapter(adapter)
+        jobs = [Scoring(ids, inbox.put, adapted) for ids, inbox in zip(all_ids, inboxes, strict=True)]
         for job in jobs:
             self._check_fits(job)
         self._submit(jobs)
@@ -214,6 +238,7 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
@@ -224,7 +249,7 @@ class Engine:
             inboxes.append(asyncio.Queue())
             return from_other_thread(inboxes[-1])
 
-        jobs = self._begin(_listed(prompts), listen, asked, constraint)
+        jobs = self._begin(_listed(prompts), listen, asked, constraint, adapter)
         try:
             all_pieces = [[piece async for piece in awaited_pieces_of(inbox)] for inbox in inboxes]
             return [completion(job, pieces) for job, pieces in zip(jobs, all_pieces, strict=True)]
@@ -245,13 +270,14 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> AsyncGenerator[Piece, None]:
         """As `pieces`."""
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
         asked = _of_one_text(self._asked(sampling, options))
-        jobs = self._begin([prompt], lambda: tell, asked, constraint)
+        jobs = self._begin([prompt], lambda: tell, asked, constraint, adapter)
         try:
             async for piece in awaited_pieces_of(inbox):
                 yield piece
@@ -271,22 +297,34 @@ class Engine:
         return sampling if sampling.stop_token_ids else replace(sampling, stop_token_ids=tuple(self.stop_ids))
 
     def _begin(
-        self, prompts: Sequence[Prompt], listen: Listen, sampling: Sampling, constraint: Constraint | None
+        self,
+        prompts: Sequence[Prompt],
+        listen: Listen,
+        sampling: Sampling,
+        constraint: Constraint | None,
+        adapter: str | None,
     ) -> list[Writing]:
         """Check the prompts, then hand them to the thread; `n` jobs for each."""
         self._check_decoder()
+        adapted = self._adapter(adapter)
         jobs: list[list[Writing]] = []
         for index, prompt in enumerate(prompts):
             ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
             limit = min(sampling.max_tokens, self.max_positions - len(ids))
             chooser = make_chooser(sampling, ids, constraint)
             choosers = [chooser, *(chooser.fork(copy) for copy in range(1, sampling.n))]
-            jobs.append([Writing(ids, limit, one, self._reader.text(sampling.stop), listen()) for one in choosers])
+            jobs.append(
+                [Writing(ids, limit, one, self._reader.text(sampling.stop), listen(), adapted) for one in choosers]
+            )
             self._check_fits(jobs[-1][0])
         for leader, *copies in jobs:
             leader.copies = copies
         self._submit([leader for leader, *_ in jobs])
         return [job for of_prompt in jobs for job in of_prompt]
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        """Raises ValueError if there is none of this name."""
+        return None if name is None else self._loop.adapters.named(name)
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
@@ -302,9 +340,9 @@ class Engine:
         for job in jobs:
             self._worker.do(partial(self._loop.cancel, job))
 
-    def _do(self, work: Callable[[], Tensor]) -> "Future[Tensor]":
+    def _do(self, work: Callable[[], Result]) -> "Future[Result]":
         """Have something else done by the thread, between two steps."""
-        future: Future[Tensor] = Future()
+        future: Future[Result] = Future()
 
         def action() -> None:
             try:

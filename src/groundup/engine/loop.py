@@ -14,6 +14,7 @@ from groundup.engine.jobs import Job, Scoring, Writing
 from groundup.engine.runner import Runner
 from groundup.engine.scheduler import Chunk, Scheduler
 from groundup.engine.scheduler import Sequence as Text
+from groundup.model.lora import Adapters
 
 
 class Loop:
@@ -28,10 +29,18 @@ class Loop:
     def is_busy(self) -> bool:
         return bool(self._jobs)
 
+    @property
+    def adapters(self) -> Adapters:
+        return self._runner.adapters
+
     def begin(self, job: Job) -> None:
         """Take up a job."""
+        if job.adapter is not None and job.adapter not in self.adapters:
+            _tell(job, ValueError(f"adapter `{job.adapter.name}` was dropped before this text was begun"))
+            return
         # All tokens of a text to score are computed, as their logits are wanted.
-        job.sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses=isinstance(job, Writing))
+        reuses = isinstance(job, Writing)
+        job.sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter)
         self._jobs[job.sequence] = job
 
     def cancel(self, job: Job) -> None:
@@ -45,6 +54,13 @@ class Loop:
             heir.sequence, self._jobs[job.sequence] = job.sequence, heir
         elif job.sequence in self._jobs:
             self._end(job)
+
+    def drop_adapter(self, name: str) -> None:
+        """Raises ValueError if there is none of this name, and while texts that have begun need it."""
+        adapter = self.adapters.named(name)
+        if users := sum(job.adapter is adapter for job in self._jobs.values()):
+            raise ValueError(f"adapter `{name}` is in use by {users} texts; wait for their ends or cancel them")
+        self.adapters.remove(adapter)
 
     def step(self) -> None:
         """Compute one step, and tell of it. What goes wrong for one job ends that one alone."""
@@ -110,8 +126,13 @@ class Loop:
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._end(job)
-        for one in (job, *job.copies) if isinstance(job, Writing) else (job,):
-            one.tell(error)
+        _tell(job, error)
+
+
+def _tell(job: Job, error: Exception) -> None:
+    """Tell of an error whoever waits for a job, or for a copy of it that has not begun."""
+    for one in (job, *job.copies) if isinstance(job, Writing) else (job,):
+        one.tell(error)
 
 
 class Worker:

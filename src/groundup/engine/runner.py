@@ -14,6 +14,7 @@ from torch import Tensor
 from groundup.engine.paged import PagedStore, StepCache, lay_out
 from groundup.engine.scheduler import Chunk, Step
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapters
 from groundup.model.rotary import DynamicScaling, LongRopeScaling
 from groundup.model.specs import Attention, Experts, LatentAttention
 
@@ -24,10 +25,11 @@ ALIKE_TOKENS = 64
 
 
 class Runner:
-    """A decoder and the store in which its sequences lie."""
+    """A decoder, the adapters it can be run with, and the store in which its sequences lie."""
 
     def __init__(self, model: LanguageModel, blocks: int) -> None:
         self.model = model
+        self.adapters = Adapters(model)
         self._store = PagedStore(len(model.layers), blocks)
         self._remembers = is_recurrent(model)
         self._alone = depends_on_the_longest(model)
@@ -72,7 +74,8 @@ class Runner:
         cache = StepCache(self._store, layout, [chunk.sequence.state for chunk in chunks])
         ids = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks]
         input_ids = torch.tensor(ids, device=device)
-        hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache)
+        with self.adapters.applied([chunk.sequence.adapter for chunk in chunks], device):
+            hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache)
         for row, chunk in enumerate(chunks):
             if self._remembers:
                 chunk.sequence.state = cache.remembered(row)

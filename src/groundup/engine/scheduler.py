@@ -16,6 +16,7 @@ from collections.abc import Sequence as Items
 from typing import Any, NamedTuple
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Copy, blocks_for
+from groundup.model.lora import Adapter
 
 
 class Sequence:
@@ -26,15 +27,24 @@ class Sequence:
     state: of recurrent layers after these; the scheduler only hands it on.
     reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
     order: sequences are served in this order.
+    adapter: that it is computed with, if any; those with different ones share nothing.
     """
 
-    def __init__(self, tokens: Items[int], pool: BlockPool, order: tuple[int, int], reuses: bool = True) -> None:
+    def __init__(
+        self,
+        tokens: Items[int],
+        pool: BlockPool,
+        order: tuple[int, int],
+        reuses: bool = True,
+        adapter: Adapter | None = None,
+    ) -> None:
         self.tokens = list(tokens)
         self.computed = 0
         self.cached = 0
         self.state: Any | None = None
         self.reuses = reuses
         self.order = order
+        self.adapter = adapter
         self.table = BlockTable(pool)
         self._pool = pool
         self._hashes: list[bytes] = []
@@ -47,9 +57,10 @@ class Sequence:
         return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
 
     def block_hash(self, index: int) -> bytes:
-        """The hash of a whole block and all before it."""
+        """The hash of a whole block and all before it, the adapter included."""
         while len(self._hashes) <= index:
-            before = self._hashes[-1] if self._hashes else b""
+            root = b"" if self.adapter is None else self.adapter.key
+            before = self._hashes[-1] if self._hashes else root
             self._hashes.append(self._pool.chained_hash(before, self.block_tokens(len(self._hashes))))
         return self._hashes[index]
 
@@ -101,7 +112,9 @@ class Scheduler:
         self._recurrent, self._whole_prompts, self._reach = recurrent, whole_prompts, reach
         self._arrivals = 0
 
-    def add(self, tokens: Items[int], most_tokens: int, reuses: bool = True) -> Sequence:
+    def add(
+        self, tokens: Items[int], most_tokens: int, reuses: bool = True, adapter: Adapter | None = None
+    ) -> Sequence:
         """A new sequence, which will have no more than `most_tokens` to compute.
 
         Raises ValueError if these do not fit into the pool even when it is empty.
@@ -110,14 +123,14 @@ class Scheduler:
             raise ValueError(
                 f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.count * BLOCK_TOKENS}"
             )
-        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses)
+        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter)
         self._arrivals += 1
         self.waiting.append(sequence)
         return sequence
 
     def fork(self, parent: Sequence, copy: int) -> Sequence:
         """Another sequence with the parent's tokens, of which nothing is computed again; copy: 1, 2, …"""
-        child = Sequence(parent.tokens, self.pool, (parent.order[0], copy), parent.reuses)
+        child = Sequence(parent.tokens, self.pool, (parent.order[0], copy), parent.reuses, parent.adapter)
         child.cached = parent.cached
         if len(self.running) < self._most_running:
             child.table, child.computed, child.state = parent.table.fork(), parent.computed, parent.state
