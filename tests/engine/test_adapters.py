@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny import hot_decoder, random_ids, tiny_config
+from tiny import greedy, hot_decoder, random_ids, tiny_config
 
 import groundup as gu
 from groundup.engine.jobs import Scoring
@@ -113,14 +113,6 @@ def _hooks(model: LanguageModel) -> int:
 
 
 @torch.no_grad()
-def _greedy(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    return ids[len(prompt) :]
-
-
-@torch.no_grad()
 def _scores(model: LanguageModel, text: list[int]) -> list[float]:
     logits_tv = model(torch.tensor([text]))[0].log_softmax(-1)
     return logits_tv[:-1].gather(1, torch.tensor(text)[1:, None])[:, 0].tolist()
@@ -142,7 +134,7 @@ def test_texts_with_different_adapters_and_none_go_together(engine: gu.Engine, m
         return [one.tokens for (one,) in await asyncio.gather(*asked)]
 
     found = asyncio.run(main())
-    assert found == [_greedy(merged[kind], prompt, 20) for prompt, kind in wishes]
+    assert found == [greedy(merged[kind], prompt, 20) for prompt, kind in wishes]
     assert len({tuple(found[place]) for place in range(3)}) == 3
     assert _engine_free(engine)
 
@@ -159,7 +151,7 @@ def test_a_cached_beginning_is_never_taken_from_a_text_with_another_adapter(engi
         before = engine.generate([prompt], adapter=kind, max_tokens=1)[0]
         (again,) = engine.generate([prompt], adapter=kind, max_tokens=10)
         assert again.cached == 48
-        assert again.tokens == _greedy(merged[kind], prompt, 10)
+        assert again.tokens == greedy(merged[kind], prompt, 10)
         assert before.tokens == again.tokens[:1]
     (fresh,) = gu.Engine(engine.model, stop_ids=[]).generate([prompt], max_tokens=1)
     assert fresh.cached == 0
@@ -171,13 +163,13 @@ def test_another_adapter_of_the_same_name_does_not_find_what_the_first_left(engi
     engine.drop_adapter("mine")
     engine.add_adapter("mine", folders["few"])
     (one,) = engine.generate([BASE[:50]], adapter="mine", max_tokens=10)
-    assert (one.cached, one.tokens) == (0, _greedy(merged["few"], BASE[:50], 10))
+    assert (one.cached, one.tokens) == (0, greedy(merged["few"], BASE[:50], 10))
     engine.drop_adapter("mine")
 
 
 def test_copies_and_streams_have_their_adapter(engine: gu.Engine, merged: dict):
     tokens = [piece.choice.token for piece in engine.pieces(PROMPTS[0], adapter="few", max_tokens=15)]
-    assert tokens == _greedy(merged["few"], PROMPTS[0], 15)
+    assert tokens == greedy(merged["few"], PROMPTS[0], 15)
     three = engine.generate([PROMPTS[2]], adapter="all", n=3, temperature=1.0, seed=7, max_tokens=9)
     alone = gu.Engine(merged["all"], stop_ids=[]).generate([PROMPTS[2]], n=3, temperature=1.0, seed=7, max_tokens=9)
     assert [one.tokens for one in three] == [one.tokens for one in alone]
@@ -203,8 +195,8 @@ def test_adapters_come_and_go_while_texts_are_written(model: LanguageModel, fold
     engine.drop_adapter("few")
     assert _hooks(model) == 0
     tokens += [piece.choice.token for piece in plain]
-    assert tokens == _greedy(merged[None], PROMPTS[0], 40)
-    assert with_it == _greedy(merged["few"], PROMPTS[0], 40)
+    assert tokens == greedy(merged[None], PROMPTS[0], 40)
+    assert with_it == greedy(merged["few"], PROMPTS[0], 40)
 
 
 def test_a_stream_that_is_closed_lets_go_of_its_adapter(engine: gu.Engine, folders):
@@ -322,7 +314,7 @@ def test_any_workload_gives_each_text_what_its_merged_model_gives(
 
     found = asyncio.run(main())
     for tokens, prompt, (kind, *_, limit) in zip(found, prompts, wishes, strict=True):
-        assert tokens == _greedy(merged[kind], prompt, limit)
+        assert tokens == greedy(merged[kind], prompt, limit)
     assert _engine_free(engine)
     for kind in folders:
         engine.drop_adapter(kind)

@@ -109,7 +109,7 @@ def test_ranks_and_alphas_of_their_own_by_name(llama: Path, by_root: bool, tmp_p
         use_rslora=by_root,
         target_modules=["q_proj", "v_proj", "down_proj"],
         rank_pattern={"layers.1.self_attn.q_proj": 2, "q_proj": 5},
-        alpha_pattern={"v_proj": 1.5, "layers.0.mlp.down_proj": 11},
+        alpha_pattern={"proj": 50, "layers.0.mlp": 60, "v_proj": 1.5, "layers.0.mlp.down_proj": 11},
     )
     ids = random_ids(2, 12)
     torch.testing.assert_close(
