@@ -210,6 +210,19 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
     assert _free(engine)
 
 
+def test_what_has_to_give_way_comes_back_from_the_host(model: LanguageModel):
+    """Beginnings that other texts have displaced are found again, and the texts are the same."""
+    engine = gu.Engine(model, stop_ids=[], cache_tokens=112, host_tokens=320, step_tokens=24, most_running=4)
+    plain = gu.Engine(model, stop_ids=[], cache_tokens=112, step_tokens=24, most_running=4)
+    expected = [greedy(model, prompt, 30) for prompt in PROMPTS]
+    for _ in range(2):
+        assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=30)] == expected
+        plain.generate(PROMPTS, max_tokens=30)
+    assert [one.cached for one in engine.generate(PROMPTS, max_tokens=30)] == [0, 0, 32, 0, 32]
+    assert sum(one.cached for one in plain.generate(PROMPTS, max_tokens=30)) < 64
+    assert _free(engine)
+
+
 def test_a_stream_that_is_closed_frees_its_blocks(model: LanguageModel):
     engine = gu.Engine(model, stop_ids=[])
     stream = engine.pieces(PROMPTS[2], max_tokens=50)

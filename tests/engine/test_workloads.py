@@ -54,7 +54,10 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     name: lambda name=name: tiny_config(name, kv_heads=1, context=CONTEXT)
     for name in ("groundup", "nanochat", "llama", "gemma2", "mamba", "mamba2", "qwen3_next", "lfm2")
 }
-CONFIGS |= {name: lambda name=name: tiny_config(name, context=CONTEXT) for name in ("mixtral", "deepseek_v3", "gpt2")}
+CONFIGS |= {
+    name: lambda name=name: tiny_config(name, context=CONTEXT)
+    for name in ("mixtral", "deepseek_v3", "gpt2", "gpt3", "palm")
+}
 CONFIGS |= {"windowed": lambda: _windowed("llama"), "windowed, with induction": lambda: _windowed("groundup")}
 CONFIGS |= {"with capacity": _with_capacity}
 
@@ -106,9 +109,15 @@ class Request:
 
 
 class CountingScheduler(Scheduler):
-    """Counts how often a sequence gives way."""
+    """Counts how often a sequence gives way, the tokens that are computed, and what comes back from the host."""
 
-    preempted = 0
+    preempted = computed = brought_back = 0
+
+    def schedule(self) -> Step:
+        step = super().schedule()
+        self.computed += sum(chunk.length for chunk in step.chunks)
+        self.brought_back += sum(copy.source >= self.pool.count for copy in step.copies)
+        return step
 
     def _preempt_youngest(self) -> Sequence:
         self.preempted += 1
@@ -116,13 +125,12 @@ class CountingScheduler(Scheduler):
 
 
 def _turn(
-    model: LanguageModel, requests: list[Request], blocks: int, budget: int, most_running: int
+    model: LanguageModel, requests: list[Request], blocks: int, budget: int, most_running: int, host: int = 0
 ) -> CountingScheduler:
-    """Serve the requests to their ends."""
-    scheduler = CountingScheduler(
-        BlockPool(blocks), budget, most_running, recurrent=is_recurrent(model), reach=reach(model)
-    )
-    loop = Loop(Runner(model, blocks), scheduler)
+    """Serve the requests to their ends. host: blocks in the host's memory."""
+    pool = BlockPool(blocks, host=host)
+    scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model), reach=reach(model))
+    loop = Loop(Runner(model, blocks, host), scheduler)
     for time in range(3000):
         for number, request in enumerate(requests):
             if request.at == time:
@@ -176,12 +184,13 @@ REQUESTS = st.builds(
     blocks=st.integers(6, 14),
     budget=st.sampled_from([5, 24, 100]),
     most_running=st.integers(1, 5),
+    host=st.sampled_from([0, 2, 20]),
 )
 def test_any_workload_gives_the_logits_of_the_model_alone(
-    name: str, requests: list[Request], blocks: int, budget: int, most_running: int
+    name: str, requests: list[Request], blocks: int, budget: int, most_running: int, host: int
 ):
     requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
-    _turn(_model(name), requests, blocks, budget, most_running)
+    _turn(_model(name), requests, blocks, budget, most_running, host)
     for request in requests:
         _check(_model(name), request)
 
@@ -198,6 +207,25 @@ def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
     if reach(model) is None:
         assert scheduler.preempted > 0
         assert max(later) >= 2 * BLOCK_TOKENS, "nothing was found in the cache"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_gave_way_comes_back_from_the_host_instead_of_being_computed_again(name: str):
+    model = _model(name)
+    blocks = 7 if reach(model) is None else 5
+
+    def serve(host: int) -> CountingScheduler:
+        requests = [Request(0, 30, 3, 40), Request(1, 30, 5, 40, copies=3), Request(2, 0, 40, 25), Request(3, 0, 41, 9)]
+        scheduler = _turn(model, requests, blocks, 24, 6, host)
+        for request in requests:
+            _check(model, request)
+        assert all(piece.cached <= 32 for request in requests for told in request.told for piece in told)
+        return scheduler
+
+    without, with_host = serve(0), serve(40)
+    if without.preempted:
+        assert with_host.brought_back > 0
+        assert with_host.computed < without.computed
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3", "mamba2", "groundup"])

@@ -63,6 +63,8 @@ class Engine:
     stop_ids: tokens that end a text; by default those of the folder's generation settings, or of the tokenizer.
     cache_tokens: how many tokens the cache holds for all requests together; by default as many as fit into 1 GiB, but
         at least one text of the model's full length.
+    host_tokens: how many more it keeps in the host's memory, of texts that had to give way and of shared beginnings;
+        they come back instead of being computed again. By default as many on a GPU, none on a CPU.
     step_tokens: most tokens of one step: fewer make running texts smoother, more make prompts faster.
     most_running: texts that are computed at a time.
     Raises UserError for a folder that cannot be read or holds a model of another kind.
@@ -75,6 +77,7 @@ class Engine:
         *,
         stop_ids: Collection[int] | None = None,
         cache_tokens: int | None = None,
+        host_tokens: int | None = None,
         step_tokens: int = 512,
         most_running: int = 64,
     ) -> None:
@@ -82,7 +85,10 @@ class Engine:
         self.model = model if isinstance(model, LanguageModel) else load_language_model(local_folder(model))
         self._reader = Reader(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
-        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running)))
+        cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running)
+        if host_tokens is None:
+            host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
+        self._pool = BlockPool(blocks_for(cache_tokens), host=blocks_for(host_tokens))
         scheduler = Scheduler(
             self._pool,
             step_tokens,
@@ -91,7 +97,7 @@ class Engine:
             whole_prompts=depends_on_the_longest(self.model),
             reach=reach(self.model),
         )
-        self._loop = Loop(Runner(self.model, self._pool.count), scheduler)
+        self._loop = Loop(Runner(self.model, self._pool.count, self._pool.host), scheduler)
         self._worker = Worker(self._loop)
 
     @property

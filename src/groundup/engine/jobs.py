@@ -63,7 +63,7 @@ class Writing:
         """Choose the next token and tell of it; returns whether the text is at its end."""
         choice = self.chooser.choose(logits_v)
         if self.chooser.has_ended:
-            self.tell(Piece(None, self._rest(), "stop", sequence.cached))
+            self.tell(Piece(None, self._rest(), "stop", sequence.cached or 0))
             return True
         sequence.tokens.append(choice.token)
         self.written += 1
@@ -73,7 +73,7 @@ class Writing:
             ending = "stop"
         elif self.written == self.limit:
             ending, shown = "length", shown + self._rest()
-        self.tell(Piece(choice, shown, ending, sequence.cached))
+        self.tell(Piece(choice, shown, ending, sequence.cached or 0))
         return ending is not None
 
     def _rest(self) -> str:

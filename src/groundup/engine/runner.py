@@ -25,12 +25,15 @@ ALIKE_TOKENS = 64
 
 
 class Runner:
-    """A decoder, the adapters it can be run with, and the store in which its sequences lie."""
+    """A decoder, the adapters it can be run with, and the store in which its sequences lie.
 
-    def __init__(self, model: LanguageModel, blocks: int) -> None:
+    blocks: of the store, on the model's device. host_blocks: further ones in the host's memory.
+    """
+
+    def __init__(self, model: LanguageModel, blocks: int, host_blocks: int = 0) -> None:
         self.model = model
         self.adapters = Adapters(model)
-        self._store = PagedStore(len(model.layers), blocks)
+        self._store = PagedStore(len(model.layers), blocks, host_blocks)
         self._remembers = is_recurrent(model)
         self._alone = depends_on_the_longest(model)
 

@@ -24,6 +24,7 @@ class Sequence:
 
     tokens: prompt and answer so far; whoever owns the sequence appends to it.
     computed: how many of them have their keys, values and states.
+    cached: how many were found in the cache when it was first admitted, None before.
     state: of recurrent layers after these; the scheduler only hands it on.
     reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
     order: sequences are served in this order.
@@ -40,7 +41,7 @@ class Sequence:
     ) -> None:
         self.tokens = list(tokens)
         self.computed = 0
-        self.cached = 0
+        self.cached: int | None = None
         self.state: Any | None = None
         self.reuses = reuses
         self.order = order
@@ -79,7 +80,7 @@ class Chunk(NamedTuple):
 
 
 class Step(NamedTuple):
-    """copies: of blocks, before anything is computed."""
+    """copies: of blocks, one after the other before anything is computed."""
 
     chunks: list[Chunk]
     copies: list[Copy]
@@ -150,7 +151,6 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step; no chunks if there is nothing to do."""
         chunks: list[Chunk] = []
-        copies: list[Copy] = []
         preempted = False
         for sequence in [one for one in self.running if one.pending == 1]:
             if sequence not in self.running:
@@ -160,13 +160,13 @@ class Scheduler:
                 if self._preempt_youngest() is sequence:
                     break
             else:
-                copies += sequence.table.grow(len(sequence.tokens), sequence.computed)
+                sequence.table.grow(len(sequence.tokens), sequence.computed)
                 chunks.append(Chunk(sequence, sequence.computed, 1))
         if not preempted:
             self._admit()
         served = {chunk.sequence for chunk in chunks}
         prompts = [one for one in self.running if one.pending and one not in served]
-        return Step(chunks + self._prompt_chunks(prompts, self._budget - len(chunks)), copies)
+        return Step(chunks + self._prompt_chunks(prompts, self._budget - len(chunks)), self.pool.take_copies())
 
     def complete(self, step: Step) -> None:
         """The step has been computed: whole blocks become known, those out of sight are given back."""
@@ -202,9 +202,10 @@ class Scheduler:
                 return
             self.waiting.popleft()
             sequence.table.adopt(found)
-            sequence.computed = sequence.cached = len(found) * BLOCK_TOKENS
+            sequence.computed = len(found) * BLOCK_TOKENS
+            if sequence.cached is None:  # not where it gave way before
+                sequence.cached = sequence.computed
             sequence.state = state
-            # These are whole blocks, which nobody writes to: there is nothing to copy.
             sequence.table.grow(len(sequence.tokens), sequence.computed)
             insort(self.running, sequence, key=lambda one: one.order)
 
