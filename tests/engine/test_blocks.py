@@ -80,6 +80,7 @@ class Memory:
             read = [token for block in table.blocks for token in self.cells[block]]
             assert read[: len(tokens) - table.first_token] == tokens[table.first_token :]
 
+        assert self.pool._known == {content: block for block, (content, _) in self.pool._content.items()}
         for block, (_, part) in self.pool._content.items():
             assert self.cells[block] == list(part), "what is known of a block stands in it"
         assert sorted(self.pool._spare) == list(range(COUNT, COUNT + self.pool.host))
@@ -253,6 +254,33 @@ def test_what_is_computed_again_is_known_where_it_was_computed():
     assert pool.state_after(1) == "state"
     pool.publish(block, b"hash", [1])
     assert (pool.find(b"hash", [1]), pool.state_after(block)) == (block, "state")
+    assert pool._content == {block: (b"hash", (1,))}
+
+
+def test_a_place_on_the_host_that_is_free_again_is_taken_before_another_is_forgotten():
+    pool = BlockPool(2, host=2)
+    first, second = pool.take(), pool.take()
+    for block, content in ((first, b"first"), (second, b"second")):
+        pool.publish(block, content, [1])
+        pool.release(block)
+    pool.take(), pool.take()  # both move to the host
+    pool.publish(second, b"second", [1])  # computed again
+    pool.release(second)
+    pool.take()
+    assert pool.find(b"first", [1]) is not None and pool.find(b"second", [1]) is not None
+
+
+def test_what_comes_back_is_not_displaced_by_what_makes_room_for_it():
+    pool = BlockPool(1, host=1)
+    block = pool.take()
+    pool.publish(block, b"old", [1])
+    pool.release(block)
+    assert pool.take() == block
+    pool.publish(block, b"new", [2])
+    pool.release(block)
+    assert pool.hold([pool.find(b"old", [1])]) == [block]
+    assert pool.take_copies() == [(0, 1), (1, 0)]
+    assert (pool.find(b"old", [1]), pool.find(b"new", [2])) == (block, None)
 
 
 def test_misuse_is_refused():
@@ -265,3 +293,5 @@ def test_misuse_is_refused():
         pool.release(block)
     with pytest.raises(ValueError, match="at least one block"):
         BlockPool(0)
+    with pytest.raises(ValueError, match="no block on the host or more, not -1"):
+        BlockPool(1, host=-1)

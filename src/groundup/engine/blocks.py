@@ -39,6 +39,8 @@ class BlockPool:
     def __init__(self, count: int, snapshots: int = 64, host: int = 0) -> None:
         if count < 1:
             raise ValueError(f"a pool needs at least one block, not {count}")
+        if host < 0:
+            raise ValueError(f"a pool has no block on the host or more, not {host}")
         self.count, self.host = count, host
         self._snapshots = snapshots
         self._references = [0] * count
