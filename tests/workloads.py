@@ -12,7 +12,7 @@ from groundup.engine.choose import Choice
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits, Row
-from groundup.engine.scheduler import Scheduler, Sequence
+from groundup.engine.scheduler import Scheduler, Sequence, Step
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Experts
@@ -102,9 +102,15 @@ class Request:
 
 
 class CountingScheduler(Scheduler):
-    """Counts how often a sequence gives way."""
+    """Counts how often a sequence gives way, the tokens that are computed, and what comes back from the host."""
 
-    preempted = 0
+    preempted = computed = brought_back = 0
+
+    def schedule(self) -> Step:
+        step = super().schedule()
+        self.computed += sum(chunk.length for chunk in step.chunks)
+        self.brought_back += sum(copy.source >= self.pool.count for copy in step.copies)
+        return step
 
     def _preempt_youngest(self) -> Sequence:
         self.preempted += 1

@@ -14,9 +14,9 @@ COUNT = 12
 class Memory:
     """What stands in blocks, and tables that read and write it as sequences of tokens."""
 
-    def __init__(self) -> None:
-        self.pool = BlockPool(COUNT)
-        self.cells: dict[int, list[int]] = {block: [-1] * BLOCK_TOKENS for block in range(COUNT)}
+    def __init__(self, host: int = 0) -> None:
+        self.pool = BlockPool(COUNT, host=host)
+        self.cells: dict[int, list[int]] = {block: [-1] * BLOCK_TOKENS for block in range(COUNT + host)}
         self.texts: list[tuple[BlockTable, list[int]]] = []
 
     def begin(self, tokens: list[int]) -> bool:
@@ -33,7 +33,11 @@ class Memory:
         fresh = blocks_for(len(tokens)) - sum(map(self.pool.is_held, found))
         if fresh > self.pool.available:
             return False
+        before = self.pool.available
         table.adopt(found)
+        self._copy()
+        assert before - self.pool.available == len(found) - sum(self.pool.is_shared(block) for block in table.blocks)
+        assert max(table.blocks, default=0) < COUNT, "nobody computes with a block on the host"
         known = len(found) * BLOCK_TOKENS
         self.texts.append((table, tokens[:known]))
         self.append(len(self.texts) - 1, tokens[known:])
@@ -45,8 +49,8 @@ class Memory:
             return
         before = self.pool.available
         wanted = table.wanted(len(tokens) + len(more), len(tokens))
-        for copy in table.grow(len(tokens) + len(more), len(tokens)):
-            self.cells[copy.target] = list(self.cells[copy.source])
+        table.grow(len(tokens) + len(more), len(tokens))
+        self._copy()
         assert before - self.pool.available == wanted
         for token in more:
             block = table.block_of(len(tokens) // BLOCK_TOKENS)
@@ -76,6 +80,15 @@ class Memory:
             read = [token for block in table.blocks for token in self.cells[block]]
             assert read[: len(tokens) - table.first_token] == tokens[table.first_token :]
 
+        assert self.pool._known == {content: block for block, (content, _) in self.pool._content.items()}
+        for block, (_, part) in self.pool._content.items():
+            assert self.cells[block] == list(part), "what is known of a block stands in it"
+        assert sorted(self.pool._spare) == list(range(COUNT, COUNT + self.pool.host))
+
+    def _copy(self) -> None:
+        for copy in self.pool.take_copies():
+            self.cells[copy.target] = list(self.cells[copy.source])
+
     def _publish(self, table: BlockTable, tokens: list[int]) -> None:
         content = b""
         for index in range(len(tokens) // BLOCK_TOKENS):
@@ -100,9 +113,11 @@ ACTIONS = st.one_of(
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(ACTIONS, max_size=40))
-def test_any_schedule_leaves_every_block_free_and_every_text_as_it_was_written(actions: list[tuple[str, int, int]]):
-    memory = Memory()
+@given(st.lists(ACTIONS, max_size=40), st.sampled_from([0, 1, 4, 20]))
+def test_any_schedule_leaves_every_block_free_and_every_text_as_it_was_written(
+    actions: list[tuple[str, int, int]], host: int
+):
+    memory = Memory(host)
     for name, first, second in actions:
         if name == "begin":
             memory.begin(_text(first, second))
@@ -186,9 +201,86 @@ def test_states_are_kept_for_known_blocks_alone_and_only_so_many():
         pool.publish(block, bytes([number]), [number])
         pool.remember(block, number)
     assert [pool.state_after(block) for block in blocks] == [None, None, 2, 3]
+    assert pool.take_copies() == []
     pool.release(blocks[2])
     assert pool.take() == blocks[2]  # for something else, so that nothing is known of it any more
     assert pool.state_after(blocks[2]) is None
+
+
+def _begin_and_end(memory: Memory, first: int, blocks: int) -> None:
+    assert memory.begin([first + place for place in range(blocks * BLOCK_TOKENS)])
+    memory.check()
+    memory.end(0)
+
+
+def _found(memory: Memory, first: int, blocks: int) -> int:
+    """How many of the first blocks of such a text are known."""
+    content = b""
+    for index in range(blocks):
+        part = [first + index * BLOCK_TOKENS + place for place in range(BLOCK_TOKENS)]
+        content = memory.pool.chained_hash(content, part)
+        if memory.pool.find(content, part) is None:
+            return index
+    return blocks
+
+
+def test_what_has_to_give_way_moves_to_the_host_and_comes_back():
+    memory = Memory(host=COUNT + 8)  # also for what is displaced while others come back
+    _begin_and_end(memory, 1000, 8)
+    _begin_and_end(memory, 5000, COUNT)  # takes all there is
+    assert (_found(memory, 1000, 8), _found(memory, 5000, COUNT)) == (8, COUNT)
+    _begin_and_end(memory, 1000, 8)
+    assert (_found(memory, 1000, 8), _found(memory, 5000, COUNT)) == (8, COUNT)
+
+
+def test_a_full_host_forgets_what_gave_way_first():
+    memory = Memory(host=4)
+    _begin_and_end(memory, 1000, 6)
+    _begin_and_end(memory, 5000, COUNT)
+    # Six blocks were never used; the other six gave way from the last to the first, which went to the host.
+    assert _found(memory, 1000, 6) == 4
+    assert _found(memory, 5000, COUNT) == COUNT
+
+
+def test_what_is_computed_again_is_known_where_it_was_computed():
+    """And the place on the host is free for something else."""
+    pool = BlockPool(1, host=1)
+    block = pool.take()
+    pool.publish(block, b"hash", [1])
+    pool.remember(block, "state")
+    pool.release(block)
+    pool.take()
+    assert (pool.find(b"hash", [1]), pool.take_copies()) == (1, [(block, 1)])
+    assert pool.state_after(1) == "state"
+    pool.publish(block, b"hash", [1])
+    assert (pool.find(b"hash", [1]), pool.state_after(block)) == (block, "state")
+    assert pool._content == {block: (b"hash", (1,))}
+
+
+def test_a_place_on_the_host_that_is_free_again_is_taken_before_another_is_forgotten():
+    pool = BlockPool(2, host=2)
+    first, second = pool.take(), pool.take()
+    for block, content in ((first, b"first"), (second, b"second")):
+        pool.publish(block, content, [1])
+        pool.release(block)
+    pool.take(), pool.take()  # both move to the host
+    pool.publish(second, b"second", [1])  # computed again
+    pool.release(second)
+    pool.take()
+    assert pool.find(b"first", [1]) is not None and pool.find(b"second", [1]) is not None
+
+
+def test_what_comes_back_is_not_displaced_by_what_makes_room_for_it():
+    pool = BlockPool(1, host=1)
+    block = pool.take()
+    pool.publish(block, b"old", [1])
+    pool.release(block)
+    assert pool.take() == block
+    pool.publish(block, b"new", [2])
+    pool.release(block)
+    assert pool.hold([pool.find(b"old", [1])]) == [block]
+    assert pool.take_copies() == [(0, 1), (1, 0)]
+    assert (pool.find(b"old", [1]), pool.find(b"new", [2])) == (block, None)
 
 
 def test_misuse_is_refused():
@@ -201,3 +293,5 @@ def test_misuse_is_refused():
         pool.release(block)
     with pytest.raises(ValueError, match="at least one block"):
         BlockPool(0)
+    with pytest.raises(ValueError, match="no block on the host or more, not -1"):
+        BlockPool(1, host=-1)

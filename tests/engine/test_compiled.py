@@ -14,9 +14,11 @@ from groundup.engine.quantised import use_kernels
 from groundup.engine.scheduler import Scheduler
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter, Adapters, LowRank
 from groundup.model.specs import Norm, QueryKeyNorm
 from groundup.quantize.convert import quantise_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
+from groundup.quantize.modules import QuantisedLinear
 
 
 def _with_attention(config: ModelConfig, **changes: object) -> ModelConfig:
@@ -119,6 +121,48 @@ def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.T
     scheduler.add(ids, len(ids))
     ((_, hidden_td),) = runner.run(scheduler.schedule())
     return runner.logits(hidden_td)
+
+
+def test_adapters_add_to_their_own_texts_what_they_add_in_the_model():
+    model = _quantised("qwen3")
+    adapters = [_random_adapter(model, name, seed) for seed, name in enumerate(("all", "few"))]
+    runner, scheduler = CompiledRunner(model, 40, 24, torch.float32), Scheduler(BlockPool(40), 24, 4)
+    wanted = [adapters[0], None, adapters[1], adapters[0]]
+    prompts = [random_ids(length, seed=length).tolist() for length in (7, 9, 40, 33)]
+    texts = [scheduler.add(prompt, 60, adapter=adapter) for prompt, adapter in zip(prompts, wanted, strict=True)]
+    seen: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(texts))}
+    while (step := scheduler.schedule()).chunks:
+        for chunk, hidden_td in runner.run(step):
+            seen[texts.index(chunk.sequence)].append(runner.logits(hidden_td))
+        scheduler.complete(step)
+    in_model = Adapters(model)
+    for adapter in adapters:
+        in_model.add(adapter)
+    for number, (prompt, adapter) in enumerate(zip(prompts, wanted, strict=True)):
+        with torch.no_grad(), in_model.applied([adapter], model.device):
+            expected_tv = model(torch.tensor([prompt]))[0]
+        _require_close(torch.cat(seen[number]), expected_tv)
+
+
+def _random_adapter(model: LanguageModel, name: str, seed: int) -> Adapter:
+    """For every linear map of the layers, or only for those of values and for the last of each layer."""
+    generator = torch.Generator().manual_seed(seed)
+    changes = {}
+    for path, module in model.layers.named_modules():
+        if isinstance(module, QuantisedLinear) and (name == "all" or path.endswith(("value", "down"))):
+            down = torch.randn(3, module.columns, generator=generator) / module.columns**0.5
+            changes[f"layers.{path}"] = LowRank(down, torch.randn(module.rows, 3, generator=generator))
+    return Adapter(name, changes)
+
+
+def test_what_moves_to_the_host_comes_back_as_it_was():
+    model = _quantised("llama", head=True)
+    prompts = [random_ids(length, seed=length).tolist() for length in (40, 41, 42, 43)]
+    expected = [gu.Engine(model, stop_ids=[]).generate([prompt], max_tokens=20)[0] for prompt in prompts]
+    engine = gu.Engine(model, stop_ids=[], cache_tokens=96, host_tokens=400, step_tokens=24, most_running=3)
+    for _ in range(2):
+        assert [one.tokens for one in engine.generate(prompts, max_tokens=20)] == [one.tokens for one in expected]
+    assert engine.generate(prompts[:1], max_tokens=20)[0].cached == 32
 
 
 BEYOND = {

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, VOCABULARY, hot_decoder, hot_model, random_ids, tiny_config
+from tiny import ENCODERS, VOCABULARY, greedy, hot_decoder, hot_model, random_ids, tiny_config
 
 import groundup as gu
+from groundup.engine.cache import KeyValueCache
 from groundup.engine.choose import make_chooser
 from groundup.engine.completion import Completion
 from groundup.engine.constrain import GrammarCompiler
-from groundup.engine.generate import Generator
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.model.config import ModelConfig
@@ -55,8 +55,9 @@ def _free(engine: gu.Engine) -> bool:
     return engine._pool.available == engine._pool.count
 
 
-def test_together_is_one_by_one_and_as_the_generator_writes(model: LanguageModel):
-    expected = Generator(model, []).generate(PROMPTS, Sampling(max_tokens=30))
+def test_together_is_one_by_one_and_the_likeliest_token_each_time(model: LanguageModel):
+    expected = [greedy(model, prompt, 30) for prompt in PROMPTS]
+    assert len(set(expected[0])) > 5
     engine = gu.Engine(model, stop_ids=[], cache_tokens=160, step_tokens=24, most_running=4)
     assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=30)] == expected
     assert [engine.generate([prompt], max_tokens=30)[0].tokens for prompt in PROMPTS] == expected
@@ -209,6 +210,19 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
     assert _free(engine)
 
 
+def test_what_has_to_give_way_comes_back_from_the_host(model: LanguageModel):
+    """Beginnings that other texts have displaced are found again, and the texts are the same."""
+    engine = gu.Engine(model, stop_ids=[], cache_tokens=112, host_tokens=320, step_tokens=24, most_running=4)
+    plain = gu.Engine(model, stop_ids=[], cache_tokens=112, step_tokens=24, most_running=4)
+    expected = [greedy(model, prompt, 30) for prompt in PROMPTS]
+    for _ in range(2):
+        assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=30)] == expected
+        plain.generate(PROMPTS, max_tokens=30)
+    assert [one.cached for one in engine.generate(PROMPTS, max_tokens=30)] == [0, 0, 32, 0, 32]
+    assert sum(one.cached for one in plain.generate(PROMPTS, max_tokens=30)) < 64
+    assert _free(engine)
+
+
 def test_a_stream_that_is_closed_frees_its_blocks(model: LanguageModel):
     engine = gu.Engine(model, stop_ids=[])
     stream = engine.pieces(PROMPTS[2], max_tokens=50)
@@ -349,9 +363,19 @@ def test_frequencies_that_depend_on_the_length_are_those_of_each_text_alone():
         for one in config.layers
     )
     model = hot_decoder(replace(config, layers=layers))
-    expected = [list(Generator(model, []).stream(prompt, Sampling(max_tokens=20))) for prompt in PROMPTS]
+    expected = [_greedy_with_a_cache(model, prompt, 20) for prompt in PROMPTS]
     engine = gu.Engine(model, stop_ids=[], step_tokens=16, most_running=4)
     assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=20)] == expected
+
+
+@torch.no_grad()
+def _greedy_with_a_cache(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
+    """Keys stay turned by the frequencies of the call that they were computed in."""
+    cache, ids, written = KeyValueCache(model), prompt, []
+    for _ in range(count):
+        ids = [int(model(torch.tensor([ids]), cache=cache)[0, -1].argmax())]
+        written += ids
+    return written
 
 
 def test_a_folder_brings_its_tokenizer_its_stops_and_its_chat_format(pretrained: Callable[[str], Path]):

@@ -1,10 +1,11 @@
 """Generation of targets for sources: the encoder's work is done once, and cache, batch and padding change nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from tiny import VOCABULARY, heat, hot_decoder, random_ids, tiny_config
+from tiny import VOCABULARY, heat, random_ids
 from torch import Tensor
 
 from groundup.engine.generate import Generator
@@ -72,8 +73,10 @@ def test_greedy_generation_is_the_likeliest_token_of_a_full_forward_each_time(mo
 def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder, temperature: float):
     generator, sources = Generator(model, []), _sources(model)
     sampling = Sampling(max_tokens=20, temperature=temperature, seed=5)
-    alone = [list(generator.stream(prompt, sampling, sources[row])) for row, prompt in enumerate(PROMPTS)]
+    alone = [generator.generate([prompt], sampling, sources[row : row + 1])[0] for row, prompt in enumerate(PROMPTS)]
     assert generator.generate(PROMPTS, sampling, sources) == alone
+    backwards = sources.flip(0) if isinstance(sources, Tensor) else sources[::-1]
+    assert generator.generate(PROMPTS[::-1], sampling, backwards) == alone[::-1]
     assert all(len(answer) == 20 for answer in alone)
 
 
@@ -91,17 +94,37 @@ def test_a_target_ends_at_a_stop_token_or_at_the_last_position(model: EncoderDec
     assert [len(answer) for answer in free] == [LIMIT - len(prompt) for prompt in PROMPTS]
     stop = free[0][3]
     answers = Generator(model, [stop]).generate(PROMPTS, Sampling(max_tokens=500), sources)
-    assert answers == [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
+    cut = [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
+    assert answers == cut
+    assert Generator(model, []).generate(PROMPTS, Sampling(max_tokens=500, stop_token_ids=[stop]), sources) == cut
+    at_least = Sampling(max_tokens=500, min_tokens=len(cut[0]) + 5)
+    longer = Generator(model, [stop]).generate(PROMPTS, at_least, sources)[0]
+    assert longer[: len(cut[0])] == cut[0] and len(longer) >= len(cut[0]) + 5 and stop not in longer
 
 
-def test_a_source_that_is_missing_or_not_wanted_is_refused(model: EncoderDecoder):
+def test_sources_that_are_not_one_for_each_prompt_are_refused(model: EncoderDecoder):
     generator = Generator(model, [])
-    with pytest.raises(ValueError, match="a source for each of the 4 prompts"):
-        generator.generate(PROMPTS, Sampling())
     with pytest.raises(ValueError, match="a source for each of the 3 prompts"):
         generator.generate(PROMPTS[:3], Sampling(), _sources(model))
     if model.config == _config("text"):
         with pytest.raises(ValueError, match="a source needs at least one token"):
             generator.generate(PROMPTS[:2], Sampling(), [[1], []])
-    with pytest.raises(ValueError, match="no encoder to read it"):
-        Generator(hot_decoder(tiny_config("llama")), []).generate([[1]], Sampling(), [[1]])
+
+
+def test_prompts_that_leave_no_room_and_empty_ones_are_refused(model: EncoderDecoder):
+    generator, sources = Generator(model, []), _sources(model)[:2]
+    with pytest.raises(ValueError, match=f"{LIMIT} tokens leaves no room: the model holds {LIMIT}"):
+        generator.generate([[1], [1] * LIMIT], Sampling(), sources)
+    with pytest.raises(ValueError, match="at least one token"):
+        generator.generate([[1], []], Sampling(), sources)
+    assert generator.generate([], Sampling(), sources[:0]) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{"n": 2, "temperature": 1.0}, {"best_of": 2, "temperature": 1.0}, {"beams": 2}, {"stop": ["a"]}]
+)
+def test_settings_that_need_more_than_one_sequence_or_its_text_are_refused(
+    model: EncoderDecoder, settings: dict[str, Any]
+):
+    with pytest.raises(ValueError, match="`n`, `best_of`, `beams` and `stop` are not for this"):
+        Generator(model, []).generate(PROMPTS[:1], Sampling(**settings), _sources(model)[:1])

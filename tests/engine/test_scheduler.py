@@ -43,9 +43,8 @@ class Machine:
     steps: int = 0
 
     def compute(self, step: Step) -> None:
-        old = {copy.source: list(self.cells.get(copy.source, [])) for copy in step.copies}
         for copy in step.copies:
-            self.cells[copy.target] = list(old[copy.source])
+            self.cells[copy.target] = list(self.cells[copy.source])
         for sequence, start, count in step.chunks:
             assert start == sequence.computed and 1 <= count <= len(sequence.tokens) - start
             self._read(sequence, start)
@@ -163,11 +162,12 @@ WISHES = st.builds(
     most_running=st.sampled_from([1, 3, 6]),
     recurrent=st.booleans(),
     reach=st.sampled_from([None, 0, 5, 17]),
+    host=st.sampled_from([0, 2, 30]),
 )
 def test_all_are_served_whatever_comes_and_nothing_is_left(
-    wishes: list[Wish], count: int, budget: int, most_running: int, recurrent: bool, reach: int | None
+    wishes: list[Wish], count: int, budget: int, most_running: int, recurrent: bool, reach: int | None, host: int
 ):
-    pool = BlockPool(count)
+    pool = BlockPool(count, host=host)
     if recurrent:
         wishes = [replace(wish, guesses=0) for wish in wishes]
     scheduler = Scheduler(pool, budget, most_running, recurrent=recurrent, reach=reach)
@@ -220,6 +220,31 @@ def test_the_youngest_gives_way_and_is_served_later():
     chunks = scheduler.schedule().chunks
     assert [chunk.sequence for chunk in chunks] == [young]
     assert chunks[0].start + chunks[0].length == length
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_with_a_host_a_text_that_gave_way_goes_on_where_its_last_whole_block_ends(recurrent: bool):
+    scheduler = Scheduler(BlockPool(6, host=4), budget=64, most_running=4, recurrent=recurrent)
+    machine = Machine(scheduler, recurrent)
+    old, young = scheduler.add(range(17), 96), scheduler.add(range(100, 117), 60)
+
+    def turn() -> None:
+        machine.compute(step := scheduler.schedule())
+        scheduler.complete(step)
+
+    turn()
+    while old.computed < 92:  # takes every block there is
+        for sequence in scheduler.running:
+            sequence.tokens.append(0)
+        turn()
+    assert scheduler.running == [old] and young.computed == 0
+    whole = len(young.tokens) - len(young.tokens) % BLOCK_TOKENS
+    scheduler.remove(old)
+    step = scheduler.schedule()
+    assert step.chunks == [(young, whole, len(young.tokens) - whole)] and whole == 48
+    assert sum(copy.source >= 6 for copy in step.copies) == 3
+    machine.compute(step)
+    assert young.cached == 0
 
 
 @pytest.mark.parametrize(("length", "admitted"), [(16, True), (17, False)])

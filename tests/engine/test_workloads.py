@@ -34,13 +34,13 @@ def _turn(
     budget: int,
     most_running: int,
     guesser: Guesser | None = None,
+    host: int = 0,
 ) -> CountingScheduler:
-    """Serve the requests to their ends."""
-    scheduler = CountingScheduler(
-        BlockPool(blocks), budget, most_running, recurrent=is_recurrent(model), reach=reach(model)
-    )
+    """Serve the requests to their ends. host: blocks in the host's memory."""
+    pool = BlockPool(blocks, host=host)
+    scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model), reach=reach(model))
     speculation = None if guesser is None else Speculation(guesser, guesses=6, step_guesses=30)
-    loop = Loop(Runner(model, blocks), scheduler, speculation)
+    loop = Loop(Runner(model, blocks, host), scheduler, speculation)
     for time in range(3000):
         for number, request in enumerate(requests):
             if request.at == time:
@@ -75,12 +75,13 @@ REQUESTS = st.builds(
     blocks=st.integers(6, 14),
     budget=st.sampled_from([5, 24, 100]),
     most_running=st.integers(1, 5),
+    host=st.sampled_from([0, 2, 20]),
 )
 def test_any_workload_gives_the_logits_of_the_model_alone(
-    name: str, requests: list[Request], blocks: int, budget: int, most_running: int
+    name: str, requests: list[Request], blocks: int, budget: int, most_running: int, host: int
 ):
     requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
-    _turn(workload_model(name), requests, blocks, budget, most_running)
+    _turn(workload_model(name), requests, blocks, budget, most_running, host=host)
     for request in requests:
         check_alone(workload_model(name), request)
 
@@ -145,6 +146,25 @@ def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
     if reach(model) is None:
         assert scheduler.preempted > 0
         assert max(later) >= 2 * BLOCK_TOKENS, "nothing was found in the cache"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_gave_way_comes_back_from_the_host_instead_of_being_computed_again(name: str):
+    model = workload_model(name)
+    blocks = 7 if reach(model) is None else 5
+
+    def serve(host: int) -> CountingScheduler:
+        requests = [Request(0, 30, 3, 40), Request(1, 30, 5, 40, copies=3), Request(2, 0, 40, 25), Request(3, 0, 41, 9)]
+        scheduler = _turn(model, requests, blocks, 24, 6, host=host)
+        for request in requests:
+            check_alone(model, request)
+        assert all(piece.cached <= 32 for request in requests for told in request.told for piece in told)
+        return scheduler
+
+    without, with_host = serve(0), serve(40)
+    if without.preempted:
+        assert with_host.brought_back > 0
+        assert with_host.computed < without.computed
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3", "mamba2", "groundup"])

@@ -19,11 +19,9 @@ from gguf_models import ENCODERS, MODELS, model_of, with_cut
 from gguf_tokenizers import sentencepiece, wordpiece
 from references import reference
 from test_gguf_vocabulary import HARD
-from tiny import PRETRAINING, random_ids
+from tiny import PRETRAINING, greedy, random_ids
 
 from groundup.cli import main
-from groundup.engine.generate import Generator
-from groundup.engine.sampling import Sampling
 from groundup.formats.gguf.blocks import WRITTEN
 from groundup.formats.gguf.container import GgufFile, write_gguf
 from groundup.formats.gguf.model_file import load_gguf, save_gguf
@@ -369,8 +367,7 @@ def test_a_model_trained_here_says_the_same_in_llama_cpp(
     pretrain.run(PretrainConfig(**PRETRAINING | {"preset": preset}), folder, tokens=stream, tokenizer=words)
     assert main(["export", str(folder), "--to", str(path), "--type", "f32"]) == 0
     prompt = Tokenizer.load(folder).encode("import ")
-    generator = Generator(load_model(folder), stop_ids=[])
-    expected = generator.generate([prompt], Sampling(max_tokens=24))[0]
+    expected = greedy(load_model(folder), prompt, 24)
     model = _open(path, logits_all=False)
     theirs = model.generate(prompt, temp=0.0, repeat_penalty=1.0, top_k=1)
-    assert [next(theirs) for _ in range(24)] == list(expected)
+    assert [next(theirs) for _ in range(24)] == expected

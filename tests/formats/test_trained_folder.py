@@ -8,8 +8,7 @@ import torch
 import transformers
 from tiny import DECODERS
 
-from groundup.engine.generate import Generator
-from groundup.engine.sampling import Sampling
+from groundup.engine.engine import Engine
 from groundup.formats.huggingface import load_model
 from groundup.tokens.tokenizer import Tokenizer
 
@@ -23,7 +22,8 @@ def test_a_trained_folder_continues_a_text_there_as_here(preset: str, pretrained
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     their_words = transformers.AutoTokenizer.from_pretrained(folder)
     words = Tokenizer.load(folder)
-    generator = Generator(load_model(folder), [words.eos_id, words.end_id])
+    engine = Engine(folder)
+    assert engine.stop_ids == {words.eos_id, words.end_id}
     for prompt in PROMPTS:
         ids = their_words(prompt)["input_ids"]
         assert ids == [words.bos_id, *words.encode(prompt)]
@@ -33,9 +33,9 @@ def test_a_trained_folder_continues_a_text_there_as_here(preset: str, pretrained
             do_sample=False,
             max_new_tokens=NEW_TOKENS,
         )[0, len(ids) :].tolist()
-        if expected[-1] in generator.stop_ids:
+        if expected[-1] in engine.stop_ids:
             expected.pop()
-        answer = list(generator.stream(ids, Sampling(max_tokens=NEW_TOKENS)))
+        answer = engine.generate([ids], max_tokens=NEW_TOKENS)[0].tokens
         assert answer == expected
         assert their_words.decode(answer, skip_special_tokens=True) == words.decode(answer)
 

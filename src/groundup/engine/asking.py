@@ -12,6 +12,7 @@ from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.prompts import Prompt
 from groundup.engine.sampling import Sampling
 from groundup.engine.text import StoppingText
+from groundup.model.lora import Adapter
 
 # Gives a new way to tell a text's pieces to whoever waits for them.
 Listen = Callable[[], Callable[[Heard], None]]
@@ -42,19 +43,25 @@ def listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
 
 
 def jobs_for(
-    prompt: list[int], limit: int, chooser: Chooser, text: StoppingText | None, listen: Listen
+    prompt: list[int],
+    limit: int,
+    chooser: Chooser,
+    text: StoppingText | None,
+    listen: Listen,
+    adapter: Adapter | None = None,
 ) -> list[Writing | Beaming]:
     """The jobs that answer a prompt; the first of them is begun, and begins the others.
 
-    limit: tokens of an answer. chooser, text: of the first answer, others have copies of them.
+    limit: tokens of an answer. chooser, text: of the first answer, others have copies of them. adapter: that the model
+    has for all of them, if any.
     """
     sampling = chooser.sampling
     if sampling.beams > 1:
-        return [Beaming(prompt, limit, chooser, text, [listen() for _ in range(sampling.n)])]
-    leader = Writing(prompt, limit, chooser, text, listen())
+        return [Beaming(prompt, limit, chooser, text, [listen() for _ in range(sampling.n)], adapter)]
+    leader = Writing(prompt, limit, chooser, text, listen(), adapter)
     for copy in range(1, sampling.written):
         own_text = None if text is None else text.copy()
-        leader.copies.append(Writing(prompt, limit, chooser.fork(copy), own_text, listen()))
+        leader.copies.append(Writing(prompt, limit, chooser.fork(copy), own_text, listen(), adapter))
     return [leader, *leader.copies]
 
 

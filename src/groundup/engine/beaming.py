@@ -20,6 +20,7 @@ from groundup.engine.jobs import Piece, next_piece
 from groundup.engine.rows import Logits
 from groundup.engine.scheduler import Sequence
 from groundup.engine.text import StoppingText
+from groundup.model.lora import Adapter
 
 
 @dataclass(eq=False)
@@ -57,6 +58,7 @@ class Beaming:
     prompt: its token ids. limit: tokens that an answer may get.
     text: what the tokens of an answer spell; None where there is no tokenizer.
     tells: one for each answer that is wanted, from the best on; given its pieces when the search is over, or an error.
+    adapter: that the model has meanwhile, if any.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class Beaming:
         chooser: Chooser,
         text: StoppingText | None,
         tells: list[Callable[[Piece | Exception], None]],
+        adapter: Adapter | None = None,
     ) -> None:
         sampling = chooser.sampling
-        self.prompt, self._limit, self._tells = prompt, limit, tells
+        self.prompt, self._limit, self._tells, self.adapter = prompt, limit, tells, adapter
         self.beams, self._has_stops = sampling.beams, len(sampling.stop) > 0
         self._chooser, self._text = chooser, text
         self._search = BeamSearch(sampling.beams, chooser.end_ids, limit, sampling.length_penalty)

@@ -2,8 +2,9 @@
 
 A block is a number here; the tensors behind it are in `paged.py`. Sequences that begin alike share blocks: whole blocks
 are known by a hash of all tokens up to their end, and stay known after the last sequence has let go of them, until they
-are needed for something else (the one least recently used first). A block that two sequences share is never written to:
-the one that goes on writing takes a copy.
+are needed for something else (the one least recently used first). What stood in one then moves to the host's memory,
+where there is room for it, and comes back when a text that begins so needs it: one that had to give way, or a new one.
+A block that two sequences share is never written to: the one that goes on writing takes a copy.
 
 Sources: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention"; chained
 hashes as in vLLM's prefix cache.
@@ -21,7 +22,7 @@ BLOCK_TOKENS = 16
 
 
 class Copy(NamedTuple):
-    """What stands in one block is to be written into another before a step."""
+    """What stands in one block is to be written into another before a step, after all copies that came earlier."""
 
     source: int
     target: int
@@ -30,20 +31,27 @@ class Copy(NamedTuple):
 class BlockPool:
     """A fixed number of blocks.
 
-    count: blocks there are. snapshots: recurrent states that are kept beside known blocks, at most.
+    count: blocks that sequences can hold, 0 … count - 1. host: further ones after them, in the host's memory, which
+    nobody holds: what is known moves there when its block is taken, the least recently used making room.
+    snapshots: recurrent states that are kept beside known blocks, at most.
     """
 
-    def __init__(self, count: int, snapshots: int = 64) -> None:
+    def __init__(self, count: int, snapshots: int = 64, host: int = 0) -> None:
         if count < 1:
             raise ValueError(f"a pool needs at least one block, not {count}")
-        self.count = count
+        if host < 0:
+            raise ValueError(f"a pool has no block on the host or more, not {host}")
+        self.count, self.host = count, host
         self._snapshots = snapshots
         self._references = [0] * count
         # Those that nobody holds, in the order in which they are taken.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))
+        # Blocks of the host in the order in which they are taken.
+        self._spare: OrderedDict[int, None] = OrderedDict.fromkeys(range(count, count + host))
         self._known: dict[bytes, int] = {}
         self._content: dict[int, tuple[bytes, tuple[int, ...]]] = {}
-        self._states: OrderedDict[int, Any] = OrderedDict()
+        self._states: OrderedDict[bytes, Any] = OrderedDict()
+        self._copies: list[Copy] = []
         # Nobody who does not know this can make up a text whose hash is that of another.
         self._seed = secrets.randbits(64)
 
@@ -56,18 +64,43 @@ class BlockPool:
         return self._references[block] > 1
 
     def take(self) -> int:
-        """A block for new content, held once; what stood in it is forgotten. Raises IndexError if none is left."""
+        """A block for new content, held once; what is known of it moves to the host or is forgotten.
+
+        Raises IndexError if none is left.
+        """
         if not self._free:
             raise IndexError(f"all {self.count} blocks are held")
         block, _ = self._free.popitem(last=False)
+        if block in self._content and self._spare:
+            spare, _ = self._spare.popitem(last=False)
+            self._forget(spare)
+            self._move(block, spare)
+            self._spare[spare] = None
         self._forget(block)
         self._references[block] = 1
         return block
 
-    def hold(self, block: int) -> None:
-        """Hold a block that is known or that somebody else holds once more."""
-        self._free.pop(block, None)
-        self._references[block] += 1
+    def copy(self, source: int, target: int) -> None:
+        """Have what stands in one block written into another before the next step."""
+        self._copies.append(Copy(source, target))
+
+    def take_copies(self) -> list[Copy]:
+        """What is to be copied before the next step, in this order."""
+        copies, self._copies = self._copies, []
+        return copies
+
+    def hold(self, blocks: Sequence[int]) -> list[int]:
+        """Hold blocks that are known or that somebody else holds once more; those on the host come back for it.
+
+        Returns where they are now. Raises IndexError if there is no room for those that come back.
+        """
+        for block in blocks:
+            if block < self.count:
+                self._free.pop(block, None)
+                self._references[block] += 1
+            else:
+                del self._spare[block]  # so that nothing is written there before it is read
+        return self._bring_back(blocks)
 
     def release(self, block: int) -> None:
         """Let go of a block; when the last holder does, it may be taken, sooner if nothing known stands in it."""
@@ -79,17 +112,25 @@ class BlockPool:
             self._free.move_to_end(block, last=block in self._content)
 
     def is_held(self, block: int) -> bool:
-        return self._references[block] > 0
+        return block < self.count and self._references[block] > 0
 
     def chained_hash(self, before: bytes, tokens: Sequence[int]) -> bytes:
         """The hash of a whole block's tokens and of all before them; `before` is the hash so far, b"" at first."""
         return xxhash.xxh3_128_digest(before + array("q", tokens).tobytes(), seed=self._seed)
 
     def publish(self, block: int, content: bytes, tokens: Sequence[int]) -> None:
-        """Make a whole block known by its hash, for others to share; where another already is, that one stays."""
-        if content not in self._known:
-            self._known[content] = block
-            self._content[block] = content, tuple(tokens)
+        """Make a whole block known by its hash, for others to share; where another already is, that one stays.
+
+        One on the host does not: this one is nearer.
+        """
+        other = self._known.get(content)
+        if other is not None and other >= self.count:
+            del self._content[other]
+            self._spare.move_to_end(other, last=False)
+        elif other is not None:
+            return
+        self._known[content] = block
+        self._content[block] = content, tuple(tokens)
 
     def find(self, content: bytes, tokens: Sequence[int]) -> int | None:
         """The block with this hash and these tokens, or None."""
@@ -99,22 +140,39 @@ class BlockPool:
     def remember(self, block: int, state: Any) -> None:
         """Keep the recurrent state after the last token of a known block; the least recently used one goes for it."""
         if block in self._content:
-            self._states[block] = state
-            self._states.move_to_end(block)
+            content, _ = self._content[block]
+            self._states[content] = state
+            self._states.move_to_end(content)
             if len(self._states) > self._snapshots:
                 self._states.popitem(last=False)
 
     def state_after(self, block: int) -> Any | None:
         """The recurrent state after the last token of a block, if it is remembered."""
-        if block in self._states:
-            self._states.move_to_end(block)
-        return self._states.get(block)
+        content, _ = self._content.get(block, (b"", ()))
+        if content in self._states:
+            self._states.move_to_end(content)
+        return self._states.get(content)
+
+    def _bring_back(self, blocks: Sequence[int]) -> list[int]:
+        """The same blocks, with those on the host moved to others, each held once."""
+        far = [block for block in blocks if block >= self.count]
+        near = {block: self.take() for block in far}
+        for block in far:
+            self._move(block, near[block])
+            self._spare[block] = None
+            self._spare.move_to_end(block, last=False)
+        return [near.get(block, block) for block in blocks]
+
+    def _move(self, source: int, target: int) -> None:
+        self._content[target] = self._content.pop(source)
+        self._known[self._content[target][0]] = target
+        self.copy(source, target)
 
     def _forget(self, block: int) -> None:
         if block in self._content:
             content, _ = self._content.pop(block)
             del self._known[content]
-            self._states.pop(block, None)
+            self._states.pop(content, None)
 
 
 class BlockTable:
@@ -143,26 +201,19 @@ class BlockTable:
         """Blocks that `grow` would take from the pool."""
         return max(0, blocks_for(tokens) - self.dropped - len(self.blocks)) + len(self._shared_from(written))
 
-    def grow(self, tokens: int, written: int) -> list[Copy]:
-        """Make room for `tokens` in all, `written` of which are there, in blocks that nobody else holds.
-
-        Returns what must be copied before anything is written.
-        """
-        copies = []
+    def grow(self, tokens: int, written: int) -> None:
+        """Make room for `tokens` in all, `written` of which are there, in blocks that nobody else holds."""
         for place in self._shared_from(written):
             old, self.blocks[place] = self.blocks[place], self._pool.take()
             if (self.dropped + place) * BLOCK_TOKENS < written:
-                copies.append(Copy(old, self.blocks[place]))
+                self._pool.copy(old, self.blocks[place])
             self._pool.release(old)
         while self.room < tokens:
             self.blocks.append(self._pool.take())
-        return copies
 
     def adopt(self, blocks: Sequence[int]) -> None:
         """Begin with known blocks."""
-        for block in blocks:
-            self._pool.hold(block)
-        self.blocks = list(blocks)
+        self.blocks = self._pool.hold(blocks)
 
     def fork(self) -> "BlockTable":
         """Another table of the same blocks."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from groundup.engine.generate import left_padded
+from groundup.engine.prompts import left_padded
 from groundup.model.language_model import LanguageModel
 
 Pooling = Literal["mean", "last"]

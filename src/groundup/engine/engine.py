@@ -12,8 +12,9 @@ from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,9 +46,13 @@ from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, 
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
+from groundup.formats.peft import read_adapter
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
 
 # What the cache may hold by default, of keys and values.
 CACHE_BYTES = 2**30
@@ -61,6 +66,8 @@ class Engine:
     stop_ids: tokens that end a text; by default those of the folder's generation settings, or of the tokenizer.
     cache_tokens: how many tokens the cache holds for all requests together; by default as many as fit into 1 GiB, but
         at least one text of the model's full length.
+    host_tokens: how many more it keeps in the host's memory, of texts that had to give way and of shared beginnings;
+        they come back instead of being computed again. By default as many on a GPU, none on a CPU.
     step_tokens: most tokens of one step: fewer make running texts smoother, more make prompts faster.
     most_running: texts that are computed at a time.
     cache_type: in which keys and values are kept, see `cache_dtype`.
@@ -79,6 +86,7 @@ class Engine:
         *,
         stop_ids: Collection[int] | None = None,
         cache_tokens: int | None = None,
+        host_tokens: int | None = None,
         step_tokens: int = 512,
         most_running: int = 64,
         cache_type: CacheType | None = None,
@@ -94,7 +102,10 @@ class Engine:
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
         self._most_running = most_running
         dtype = cache_dtype(self.model, cache_type)
-        self._pool = BlockPool(blocks_for(cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)))
+        cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
+        if host_tokens is None:
+            host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
+        self._pool = BlockPool(blocks_for(cache_tokens), host=blocks_for(host_tokens))
         scheduler = Scheduler(
             self._pool,
             step_tokens,
@@ -106,7 +117,8 @@ class Engine:
         speculation = None
         if speculate is not None:
             speculation = speculation_of(speculate, self.model, self._pool.count, step_tokens, most_running)
-        self._loop = Loop(runner_of(self.model, self._pool.count, step_tokens, dtype), scheduler, speculation)
+        runner = runner_of(self.model, self._pool.count, step_tokens, dtype, self._pool.host)
+        self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)
 
     @property
@@ -119,18 +131,34 @@ class Engine:
         """Tokens of prompt and answer together that the model is meant for; texts end there."""
         return self.model.config.max_positions
 
+    def add_adapter(self, name: str, folder: str | PathLike[str]) -> None:
+        """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
+
+        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken.
+        """
+        self._check_decoder()
+        dtype = self.model.compute_dtype or next(self.model.parameters()).dtype
+        changes = read_adapter(Path(folder), self.model.config, dtype, self.model.device)
+        self._do(partial(self._loop.adapters.add, Adapter(name, changes))).result()
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises ValueError if there is none of this name, or while texts with it are written."""
+        self._do(partial(self._loop.drop_adapter, name)).result()
+
     def generate(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
 
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
+        adapter: the name of the one that the model is to have for these texts.
         Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
         vocabulary.
         """
@@ -141,7 +169,7 @@ class Engine:
             inboxes.append(SimpleQueue())
             return inboxes[-1].put
 
-        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint)
+        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint, adapter)
         try:
             return completions(all_ids, [list(pieces_of(inbox)) for inbox in inboxes], wanted)
         except BaseException:
@@ -162,12 +190,13 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Generator[Piece, None, None]:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._begin([prompt], lambda: inbox.put, wanted, constraint)
+        _, jobs = self._begin([prompt], lambda: inbox.put, wanted, constraint, adapter)
         try:
             yield from pieces_of(inbox)
         except BaseException:
@@ -193,13 +222,15 @@ class Engine:
         """The tokens from which the assistant goes on."""
         return render(self.tokenizer, messages, add_generation_prompt=True).ids
 
-    def score(self, texts: Sequence[Prompt]) -> list[Score]:
+    def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
+
+        adapter: as for `generate`.
 
         Raises ValueError as `generate` does.
         """
         inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in listed(texts)]
-        jobs = self._begin_scores(texts, [inbox.put for inbox in inboxes])
+        jobs = self._begin_scores(texts, adapter, [inbox.put for inbox in inboxes])
         try:
             return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:
@@ -224,6 +255,7 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
@@ -234,7 +266,7 @@ class Engine:
             inboxes.append(asyncio.Queue())
             return from_other_thread(inboxes[-1])
 
-        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint)
+        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint, adapter)
         try:
             texts = [[piece async for piece in awaited_pieces_of(inbox)] for inbox in inboxes]
             return completions(all_ids, texts, wanted)
@@ -274,13 +306,14 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> AsyncGenerator[Piece, None]:
         """As `pieces`."""
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._begin([prompt], lambda: tell, wanted, constraint)
+        _, jobs = self._begin([prompt], lambda: tell, wanted, constraint, adapter)
         try:
             async for piece in awaited_pieces_of(inbox):
                 yield piece
@@ -289,28 +322,38 @@ class Engine:
             raise
 
     def _begin(
-        self, prompts: Sequence[Prompt], listen: Listen, sampling: Sampling, constraint: Constraint | None
+        self,
+        prompts: Sequence[Prompt],
+        listen: Listen,
+        sampling: Sampling,
+        constraint: Constraint | None,
+        adapter: str | None,
     ) -> tuple[list[list[int]], list[Job]]:
         """Check what is asked, then hand it to the thread; returns the prompts' token ids, and the jobs."""
         self._check_decoder()
         sampling.require_vocabulary(self.model.config.vocab_size)
+        adapted = self._adapter(adapter)
         groups: list[list[Writing | Beaming]] = []
         for index, prompt in enumerate(prompts):
             ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
             limit = min(sampling.max_tokens, self.max_positions - len(ids))
             chooser = make_chooser(sampling, ids, constraint)
-            groups.append(jobs_for(ids, limit, chooser, self._reader.text(sampling.stop), listen))
+            groups.append(jobs_for(ids, limit, chooser, self._reader.text(sampling.stop), listen, adapted))
             self._require_room(groups[-1][0])
         self._submit([leader for leader, *_ in groups])
         return [leader.prompt for leader, *_ in groups], [job for group in groups for job in group]
 
     def _begin_scores(
-        self, texts: Sequence[Prompt], tells: Sequence[Callable[[list[float] | Exception], None]]
+        self,
+        texts: Sequence[Prompt],
+        adapter: str | None,
+        tells: Sequence[Callable[[list[float] | Exception], None]],
     ) -> list[Scoring]:
         """Check the texts, then hand them to the thread."""
         self._check_decoder()
         all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
-        jobs = [Scoring(ids, tell) for ids, tell in zip(all_ids, tells, strict=True)]
+        adapted = self._adapter(adapter)
+        jobs = [Scoring(ids, tell, adapted) for ids, tell in zip(all_ids, tells, strict=True)]
         for job in jobs:
             self._require_room(job)
         self._submit(jobs)
@@ -328,6 +371,10 @@ class Engine:
             self._do(partial(embed, self.model, [all_ids[index] for index in batch], pooling)) for batch in batches
         ]
 
+    def _adapter(self, name: str | None) -> Adapter | None:
+        """Raises ValueError if there is none of this name."""
+        return None if name is None else self._loop.adapters.named(name)
+
     def _submit(self, jobs: Sequence[Job]) -> None:
         """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
 
@@ -342,9 +389,9 @@ class Engine:
         for job in jobs:
             self._worker.do(partial(self._loop.cancel, job))
 
-    def _do(self, work: Callable[[], Tensor]) -> "Future[Tensor]":
+    def _do(self, work: Callable[[], Result]) -> "Future[Result]":
         """Have something else done by the thread, between two steps, unless it is cancelled before."""
-        future: Future[Tensor] = Future()
+        future: Future[Result] = Future()
 
         def action() -> None:
             if not future.set_running_or_notify_cancel():

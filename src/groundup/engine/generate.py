@@ -1,7 +1,7 @@
-"""Generation with a key-value cache: one prompt as a stream, or many together, left-padded.
+"""Texts that an encoder-decoder writes for sources, many together: the encoder's work is done once.
 
-For encoder-decoders, and for samples on the way of training; all else goes through `engine.py`. Cached equals
-uncached, a batch equals its prompts one by one, padding changes nothing (tests/engine/).
+Cached equals uncached, a batch equals its sources one by one, padding changes nothing (tests/engine/). Decoders go
+through `engine.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,49 +12,36 @@ from torch import Tensor
 
 from groundup.engine.cache import KeyValueCache
 from groundup.engine.choose import make_chooser
+from groundup.engine.prompts import left_padded
 from groundup.engine.sampling import Sampling
 from groundup.model.context import Memory
 from groundup.model.encoder_decoder import EncoderDecoder
-from groundup.model.language_model import LanguageModel
 
 # What an encoder reads: token ids of texts or, of sound, log-mel spectrograms (batch, mel bins, frames).
 Sources = Sequence[Sequence[int]] | Tensor
 
 
 class Generator:
-    """Continues token sequences with a model; those of an encoder-decoder are targets, each for a source.
+    """Continues targets, token sequences, each for a source of its own.
 
-    stop_ids: tokens that end a sequence; they are not part of the result.
+    stop_ids: tokens that end a target; they are not part of the result.
     """
 
-    def __init__(self, model: LanguageModel | EncoderDecoder, stop_ids: Sequence[int]) -> None:
+    def __init__(self, model: EncoderDecoder, stop_ids: Sequence[int]) -> None:
         self.model = model
-        self.decoder = model.decoder if isinstance(model, EncoderDecoder) else model
         self.stop_ids = frozenset(stop_ids)
 
     @property
     def max_positions(self) -> int:
-        """Tokens of prompt and answer together that the model is meant for; generation ends there."""
-        return self.decoder.config.max_positions
+        """Tokens of a target that the model is meant for; generation ends there."""
+        return self.model.decoder.config.max_positions
 
-    def stream(
-        self, prompt: Sequence[int], sampling: Sampling, source: Sequence[int] | Tensor | None = None
-    ) -> Iterator[int]:
-        """The tokens that follow `prompt`, one by one as they are chosen.
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, sources: Sources) -> list[list[int]]:
+        """The tokens that follow each prompt, the beginning of a target, computed together.
 
-        source: of an encoder-decoder: token ids, or a spectrogram (mel bins, frames).
-        Raises ValueError for an empty prompt, one that leaves no room for an answer, and settings that need more than
-        one answer to a prompt or the text of one.
+        Raises ValueError for an empty prompt, one that leaves no room for an answer, sources that are not one for
+        each, and settings that need more than one answer to a prompt or the text of one.
         """
-        sources = None if source is None else source[None] if isinstance(source, Tensor) else [source]
-        for tokens in self._steps([prompt], sampling, sources):
-            if tokens[0] is not None:
-                yield tokens[0]
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, sources: Sources | None = None
-    ) -> list[list[int]]:
-        """The tokens that follow each prompt, computed together; `sources` of an encoder-decoder, one for each."""
         answers: list[list[int]] = [[] for _ in prompts]
         for tokens in self._steps(prompts, sampling, sources) if prompts else ():
             for answer, token in zip(answers, tokens, strict=True):
@@ -64,9 +51,9 @@ class Generator:
 
     @torch.no_grad()
     def _steps(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, sources: Sources | None
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, sources: Sources
     ) -> Iterator[list[int | None]]:
-        """One list per step: the new token of each sequence, or None where it has ended."""
+        """One list per step: the new token of each target, or None where it has ended."""
         if max(sampling.n, sampling.best_of or 1, sampling.beams) > 1 or sampling.stop:
             raise ValueError("`n`, `best_of`, `beams` and `stop` are not for this: it goes on once, token by token")
         longest = max(len(prompt) for prompt in prompts)
@@ -78,11 +65,12 @@ class Generator:
         input_ids, mask = left_padded(prompts, self.model.device)
         sampling = replace(sampling, stop_token_ids=tuple(self.stop_ids.union(sampling.stop_token_ids)))
         choosers = [make_chooser(sampling, prompt) for prompt in prompts]
-        cache = KeyValueCache(self.decoder)
+        decoder = self.model.decoder
+        cache = KeyValueCache(decoder)
         limits = [min(sampling.max_tokens, self.max_positions - len(prompt)) for prompt in prompts]
         alive = [True] * len(prompts)
         for step in range(max(limits)):
-            logits_bv = self.decoder(input_ids, mask, cache, memory=memory)[:, -1].cpu()
+            logits_bv = decoder(input_ids, mask, cache, memory=memory)[:, -1].cpu()
             chosen = [chooser.choose(row).token for row, chooser in zip(logits_bv, choosers, strict=True)]
             alive = [
                 on and step < limit and not chooser.has_ended
@@ -95,25 +83,12 @@ class Generator:
             # What has ended goes on as padding, which takes no more positions than the model has.
             mask = torch.cat((mask, mask.new_tensor(alive)[:, None]), dim=1)
 
-    def _read(self, sources: Sources | None, prompts: int) -> Memory | None:
-        """What an encoder makes of the sources. Raises ValueError unless there is one for each prompt where needed."""
-        if not isinstance(self.model, EncoderDecoder):
-            if sources is not None:
-                raise ValueError("a source is for encoder-decoders; this model has no encoder to read it")
-            return None
-        if sources is None or len(sources) != prompts:
+    def _read(self, sources: Sources, prompts: int) -> Memory:
+        """What the encoder makes of the sources. Raises ValueError unless there is one for each prompt."""
+        if len(sources) != prompts:
             raise ValueError(f"an encoder-decoder needs a source for each of the {prompts} prompts")
         if isinstance(sources, Tensor):
             return self.model.read(sources.to(self.model.device))
         if min(map(len, sources)) == 0:
             raise ValueError("a source needs at least one token")
         return self.model.read(*left_padded(sources, self.model.device))
-
-
-def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The texts as rows that end together, and a mask of their tokens."""
-    longest = max(map(len, texts))
-    # Any token will do as padding: the mask hides it.
-    ids = [[0] * (longest - len(text)) + list(text) for text in texts]
-    mask = [[0] * (longest - len(text)) + [1] * len(text) for text in texts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device, dtype=torch.int32)

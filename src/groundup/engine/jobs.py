@@ -12,6 +12,7 @@ from groundup.engine.rows import Logits
 from groundup.engine.scheduler import Sequence
 from groundup.engine.speculate import verify
 from groundup.engine.text import StoppingText
+from groundup.model.lora import Adapter
 
 Ending = Literal["stop", "length"]
 
@@ -61,6 +62,7 @@ class Writing:
     prompt: its token ids. limit: tokens that it may get.
     text: what its tokens spell; None where there is no tokenizer.
     tell: is given each piece, or the error that ends it.
+    adapter: that the model has while it writes this text, if any.
     copies: others with the same prompt, which is computed once; they begin when it is.
     """
 
@@ -69,6 +71,7 @@ class Writing:
     chooser: Chooser
     text: StoppingText | None
     tell: Callable[[Piece | Exception], None]
+    adapter: Adapter | None = None
     copies: list["Writing"] = field(default_factory=list)
     sequence: Sequence | None = None
     written: int = 0
@@ -117,6 +120,7 @@ class Scoring:
 
     prompt: list[int]
     tell: Callable[[list[float] | Exception], None]
+    adapter: Adapter | None = None
     sequence: Sequence | None = None
     found: list[float] = field(default_factory=list)
 

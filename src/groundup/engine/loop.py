@@ -19,6 +19,7 @@ from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Chunk, Scheduler
 from groundup.engine.scheduler import Sequence as Text
+from groundup.model.lora import Adapters
 
 Job = Writing | Beaming | Scoring
 
@@ -36,10 +37,18 @@ class Loop:
     def is_busy(self) -> bool:
         return bool(self._jobs)
 
+    @property
+    def adapters(self) -> Adapters:
+        return self._runner.adapters
+
     def begin(self, job: Job) -> None:
         """Take up a job."""
+        if job.adapter is not None and job.adapter not in self.adapters:
+            job.fail(ValueError(f"adapter `{job.adapter.name}` was dropped before this text was begun"))
+            return
         # All tokens of a text to score are computed, as their logits are wanted.
-        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses=not isinstance(job, Scoring))
+        reuses = not isinstance(job, Scoring)
+        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter)
         job.begin(sequence)
         self._jobs[sequence] = job
 
@@ -58,6 +67,13 @@ class Loop:
                 self._jobs[sequence] = heir
         else:
             self._end(job)
+
+    def drop_adapter(self, name: str) -> None:
+        """Raises ValueError if there is none of this name, and while texts that have begun need it."""
+        adapter = self.adapters.named(name)
+        if users := sum(job.adapter is adapter for job in self._jobs.values()):
+            raise ValueError(f"adapter `{name}` is in use by {users} texts; wait for their ends or cancel them")
+        self.adapters.remove(adapter)
 
     def step(self) -> None:
         """Compute one step, and tell of it. What goes wrong for one job ends that one alone."""

@@ -1,5 +1,7 @@
 """What layers remember of many sequences: keys and values in blocks, recurrent states beside them.
 
+Blocks after those that sequences hold lie in the host's memory, wherever the model is: nothing is computed with them.
+
 All layers lay out their tokens alike: token i of a sequence lies in slot i % BLOCK_TOKENS of its block
 i // BLOCK_TOKENS, in each layer's own tensor. `StepCache` is the model's cache for one call, in which every sequence
 computes equally many tokens; what they see is gathered from the blocks, with padding on the left where one has seen
@@ -8,6 +10,7 @@ less than another. No padding ever stands between what was there and what is new
 Shape suffixes: b sequences, t new tokens, s all tokens, h kv heads, k head dimension, n slots.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
@@ -32,16 +35,20 @@ class Slots:
     The last slot belongs to no block: it holds the zeros that padding is read from.
     """
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, host_blocks: int = 0) -> None:
+        self._blocks, self._host_blocks = blocks, host_blocks
         self._count = blocks * BLOCK_TOKENS
         self._values_hnk: Tensor | None = None
+        self._host_hnk: Tensor | None = None
 
     def write(self, slots_bt: Tensor, new_bhtk: Tensor) -> None:
         new_hnk = new_bhtk.transpose(0, 1).flatten(1, 2)
         if self._values_hnk is None:
             # Not filled: memory that nobody has written to yet is not taken from the machine.
-            self._values_hnk = new_hnk.new_empty(new_hnk.shape[0], self._count + 1, new_hnk.shape[2])
+            heads, size = new_hnk.shape[0], new_hnk.shape[2]
+            self._values_hnk = new_hnk.new_empty(heads, self._count + 1, size)
             self._values_hnk[:, -1] = 0
+            self._host_hnk = new_hnk.new_empty(heads, self._host_blocks * BLOCK_TOKENS, size, device="cpu")
         self._values_hnk.index_copy_(1, slots_bt.flatten(), new_hnk)
 
     def read(self, slots_bs: Tensor) -> Tensor:
@@ -52,27 +59,57 @@ class Slots:
         return self._values_hnk.flatten(0, 1).index_select(0, rows_bhs.flatten()).unflatten(0, rows_bhs.shape)
 
     def copy(self, sources: Items[int], targets: Items[int]) -> None:
-        """Copy whole blocks; all are read before any is written."""
+        """Copy whole blocks that lie in one memory to others that do; all are read before any is written."""
         if self._values_hnk is not None:
-            blocks = self._values_hnk[:, :-1].unflatten(1, (-1, BLOCK_TOKENS))
-            blocks[:, list(targets)] = blocks[:, list(sources)]
+            read, froms = self._memory_of(sources)
+            written, tos = self._memory_of(targets)
+            written[:, tos] = read[:, froms].to(written.device)
+
+    def _memory_of(self, blocks: Items[int]) -> tuple[Tensor, list[int]]:
+        """The memory in which blocks lie, (heads, blocks, tokens, head dimension), and their places there."""
+        assert self._values_hnk is not None and self._host_hnk is not None
+        on_host = blocks[0] >= self._blocks
+        slots_hnk = self._host_hnk if on_host else self._values_hnk[:, :-1]
+        return slots_hnk.unflatten(1, (-1, BLOCK_TOKENS)), [block - on_host * self._blocks for block in blocks]
 
 
 class PagedStore:
-    """Tokens of all blocks, and their keys and values in each layer."""
+    """Tokens of all blocks, and their keys and values in each layer; see `BlockPool` for those of the host."""
 
-    def __init__(self, layers: int, blocks: int) -> None:
+    def __init__(self, layers: int, blocks: int, host_blocks: int = 0) -> None:
         self.padding_slot = blocks * BLOCK_TOKENS
-        self.ids = Slots(blocks)
-        self.keys = [Slots(blocks) for _ in range(layers)]
-        self.values = [Slots(blocks) for _ in range(layers)]
+        self._blocks = blocks
+        self.ids = Slots(blocks, host_blocks)
+        self.keys = [Slots(blocks, host_blocks) for _ in range(layers)]
+        self.values = [Slots(blocks, host_blocks) for _ in range(layers)]
 
     def copy(self, copies: Items[Copy]) -> None:
-        """Copy blocks, before a step writes to them."""
-        if copies:
-            sources, targets = zip(*copies, strict=True)
+        """Copy blocks one after the other, before a step writes to them."""
+        for group in at_once(copies, self._blocks):
+            sources, targets = zip(*group, strict=True)
             for slots in (self.ids, *self.keys, *self.values):
                 slots.copy(sources, targets)
+
+
+def at_once(copies: Items[Copy], blocks: int) -> Iterator[list[Copy]]:
+    """The same copies in groups of which none needs or replaces what another has written.
+
+    blocks: how many lie in the first memory; those of a group all lead from one memory to one.
+    """
+
+    def ways(copy: Copy) -> tuple[bool, bool]:
+        return copy.source >= blocks, copy.target >= blocks
+
+    group: list[Copy] = []
+    written: set[int] = set()
+    for copy in copies:
+        if group and (ways(copy) != ways(group[0]) or not written.isdisjoint(copy)):
+            yield group
+            group, written = [], set()
+        group.append(copy)
+        written.add(copy.target)
+    if group:
+        yield group
 
 
 class Layout(NamedTuple):

@@ -1,8 +1,11 @@
-"""What a model reads: prompts as token ids, and the tokens and strings at which its texts end."""
+"""What a model reads: prompts as token ids, alone or as padded rows, and what its texts end at."""
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from groundup.engine.text import StoppingText
 from groundup.errors import UserError
@@ -67,3 +70,12 @@ class Reader:
             return Tokenizer.load(self._folder)
         except UserError as error:
             return error
+
+
+def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids of texts as rows that end together, and an int32 mask of their tokens; both (texts, longest)."""
+    longest = max(map(len, texts))
+    # Any token will do as padding: the mask hides it.
+    ids = [[0] * (longest - len(text)) + list(text) for text in texts]
+    mask = [[0] * (longest - len(text)) + [1] * len(text) for text in texts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device, dtype=torch.int32)

@@ -15,6 +15,7 @@ from torch import Tensor
 from groundup.engine.paged import PagedStore, StepCache, lay_out
 from groundup.engine.scheduler import Chunk, Step
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapters
 from groundup.model.rotary import DynamicScaling, LongRopeScaling
 from groundup.model.specs import Attention, Experts, LatentAttention
 
@@ -25,10 +26,11 @@ ALIKE_TOKENS = 64
 
 
 class StepRunner(ABC):
-    """A decoder and the place where its sequences lie."""
+    """A decoder, the adapters it can be run with, and the place where its sequences lie."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
+        self.adapters = Adapters(model)
 
     @abstractmethod
     def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
@@ -52,11 +54,14 @@ class StepRunner(ABC):
 
 
 class Runner(StepRunner):
-    """Through the model itself, and a store of tensors."""
+    """Through the model itself, and a store of tensors.
 
-    def __init__(self, model: LanguageModel, blocks: int) -> None:
+    blocks: of the store, on the model's device. host_blocks: further ones in the host's memory.
+    """
+
+    def __init__(self, model: LanguageModel, blocks: int, host_blocks: int = 0) -> None:
         super().__init__(model)
-        self._store = PagedStore(len(model.layers), blocks)
+        self._store = PagedStore(len(model.layers), blocks, host_blocks)
         self._remembers = is_recurrent(model)
         self._alone = depends_on_the_longest(model)
 
@@ -83,7 +88,8 @@ class Runner(StepRunner):
         cache = StepCache(self._store, layout, [chunk.sequence.state for chunk in chunks])
         ids = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks]
         input_ids = torch.tensor(ids, device=device)
-        hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache)
+        with self.adapters.applied([chunk.sequence.adapter for chunk in chunks], device):
+            hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache)
         for row, chunk in enumerate(chunks):
             if self._remembers:
                 chunk.sequence.state = cache.remembered(row)

@@ -20,6 +20,7 @@ from collections.abc import Sequence as Items
 from typing import Any, NamedTuple
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Copy, blocks_for
+from groundup.model.lora import Adapter
 
 
 class Sequence:
@@ -28,19 +29,29 @@ class Sequence:
     tokens: prompt and answer so far, and guesses; whoever owns the sequence appends to it.
     guessed: how many of the last tokens are guesses.
     computed: how many of them have their keys, values and states.
+    cached: how many were found in the cache when it was first admitted, None before.
     state: of recurrent layers after these; the scheduler only hands it on.
     reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
     order: sequences are served in this order.
+    adapter: that it is computed with, if any; those with different ones share nothing.
     """
 
-    def __init__(self, tokens: Items[int], pool: BlockPool, order: tuple[int, int], reuses: bool = True) -> None:
+    def __init__(
+        self,
+        tokens: Items[int],
+        pool: BlockPool,
+        order: tuple[int, int],
+        reuses: bool = True,
+        adapter: Adapter | None = None,
+    ) -> None:
         self.tokens = list(tokens)
         self.guessed = 0
         self.computed = 0
-        self.cached = 0
+        self.cached: int | None = None
         self.state: Any | None = None
         self.reuses = reuses
         self.order = order
+        self.adapter = adapter
         self.table = BlockTable(pool)
         self._pool = pool
         self._hashes: list[bytes] = []
@@ -77,9 +88,10 @@ class Sequence:
         return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
 
     def block_hash(self, index: int) -> bytes:
-        """The hash of a whole block and all before it."""
+        """The hash of a whole block and all before it, the adapter included."""
         while len(self._hashes) <= index:
-            before = self._hashes[-1] if self._hashes else b""
+            root = b"" if self.adapter is None else self.adapter.key
+            before = self._hashes[-1] if self._hashes else root
             self._hashes.append(self._pool.chained_hash(before, self.block_tokens(len(self._hashes))))
         return self._hashes[index]
 
@@ -98,7 +110,7 @@ class Chunk(NamedTuple):
 
 
 class Step(NamedTuple):
-    """copies: of blocks, before anything is computed."""
+    """copies: of blocks, one after the other before anything is computed."""
 
     chunks: list[Chunk]
     copies: list[Copy]
@@ -131,7 +143,9 @@ class Scheduler:
         self._recurrent, self._whole_prompts, self._reach = recurrent, whole_prompts, reach
         self._arrivals = self._forks = 0
 
-    def add(self, tokens: Items[int], most_tokens: int, reuses: bool = True) -> Sequence:
+    def add(
+        self, tokens: Items[int], most_tokens: int, reuses: bool = True, adapter: Adapter | None = None
+    ) -> Sequence:
         """A new sequence, which will have no more than `most_tokens` to compute.
 
         Raises ValueError if these do not fit into the pool even when it is empty.
@@ -140,7 +154,7 @@ class Scheduler:
             raise ValueError(
                 f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.count * BLOCK_TOKENS}"
             )
-        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses)
+        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter)
         self._arrivals += 1
         self.waiting.append(sequence)
         return sequence
@@ -151,7 +165,7 @@ class Scheduler:
         It is younger than all forks before it, and older than what arrived after the first of its line.
         """
         self._forks += 1
-        child = Sequence(parent.tokens, self.pool, (parent.order[0], self._forks), parent.reuses)
+        child = Sequence(parent.tokens, self.pool, (parent.order[0], self._forks), parent.reuses, parent.adapter)
         child.cached = parent.cached
         if parent in self.running and len(self.running) < self._most_running:
             child.table, child.computed, child.state = parent.table.fork(), parent.computed, parent.state
@@ -170,14 +184,13 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """The next step; no chunks if there is nothing to do."""
-        step = self._next()
-        while not step.chunks and self._idle_gives_way():
-            step = self._next()
-        return step
+        chunks = self._next()
+        while not chunks and self._idle_gives_way():
+            chunks = self._next()
+        return Step(chunks, self.pool.take_copies())
 
-    def _next(self) -> Step:
+    def _next(self) -> list[Chunk]:
         chunks: list[Chunk] = []
-        copies: list[Copy] = []
         preempted = False
         for sequence in [one for one in self.running if one.pending]:
             if sequence not in self.running:
@@ -189,7 +202,7 @@ class Scheduler:
                 if self._preempt_youngest() is sequence:
                     break
             else:
-                copies += sequence.table.grow(tokens, sequence.computed)
+                sequence.table.grow(tokens, sequence.computed)
                 if sequence.is_written:
                     chunks.append(Chunk(sequence, sequence.computed, 1))
         if not preempted:
@@ -199,7 +212,7 @@ class Scheduler:
         spare = self._budget - len(chunks)
         chunks = self._with_guesses(chunks, spare // 2 if prompts else spare)
         spare = self._budget - sum(chunk.length for chunk in chunks)
-        return Step(chunks + self._prompt_chunks(prompts, spare), copies)
+        return chunks + self._prompt_chunks(prompts, spare)
 
     def _with_guesses(self, chunks: Items[Chunk], budget: int) -> list[Chunk]:
         """The chunks with the guesses behind them, as far as there is room; without it, they are taken back."""
@@ -262,9 +275,10 @@ class Scheduler:
                 return
             self.waiting.popleft()
             sequence.table.adopt(found)
-            sequence.computed = sequence.cached = len(found) * BLOCK_TOKENS
+            sequence.computed = len(found) * BLOCK_TOKENS
+            if sequence.cached is None:  # not where it gave way before
+                sequence.cached = sequence.computed
             sequence.state = state
-            # These are whole blocks, which nobody writes to: there is nothing to copy.
             sequence.table.grow(len(sequence.tokens), sequence.computed)
             insort(self.running, sequence, key=lambda one: one.order)
 

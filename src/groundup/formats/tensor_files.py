@@ -57,24 +57,14 @@ class TensorFiles:
 
     def get(self, name: str) -> Tensor:
         """One tensor whose memory is the file itself, so that nothing of it is read before it is used."""
-        return self._tensor(self._files[self._places[name]], name)
+        return _tensor(self._files[self._places[name]], name, self.path(name))
 
     def read(self, name: str) -> Tensor:
         """One tensor in memory of its own."""
         path = self.path(name)
         if path.name not in self._readers:
             self._readers[path.name] = _open(path, "pread")
-        return self._tensor(self._readers[path.name], name)
-
-    def _tensor(self, file: safe_open, name: str) -> Tensor:
-        try:
-            tensor: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
-        except SafetensorError as error:
-            raise UserError(f"{self.path(name)}: tensor `{name}` cannot be read: {error}") from None
-        if tensor.dtype not in self._dtypes:
-            kinds = ", ".join(str(one).removeprefix("torch.") for one in self._dtypes)
-            raise UserError(f"{self.path(name)}: tensor `{name}` is of {tensor.dtype}; weights are read as {kinds}")
-        return tensor
+        return _tensor(self._readers[path.name], name, path)
 
     def _compare_with_index(self, indexed: dict[str, str]) -> None:
         for name in sorted(indexed.keys() | self._places.keys()):
@@ -91,6 +81,12 @@ class TensorFiles:
             raise UserError(
                 f"{self._folder / strays[0]}: {INDEX} does not name this shard; remove it or mend the index"
             )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file, in memory of their own. Raises UserError as `TensorFiles` does."""
+    file = _open(path, "pread")
+    return {name: _tensor(file, name, path) for name in _names(file)}
 
 
 def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
@@ -130,6 +126,17 @@ def _unnamed(folder: Path, index: int) -> Path:
 
 def _names(file: safe_open) -> list[str]:
     return list(file.keys())  # type: ignore[no-untyped-call]
+
+
+def _tensor(file: safe_open, name: str, path: Path) -> Tensor:
+    try:
+        tensor: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise UserError(f"{path}: tensor `{name}` cannot be read: {error}") from None
+    if tensor.dtype not in FLOATS:
+        kinds = ", ".join(str(one).removeprefix("torch.") for one in FLOATS)
+        raise UserError(f"{path}: tensor `{name}` is of {tensor.dtype}; weights are read as {kinds}")
+    return tensor
 
 
 def _open(path: Path, backend: str) -> safe_open:

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from groundup.engine.generate import Generator
-from groundup.engine.sampling import Sampling
+from groundup.engine.engine import Engine
 from groundup.formats.huggingface import save_model
 from groundup.model.language_model import LanguageModel
 from groundup.record.metrics import read_lines
@@ -89,12 +88,12 @@ class Samples:
 
     def take(self, step: int) -> None:
         """Append what the model writes now; lines of a later step, from before a kill, are dropped."""
-        generator = Generator(self.model, [self.words.eos_id, self.words.end_id])
-        fitting = {label: ids for label, ids in self.prompts.items() if len(ids) < generator.max_positions}
-        answers = generator.generate(list(fitting.values()), Sampling(max_tokens=SAMPLE_TOKENS))
+        engine = Engine(self.model, stop_ids=[self.words.eos_id, self.words.end_id])
+        fitting = {label: ids for label, ids in self.prompts.items() if len(ids) < engine.max_positions}
+        answers = engine.generate(list(fitting.values()), max_tokens=SAMPLE_TOKENS)
         lines = [line for line in read_lines(self.path) if line["step"] < step]
         lines += [
-            {"step": step, "prompt": label, "text": self.words.decode(answer)}
+            {"step": step, "prompt": label, "text": self.words.decode(answer.tokens)}
             for label, answer in zip(fitting, answers, strict=True)
         ]
         write_atomically(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -13,7 +13,8 @@ from groundup.train.optim import LearningRates
 
 # Below this many training FLOPs compilation (15 s to 31 s on two cores, cold) is not repaid (docs/log.md).
 COMPILE_FROM_FLOPS = 1.5e13
-COMPILE_FROM_SECONDS = 60.0
+# The same for budgets in time. Mixtures and recurrent layers take a minute or two to compile.
+COMPILE_FROM_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
