@@ -172,7 +172,7 @@ class Beaming:
 
     def _pieces(self, beam: Beam) -> Iterator[Piece]:
         text = None if self._text is None else self._text.copy()
-        cached = self.sequences[0].cached
+        cached = self.sequences[0].cached or 0
         for written, choice in enumerate(self._choices[beam.tokens], start=1):
             ends = choice.token in self._chooser.end_ids
             yield next_piece(choice, text, ends=ends, is_full=written == self._limit, cached=cached)

@@ -274,10 +274,10 @@ class Engine:
             self._cancel(jobs)
             raise
 
-    async def ascore(self, texts: Sequence[Prompt]) -> list[Score]:
+    async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
         inboxes: list[asyncio.Queue[list[float] | Exception]] = [asyncio.Queue() for _ in listed(texts)]
-        jobs = self._begin_scores(texts, [from_other_thread(inbox) for inbox in inboxes])
+        jobs = self._begin_scores(texts, adapter, [from_other_thread(inbox) for inbox in inboxes])
         try:
             return [Score(job.prompt, heard(await inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:

@@ -128,7 +128,7 @@ class Loop:
         """The next tokens of one text, among them the guesses that were right; returns whether it ends."""
         assert job.sequence is not None
         guesses = job.sequence.guesses
-        tokens, ended = job.write(logits, guesses, job.sequence.cached)
+        tokens, ended = job.write(logits, guesses, job.sequence.cached or 0)
         self._scheduler.settle(job.sequence, right=len(tokens) - 1)
         job.sequence.tokens.append(tokens[-1])
         if self._speculation is not None and guesses:
