@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.quantize.matrix import (
+    ROWS_AT_A_TIME,
     W4,
     W8,
     WEIGHT_FORMATS,
@@ -92,6 +93,15 @@ def test_a_search_never_makes_a_row_worse(format: WeightFormat):
     if format.bits == 4:
         # Of normal numbers a tenth of the squared error is spared at least (docs/log.md).
         assert errors[1].sum() < 0.9 * errors[0].sum()
+
+
+@ALL_FORMATS
+def test_a_large_matrix_is_quantised_in_parts_as_it_is_as_a_whole(format: WeightFormat):
+    weight = _matrix(ROWS_AT_A_TIME + 70, 40)
+    whole = quantise_rows(weight, format)
+    for rows in (slice(0, 64), slice(ROWS_AT_A_TIME, None)):
+        part = quantise_rows(weight[rows], format)
+        assert torch.equal(dequantise(whole)[rows], dequantise(part))
 
 
 @ALL_FORMATS

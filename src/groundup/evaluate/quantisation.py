@@ -195,7 +195,8 @@ def _rounding(
     if text is None:
         return lambda name, weight: nearest(weight, format)
     batches = heldout_rows(text, window, words.bos_id, windows=config.calibration_windows, rows=ROWS)
-    with Progress("quantize: calibration", None, "tokens") as progress:
+    total = min(config.calibration_windows * window, text.total_tokens)
+    with Progress("quantize: calibration", total, "tokens") as progress:
         return calibrated(observe(model, _as_tensors(batches, progress)), format)
 
 

@@ -24,6 +24,8 @@ BYTE_ZERO = 128
 SMALLEST = 1e-30
 # A sum of 127 · 255 · columns must fit into 32 bits.
 MOST_COLUMNS = 65_536
+# Rows that are quantised together; a multiple of ROW_MULTIPLE.
+ROWS_AT_A_TIME = 4096
 # Scales tried for a group, as parts of the one that just holds its number farthest from zero, that one first. Cutting
 # this number off makes the steps of the others finer; with larger scales they may fall better. Finer choices bring
 # nothing more (docs/log.md).
@@ -138,6 +140,13 @@ def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
         )
     if not weight_nk.isfinite().all():
         raise ValueError("a matrix with infinite or undefined numbers cannot be quantised")
+    # In parts, as the search holds a few numbers for each weight: an embedding would take gigabytes.
+    parts = [_quantise_part(part_nk, format, search) for part_nk in weight_nk.split(ROWS_AT_A_TIME)]
+    values, scales = torch.cat([one.values for one in parts]), torch.cat([one.scales for one in parts])
+    return QuantisedMatrix(format, *weight_nk.shape, values, scales)
+
+
+def _quantise_part(weight_nk: Tensor, format: WeightFormat, search: bool) -> QuantisedMatrix:
     groups_ngk = _groups(weight_nk, format)
     scales_ng = _scales(groups_ngk, format, search)
     if not scales_ng.isfinite().all():

@@ -76,7 +76,8 @@ class QuantisedModule(nn.Module):
         """What `.to`, `.double` and the like do: the matrix moves to another device, but keeps its types."""
         scales = self.scales
         super()._apply(change, recurse)  # type: ignore[no-untyped-call]
-        self.scales = scales.to(self.scales.device)
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
         return self
 
     def _product(self, x: Tensor, values: Tensor, scales: Tensor, bias_n: Tensor | None) -> Tensor:
