@@ -9,7 +9,8 @@ the same threads. Per round and side:
 - prefill: tokens per second of one prompt, until the first token after it;
 - 1, 16, 32 streams: tokens per second of all streams together after each has its first, from short prompts;
 - start: seconds from the start of the process to the first token, with the files in memory, and of loading alone;
-- overhead: what of a step of ours in which every stream gets a token is spent outside the model.
+- overhead: what of a step of ours in which every stream gets a token is spent outside the model;
+- guesses: one stream of ours that repeats itself, with speculation and without.
 
 Ours chooses every token from its logits; llama.cpp is fed random ones and chooses none, as in its own benchmarks. The
 median of the rounds counts. `--opponents DIR` installs what is missing into environments of their own: llama.cpp is
@@ -60,6 +61,9 @@ def main() -> None:
         ],
         "a step of ours in which every stream gets a token": [
             row for size, runs in found.items() for row in overhead_rows(size, runs.get(OURS, []))
+        ],
+        "ours after a text that repeats, with guesses (PromptLookup) and without, tokens per second": [
+            row for size, runs in found.items() for row in guessing_rows(size, runs.get(OURS, []))
         ],
     }
     for title, rows in tables.items():
@@ -126,6 +130,15 @@ def overhead_rows(size: str, rounds: Sequence[Mapping[str, Any]]) -> list[dict[s
         shares = {"step ms": 1000 * step_s, "outside the model ms": 1000 * outside_s, "%": 100 * outside_s / step_s}
         rows.append({"model": size, "what": _streams(int(streams)), **shares})
     return rows
+
+
+def guessing_rows(size: str, rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row, of the medians."""
+    if not rounds:
+        return []
+    names = rounds[0]["guessing"]
+    row = {name: statistics.median(one["guessing"][name] for one in rounds) for name in names}
+    return [{"model": size, **row, "ratio": row["guessing"] / row["plain"]}]
 
 
 def _streams(count: int) -> str:

@@ -1,7 +1,10 @@
 """The models that `engine.py` compares engines on: random weights, in the forms that each of them reads."""
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,12 +87,8 @@ class Forms:
             return self.bfloat16()
         out = self.folder / self.name / kind
         if not out.exists():
-            # Rounded to nearest and not measured: there is nothing to lose in random weights.
-            words = ["--out", str(out), "--format", kind, "--method", "nearest", "--unmeasured"]
-            command = [sys.executable, "-m", "groundup", "quantize", str(self.bfloat16()), *words]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise Missing(last_line(done))
+            with tempfile.TemporaryDirectory(dir=self.folder) as working:
+                _quantise(self.bfloat16(), Path(working), kind).rename(out)
         return out
 
     def gguf(self, quantise: Callable[[Path, Path], None]) -> Path:
@@ -113,6 +112,22 @@ class Forms:
             with staged(out) as working:
                 export(folder, working)
         return out
+
+
+def _quantise(folder: Path, working: Path, kind: str) -> Path:
+    """The folder in few bits, in `working`. Raises Missing if that cannot be done."""
+    source, out = working / "source", working / "quantised"
+    shutil.copytree(folder, source, copy_function=os.link)
+    _byte_tokens().save(source)  # the verb wants one
+    # Rounded to the nearest and not measured: there is nothing to lose in random weights.
+    words = ["--out", str(out), "--format", kind, "--method", "nearest", "--unmeasured"]
+    command = [sys.executable, "-m", "groundup", "quantize", str(source), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Missing(last_line(done))
+    for path in out.glob("tokenizer*.json"):
+        path.unlink()
+    return out
 
 
 def last_line(done: "subprocess.CompletedProcess[str]") -> str:

@@ -27,7 +27,7 @@ def test_the_benchmark_runs_and_its_ratios_are_those_of_its_rounds(tmp_path: Pat
     assert {name: len(runs) for name, runs in rounds.items()} == {"groundup": 2, "transformers": 2}
     assert "--opponents DIR installs it" in figures["left_out"]["llama.cpp, tiny"]
 
-    speeds, starts, overheads = figures["tables"].values()
+    speeds, starts, overheads, guesses = figures["tables"].values()
     assert [row["what"] for row in speeds] == ["prefill", "1 stream", "3 streams"]
     for row, key in zip(speeds, ("prefill", "1", "3"), strict=True):
         ours, theirs = (statistics.mean(run[key] for run in rounds[name]) for name in ("groundup", "transformers"))
@@ -38,3 +38,5 @@ def test_the_benchmark_runs_and_its_ratios_are_those_of_its_rounds(tmp_path: Pat
         assert min(parts) > 0 and row["whole"] == pytest.approx(sum(parts), rel=0.01)
     for row in overheads:
         assert 0 < row["outside the model ms"] < row["step ms"]
+    (row,) = guesses
+    assert row["ratio"] == pytest.approx(row["guessing"] / row["plain"]) and row["tokens_per_step"] >= 1

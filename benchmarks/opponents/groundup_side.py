@@ -8,6 +8,7 @@ from typing import Any
 from task import Task, answer
 
 from groundup.engine.engine import Engine
+from groundup.engine.guessing import PromptLookup
 
 IMPORTED = time.monotonic()
 
@@ -15,8 +16,8 @@ IMPORTED = time.monotonic()
 class Groundup:
     """A model folder; tokens are chosen, the likeliest each time, and told."""
 
-    def __init__(self, task: Task) -> None:
-        self._engine = Engine(task.model, stop_ids=())
+    def __init__(self, task: Task, speculate: PromptLookup | None = None) -> None:
+        self._engine = Engine(task.model, stop_ids=(), speculate=speculate)
 
     def prefill(self, prompt: list[int]) -> float:
         return self._seconds([prompt], 1)
@@ -35,7 +36,25 @@ class Groundup:
             step_s = statistics.median(step for step, _ in steps)
             outside_s = statistics.median(step - model for step, model in steps)
             found[str(streams)] = {"step_s": step_s, "outside_s": outside_s, "share": outside_s / step_s}
-        return {"overhead": found}
+        return {"overhead": found, "guessing": self._guessing(task)}
+
+    def _guessing(self, task: Task) -> dict[str, float]:
+        """One stream after a text that repeats, with guesses and without, in tokens per second.
+
+        How many guesses are right depends on what the model repeats: tokens per step say so. A model of random weights
+        can only show what right guesses are worth.
+        """
+        phrase = task.prompts(1, task.context_tokens, seed=4)[0]
+        prompt = (phrase * 8)[: task.prompt_tokens]
+        plain = (task.new_tokens - 1) / self.decode([prompt], task.new_tokens)
+        quick = Groundup(task, PromptLookup())
+        steps = quick._watched([prompt], task.new_tokens)
+        seconds = quick.decode([prompt[1:]], task.new_tokens)
+        return {
+            "plain": plain,
+            "guessing": (task.new_tokens - 1) / seconds,
+            "tokens_per_step": (task.new_tokens - 1) / len(steps),
+        }
 
     def _seconds(self, prompts: list[list[int]], new_tokens: int) -> float:
         begun = time.perf_counter()
