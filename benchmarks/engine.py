@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_models import KINDS, SHAPES, Forms
-from engine_sides import Missing, Side, sides
+from engine_models import KINDS, SHAPES, Forms, Missing
+from engine_sides import Side, sides
 from figures import arguments, show, write_figures
 
 OURS = "groundup"

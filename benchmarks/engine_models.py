@@ -23,6 +23,10 @@ CONTEXT = 2048
 KINDS = ("bfloat16", "w8", "w4", "w4_g32")
 
 
+class Missing(Exception):
+    """A side cannot be measured; the message says why."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """A LLaMA with a tied head and heads of 64."""
@@ -75,7 +79,7 @@ class Forms:
         return out
 
     def ours(self, kind: str) -> Path:
-        """A folder for our engine, its weights of one of `KINDS`."""
+        """A folder for our engine, its weights of one of `KINDS`. Raises Missing if they cannot be quantised."""
         if kind == "bfloat16":
             return self.bfloat16()
         out = self.folder / self.name / kind
@@ -83,7 +87,9 @@ class Forms:
             # Rounded to nearest and not measured: there is nothing to lose in random weights.
             words = ["--out", str(out), "--format", kind, "--method", "nearest", "--unmeasured"]
             command = [sys.executable, "-m", "groundup", "quantize", str(self.bfloat16()), *words]
-            subprocess.run(command, check=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise Missing(last_line(done))
         return out
 
     def gguf(self, quantise: Callable[[Path, Path], None]) -> Path:
@@ -107,6 +113,11 @@ class Forms:
             with staged(out) as working:
                 export(folder, working)
         return out
+
+
+def last_line(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a process that failed said in the end."""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def _save_random(shape: Shape, out: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_models import Forms
+from engine_models import Forms, Missing, last_line
 
 sys.path.append(str(Path(__file__).parent / "opponents"))
 from task import MARK, Task
@@ -24,10 +24,6 @@ LLAMA_CPP = ("--no-binary", "llama-cpp-python", "llama-cpp-python>=0.3.36")
 OPENVINO = (f"torch=={torch.__version__.partition('+')[0]}", "optimum-intel", "openvino", "nncf")
 
 Run = Callable[..., None]
-
-
-class Missing(Exception):
-    """A side cannot be measured; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Side:
         command = [str(python), str(SCRIPTS / self.script), *words]
         done = subprocess.run(command, capture_output=True, text=True, env=variables)
         if done.returncode != 0:
-            raise Missing(_last_line(done))
+            raise Missing(last_line(done))
         return done.stdout
 
 
@@ -138,13 +134,8 @@ def _environment(folder: Path | None, name: str, packages: Sequence[str], withou
         variables = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}
         done = subprocess.run(install, capture_output=True, text=True, env=variables)
         if done.returncode != 0:
-            raise Missing(f"pip cannot install it: {_last_line(done)}")
+            raise Missing(f"pip cannot install it: {last_line(done)}")
         if without is not None:
             subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", without], check=True)
         whole.touch()
     return python
-
-
-def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """What a process that failed said in the end."""
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

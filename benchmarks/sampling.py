@@ -1,4 +1,4 @@
-"""What a step of choosing costs, from logits to the next token, and what a mask of constrained decoding costs.
+"""What choosing costs, from logits to the next token, in a batch too, and what a mask of constrained decoding costs.
 
     python benchmarks/sampling.py --json results.json
 
@@ -18,11 +18,13 @@ from figures import arguments, show
 
 from groundup.engine.choose import make_chooser
 from groundup.engine.constrain import Constraint, GrammarCompiler
+from groundup.engine.rows import rows_of
 from groundup.engine.sampling import Sampling
 from groundup.tokens.tokenizer import Tokenizer
 
 VOCABULARIES = (4_096, 32_000, 151_936)
 STEPS = 400
+BATCH = 16
 SETTINGS = {
     "likeliest": Sampling(),
     "likeliest, 20 log-probabilities": Sampling(logprobs=20),
@@ -62,9 +64,12 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0] if __doc__ else "").parse_args()
     torch.set_num_threads(1)
     steps = [row for size in VOCABULARIES for row in step_times(size)]
+    batches = [row for size in VOCABULARIES for row in batch_times(size)]
     masks = [row for size in VOCABULARIES for row in mask_times(size)]
     show("a step, in microseconds", steps, None, {})
-    show("a mask, in microseconds", masks, options.json, {"steps_us": steps, "masks_us": masks})
+    show(f"a step of {BATCH} texts, in microseconds for each", batches, None, {})
+    results = {"steps_us": steps, "batches_us": batches, "masks_us": masks}
+    show("a mask, in microseconds", masks, options.json, results)
 
 
 def step_times(vocab_size: int) -> list[dict[str, Any]]:
@@ -78,6 +83,23 @@ def step_times(vocab_size: int) -> list[dict[str, Any]]:
             begun = time.perf_counter()
             chooser.choose(logits_tv[step % len(logits_tv)])
             seconds.append(time.perf_counter() - begun)
+        rows.append({"settings": name, "vocabulary": vocab_size, **_quantiles(seconds)})
+    return rows
+
+
+def batch_times(vocab_size: int) -> list[dict[str, Any]]:
+    """A row for each of `SETTINGS`: as the engine's loop does it, with rows that are summed up together."""
+    logits_tv = zipf_logits(vocab_size, rows=4 * BATCH)
+    rows = []
+    for name, sampling in SETTINGS.items():
+        choosers = [make_chooser(sampling, range(512)) for _ in range(BATCH)]
+        seconds = []
+        for step in range(STEPS // BATCH):
+            begun = time.perf_counter()
+            summed_up = rows_of(logits_tv[step % 4 * BATCH :][:BATCH])
+            for chooser, logits in zip(choosers, summed_up, strict=True):
+                chooser.choose(logits)
+            seconds.append((time.perf_counter() - begun) / BATCH)
         rows.append({"settings": name, "vocabulary": vocab_size, **_quantiles(seconds)})
     return rows
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from groundup.engine.choose import Choice
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
+from groundup.engine.rows import Logits, Row
 from groundup.engine.scheduler import Scheduler, Sequence
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
@@ -66,7 +67,8 @@ class Watching:
     def fork(self) -> "Watching":
         return Watching()
 
-    def choose(self, logits_v: Tensor) -> Choice:
+    def choose(self, logits: Logits) -> Choice:
+        logits_v = logits.logits_v if isinstance(logits, Row) else logits
         self.seen.append(logits_v)
         return Choice(int(logits_v.argmax()), 0.0, [])
 

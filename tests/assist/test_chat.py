@@ -32,8 +32,8 @@ class ScriptedModel:
         self.prompts.append(list(prompt))
         text = TextStream(self.tokenizer)
         for token in next(self.turns):
-            yield Piece(Choice(token, 0.0, []), text.push(token), None, 0)
-        yield Piece(None, text.finish(), "stop", 0)
+            yield Piece(Choice(token, 0.0, []), 0.0, text.push(token), None, 0)
+        yield Piece(None, 0.0, text.finish(), "stop", 0)
 
 
 QUESTION = {"role": "user", "content": "6*7?"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.corpus.words import Chunk, Units, word_grams, word_grams_at
+from groundup.corpus.words import Chunk, Units, distinct, word_grams, word_grams_at
 
 # Letters, digits, punctuation of one, two and three bytes, letters of two, three and four bytes.
 TEXTS = st.lists(st.text("ab Z0_9.,'\n\tß中😀«»—…“”\u00a0\u3000、", max_size=60), min_size=1, max_size=6)
@@ -55,6 +55,11 @@ def test_two_runs_have_one_hash_exactly_if_their_words_are_equal(texts: list[str
     assert len(set(zip(grams.hashes.tolist(), (run for _, run in expected), strict=True))) == len(
         {run for _, run in expected}
     )
+
+
+@given(st.lists(st.integers(0, 5) | st.integers(0, 2**64 - 1)))
+def test_distinct_hashes_are_those_of_a_set_in_order(values: list[int]):
+    assert distinct(np.array(values, np.uint64)).tolist() == sorted(set(values))
 
 
 def test_runs_at_given_words_are_those_found_everywhere():

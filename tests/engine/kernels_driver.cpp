@@ -23,6 +23,7 @@ void groundup_norm(const NormJob*);
 void groundup_rope(const RopeJob*);
 void groundup_activate(const ActivateJob*);
 void groundup_add(const AddJob*);
+void groundup_summarise(const SummariseJob*);
 void groundup_store(const StoreJob*);
 void groundup_attend(const AttentionJob*);
 }
@@ -96,6 +97,10 @@ void pointwise() {
   require_finite(out.get(), rows * width, "activate");
   const AddJob add{x.get(), y.get(), span};
   groundup_add(&add);
+  std::vector<double> normalisers(rows);
+  std::vector<int64_t> largest(rows);
+  const SummariseJob summarise{x.get(), normalisers.data(), largest.data(), rows, width, apart};
+  groundup_summarise(&summarise);
 
   const int64_t heads = up_to(4), half = up_to(40), head_dim = 2 * half + draw() % 3, places = up_to(9);
   auto turned = random<float>(rows * heads * head_dim), tables = random<float>(places * half);

@@ -36,7 +36,7 @@ def test_the_examples_run_one_after_another(model_folder: None, capsys: pytest.C
     names: dict[str, object] = {}
     for number, example in enumerate(examples, start=1):
         exec(compile(example, f"docs/engine.md, example {number}", "exec"), names)
-    assert len(examples) == 6
+    assert len(examples) == 7
     assert "prompts[1]: a prompt needs at least one token" in capsys.readouterr().out
 
 

@@ -18,6 +18,8 @@ from groundup.engine.guessing import PromptLookup, Trust
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
+from groundup.quantize.convert import quantise_model
+from groundup.quantize.matrix import WEIGHT_FORMATS
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
 from groundup.tokens.tokenizer import Tokenizer, train
 
@@ -132,6 +134,19 @@ def test_what_was_guessed_right_is_in_the_cache():
     (two,) = engine.generate([[*one.prompt, *one.tokens, 9]], max_tokens=20)
     assert two.cached == 48  # 59 of the 60 tokens were computed: three whole blocks
     _same([two], ENGINES["without"].generate([two.prompt], max_tokens=20))
+
+
+def test_steps_that_are_programs_take_tokens_back_too(compiled: None):
+    """Quantised models, in the kernels: there a token's numbers do not depend on what is computed beside it, at all."""
+    model, draft = (hot_decoder(tiny_config("llama", kv_heads=1, context=100)).float() for _ in range(2))
+    for one, bits in ((model, "w8"), (draft, "w4_g32")):
+        quantise_model(one, WEIGHT_FORMATS[bits])
+    prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40)]
+    asked: dict[str, Any] = {"max_tokens": 50, "temperature": 0.5, "seed": 2}
+    expected = gu.Engine(model, stop_ids=[]).generate(prompts, **asked)
+    for speculate in (PromptLookup(shortest=1), DraftModel(draft)):
+        engine = gu.Engine(model, stop_ids=[], step_tokens=40, most_running=4, speculate=speculate)
+        assert [one.choices for one in engine.generate(prompts, **asked)] == [one.choices for one in expected]
 
 
 def test_drawn_texts_have_the_distribution_of_the_model():

@@ -300,3 +300,15 @@ def test_blocks_with_guesses_become_known_only_when_these_were_right():
     scheduler.settle(text, 2)
     assert text.tokens == [*range(17)] and text.pending == 0
     assert pool.find(pool.chained_hash(b"", range(16)), range(16)) == text.table.blocks[0]
+
+
+def test_a_fork_of_what_waits_waits_too_and_finds_the_beginning():
+    """As a beam that gave way: nothing of it is computed, so nothing can be shared but what is known."""
+    scheduler = Scheduler(BlockPool(8), budget=64, most_running=4)
+    first = scheduler.add(range(20), 40)
+    scheduler.complete(scheduler.schedule())
+    scheduler.remove(first)
+    parent = scheduler.add(range(20), 40)
+    child = scheduler.fork(parent)
+    assert list(scheduler.waiting) == [parent, child]
+    assert [chunk[:2] for chunk in scheduler.schedule().chunks] == [(parent, BLOCK_TOKENS), (child, BLOCK_TOKENS)]

@@ -1,6 +1,6 @@
 """Figures of speed: each from given times by its closed form, and what the engine is asked to get such times."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import VOCABULARY, hot_decoder, tiny_config
 
 import groundup as gu
-from groundup.engine.jobs import Piece
+from groundup.engine.jobs import Piece, Writing
 from groundup.engine.speed import (
     WARM_UP_TOKENS,
     Quantiles,
@@ -97,22 +97,25 @@ def test_a_run_without_a_common_time_does_not_spoil_the_others():
 
 def test_the_engine_is_asked_what_was_planned(monkeypatch: pytest.MonkeyPatch):
     plan = Plan(prompt_tokens=40, new_tokens=6, streams=(1, 3), repeats=2)
-    engine = gu.Engine(hot_decoder(tiny_config("llama", context=64)), stop_ids=range(1, VOCABULARY))
-    apieces, prompts, pieces = engine.apieces, [], []
+    engine = gu.Engine(hot_decoder(tiny_config("llama", context=64)), stop_ids=range(VOCABULARY))
+    submit, prompts, pieces = engine._submit, [], []
 
-    async def heard(prompt: list[int], *arguments: Any) -> AsyncGenerator[Piece, None]:
-        prompts.append(tuple(prompt))
+    def overheard(tell: Callable[[Piece], None]) -> Callable[[Piece], None]:
         own: list[Piece] = []
         pieces.append(own)
-        async for piece in apieces(prompt, *arguments):
-            own.append(piece)
-            yield piece
+        return lambda piece: (own.append(piece), tell(piece))
 
-    monkeypatch.setattr(engine, "apieces", heard)
+    def submit_overheard(jobs: list[Writing]) -> None:
+        for job in jobs:
+            prompts.append(tuple(job.prompt))
+            job.tell = overheard(job.tell)
+        submit(jobs)
+
+    monkeypatch.setattr(engine, "_submit", submit_overheard)
     told: list[tuple[int, str]] = []
     speed = measure(engine, plan, lambda tokens, what: told.append((tokens, what)))
 
-    # Texts are as long as planned, though nearly every token would end one.
+    # Texts are as long as planned, though every token would end one that was asked for.
     expected = [WARM_UP_TOKENS] * 3 + [1] * 2 + [6] * 2 + [6] * 6
     assert [sum(piece.choice is not None for piece in own) for own in pieces] == expected
     # No prompt is another's, not even at its beginning: nothing is found in the cache.
@@ -139,3 +142,19 @@ def test_prompts_that_nobody_chose_fit_the_model():
     for plan in (Plan(prompt_tokens=141, new_tokens=60), Plan(new_tokens=200)):
         with pytest.raises(UserError, match="holds texts of 200 tokens"):
             plan.within(200)
+
+
+def test_what_goes_wrong_in_the_engine_is_raised_and_the_rest_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    engine = gu.Engine(hot_decoder(tiny_config("llama", context=64)))
+    run, runs = engine._loop._runner.run, iter(range(100))
+
+    def failing(step: Any) -> Any:
+        if next(runs) == 7:
+            raise RuntimeError("no memory")
+        return run(step)
+
+    monkeypatch.setattr(engine._loop._runner, "run", failing)
+    with pytest.raises(RuntimeError, match="no memory"):
+        measure(engine, Plan(prompt_tokens=20, new_tokens=6, streams=(2,), repeats=1))
+    assert engine.generate([[1, 2]], max_tokens=2)[0].tokens
+    assert engine._pool.available == engine._pool.count

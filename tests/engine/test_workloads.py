@@ -21,6 +21,7 @@ from groundup.engine.draft import DraftGuesser
 from groundup.engine.guessing import Guesser, Speculation
 from groundup.engine.jobs import Writing
 from groundup.engine.loop import Loop
+from groundup.engine.rows import Logits
 from groundup.engine.runner import Runner, is_recurrent, reach
 from groundup.engine.scheduler import Chunk, Scheduler, Step
 from groundup.model.language_model import LanguageModel
@@ -234,10 +235,10 @@ def test_ten_thousand_requests_leave_memory_flat():
 
 def test_a_chooser_that_fails_ends_its_own_text_alone():
     class Broken(Watching):
-        def choose(self, logits_v: Tensor) -> Choice:
+        def choose(self, logits: Logits) -> Choice:
             if len(self.seen) == 3:
                 raise RuntimeError("no token fits")
-            return super().choose(logits_v)
+            return super().choose(logits)
 
     model = workload_model("llama")
     pool = BlockPool(20)

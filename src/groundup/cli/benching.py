@@ -23,7 +23,7 @@ USUAL_STEP_TOKENS = 512
 
 BENCH_ABOUT = """\
 Measure how fast a model answers on this machine, through the engine that chats and serves. Every text gets
-a random prompt of its own and is as long as you say; the times are those at which tokens reach who asked.
+a random prompt of its own and is as long as you say; the times are those at which the engine hands tokens out.
 
   prefill            tokens of a prompt per second: of one alone, until the first token of its answer is there
   first token        from the question to the first token, while as many prompts come at once as there are streams
@@ -96,7 +96,6 @@ def _engine(folder: Path, plan: Plan) -> "Engine":
     blocks = most * (blocks_for(plan.prompt_length + plan.new_tokens) + 1)
     return Engine(
         folder,
-        stop_ids=(),
         cache_tokens=blocks * BLOCK_TOKENS,
         step_tokens=max(USUAL_STEP_TOKENS, most),
         most_running=most,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Grams, Hashes, Integers, word_grams, word_grams_at
+from groundup.corpus.words import Chunk, Grams, Hashes, Integers, distinct, word_grams, word_grams_at
 
 SHORTEST_QUOTE = 8
 IDIOM_GROUPS = 3
@@ -60,11 +60,11 @@ class QuoteIndex:
         chunk = Chunk([passage.encode() for passage in passages])
         words = chunk.words
         # Every match starts with one of these; which of them begin one is looked up later.
-        self._probes = np.unique(word_grams(words, SHORTEST_QUOTE).hashes)
+        self._probes = distinct(word_grams(words, SHORTEST_QUOTE).hashes)
         self._sieve = np.zeros(1 << _SIEVE_BITS, np.bool_)
-        self._sieve[self._probes >> np.uint64(64 - _SIEVE_BITS)] = True
+        self._sieve[_sieve_slots(self._probes)] = True
         runs = word_grams(words, quote_words)
-        self._known = {quote_words: np.unique(runs.hashes[_is_told_in_words(chunk, runs)])}
+        self._known = {quote_words: distinct(runs.hashes[_is_told_in_words(chunk, runs)])}
         # Passages too short to hold such a run count as a whole.
         for length in range(SHORTEST_QUOTE, quote_words):
             if (words.counts == length).any():
@@ -95,7 +95,7 @@ class QuoteIndex:
 
     def _hits(self, probes: Hashes) -> Integers:
         """Which runs of SHORTEST_QUOTE words a passage holds too."""
-        sieved = np.flatnonzero(self._sieve[probes >> np.uint64(64 - _SIEVE_BITS)])
+        sieved = np.flatnonzero(self._sieve[_sieve_slots(probes)])
         return sieved[_is_in(probes[sieved], self._probes)]
 
 
@@ -145,10 +145,15 @@ def widen_to_sentences(text: bytes, quotes: Sequence[Quote]) -> list[Quote]:
     return widened
 
 
+def _sieve_slots(hashes: Hashes) -> Integers:
+    # Signed, because NumPy copies an unsigned index to a signed one at three times the cost of the look-up.
+    return (hashes >> np.uint64(64 - _SIEVE_BITS)).view(np.int64)
+
+
 def _whole_passages(chunk: Chunk, length: int) -> Hashes:
     runs = word_grams(chunk.words, length)
     is_whole = chunk.words.counts[runs.documents] == length
-    return np.unique(runs.hashes[is_whole & _is_told_in_words(chunk, runs)])
+    return distinct(runs.hashes[is_whole & _is_told_in_words(chunk, runs)])
 
 
 def _is_told_in_words(chunk: Chunk, runs: Grams) -> npt.NDArray[np.bool_]:

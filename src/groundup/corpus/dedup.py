@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from groundup.corpus.words import Chunk, Hashes
+from groundup.corpus.words import Chunk, Hashes, distinct
 
 Signatures = npt.NDArray[np.uint32]
 
@@ -52,7 +52,7 @@ def signatures(chunk: Chunk) -> Signatures:
 def shingles(chunk: Chunk) -> list[Hashes]:
     """The set of shingles of each document, sorted."""
     grams = chunk.shingles
-    return [np.unique(grams.hashes[start:end]) for start, end in pairwise(grams.first)]
+    return [distinct(grams.hashes[start:end]) for start, end in pairwise(grams.first)]
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:

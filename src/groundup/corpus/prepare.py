@@ -84,7 +84,7 @@ def prepare(work: tuple[CorpusConfig, Sequence[Document]]) -> Prepared:
     rows = pa.RecordBatch.from_pydict(
         {
             "id": [document_id(text) for text in encoded],
-            "text": [extract.text for extract in extracts],
+            "text": pa.array(encoded, pa.large_binary()).view(_TEXT),
             "source": [document.source for document in documents],
             "path": [document.path for document in documents],
             "license": [document.license for document in documents],

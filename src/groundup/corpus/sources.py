@@ -109,9 +109,7 @@ def _find_files(entry: str) -> list[tuple[Path, str]]:
         _format_of(root)
         return [(root, root.name)]
     if root.is_dir():
-        files = [
-            (path, relative) for path, relative in _walk(root, lambda name: name.startswith(".")) if _is_accepted(path)
-        ]
+        files = _walk(root, lambda name: name.startswith("."), lambda name: _is_accepted(Path(name)))
         if not files:
             raise UserError(f"{entry}: the folder holds no text; accepted are {_ACCEPTED}")
         return files
@@ -126,14 +124,15 @@ def _find_files(entry: str) -> list[tuple[Path, str]]:
     return [(Path(name), Path(name).relative_to(fixed).as_posix()) for name in matched]
 
 
-def _walk(root: Path, is_omitted: Callable[[str], bool]) -> list[tuple[Path, str]]:
-    """(path, path below `root`) of all files, sorted; nothing below an omitted name is even listed."""
+def _walk(root: Path, is_omitted: Callable[[str], bool], is_wanted: Callable[[str], bool]) -> list[tuple[Path, str]]:
+    """(path, path below `root`) of the wanted files, sorted; nothing below an omitted name is even listed."""
     files = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not is_omitted(name)]
         below = Path(folder).relative_to(root).as_posix()
         prefix = "" if below == "." else f"{below}/"
-        files += [(Path(folder, name), f"{prefix}{name}") for name in names if not is_omitted(name)]
+        wanted = [name for name in names if is_wanted(name) and not is_omitted(name)]
+        files += [(Path(folder, name), f"{prefix}{name}") for name in wanted]
     return sorted(files, key=lambda file: file[1])
 
 
@@ -291,7 +290,7 @@ def _stdlib_files(root: Path) -> list[tuple[Path, str]]:
         # Build variables tell of this machine, not of Python.
         return name in _STDLIB_OMITTED or name.startswith(("_sysconfigdata", "config-"))
 
-    return [(path, relative) for path, relative in _walk(root, is_omitted) if path.suffix == ".py"]
+    return _walk(root, is_omitted, lambda name: name.endswith(".py"))
 
 
 def _read_stdlib(root: Path) -> Iterator[Document]:

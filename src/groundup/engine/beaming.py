@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from groundup.engine.beams import Beam, BeamSearch, Tokens
 from groundup.engine.blocks import blocks_for
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.jobs import Piece, next_piece
+from groundup.engine.rows import Logits
 from groundup.engine.scheduler import Sequence
 from groundup.engine.text import StoppingText
 
@@ -30,13 +30,13 @@ class Branch:
     chooser: Chooser
     text: StoppingText | None
     choices: list[Choice]
-    logits_v: Tensor | None = None
+    logits: Logits | None = None
 
     def chosen(self, token: int) -> tuple[Chooser, list[Choice]]:
         """What was chosen if `token` follows. Raises ValueError where the constraint cannot be followed any further."""
-        assert self.logits_v is not None
+        assert self.logits is not None
         chooser = self.chooser.fork()
-        return chooser, [*self.choices, chooser.take(self.logits_v, token)]
+        return chooser, [*self.choices, chooser.take(self.logits, token)]
 
     def longer_text(self, token: int) -> StoppingText | None:
         """What the beginning and `token` spell."""
@@ -97,11 +97,11 @@ class Beaming:
         text = None if self._text is None else self._text.copy()
         self._branches = {(): Branch(sequence, self._chooser, text, [])}
 
-    def hear(self, sequence: Sequence, logits_v: Tensor) -> None:
+    def hear(self, sequence: Sequence, logits: Logits) -> None:
         """What follows one of the beginnings."""
         for branch in self._branches.values():
             if branch.sequence is sequence:
-                branch.logits_v = logits_v
+                branch.logits = logits
 
     def follow(self, fork: Callable[[Sequence], Sequence], drop: Callable[[Sequence], None]) -> bool:
         """If what follows is known of all beginnings, go on by one token; returns whether the search is over.
@@ -109,12 +109,10 @@ class Beaming:
         fork: gives another sequence with the same tokens. drop: ends one.
         """
         before = self._branches
-        logits = [branch.logits_v for branch in before.values()]
-        known = [logits_v for logits_v in logits if logits_v is not None]
-        if len(known) < len(logits):
+        known = [(branch.chooser, branch.logits) for branch in before.values() if branch.logits is not None]
+        if len(known) < len(before):
             return False
-        pairs = zip(before.values(), known, strict=True)
-        scores_bv = np.stack([branch.chooser.scores(logits_v) for branch, logits_v in pairs])
+        scores_bv = np.stack([chooser.scores(logits) for chooser, logits in known])
 
         def ends(tokens: Tokens) -> bool:
             return self._has_stops and before[tokens[:-1]].stops_by(tokens[-1])

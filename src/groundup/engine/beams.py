@@ -1,10 +1,11 @@
 """Beam search: the likeliest answers that can be found by following the `beams` likeliest beginnings at once.
 
 Source: Graves 2012; the score is log-probability / length^penalty, a simplification of Wu et al. 2016 (eq. 14) that
-transformers and vLLM have too. Shape suffixes: b beams, v vocabulary.
+transformers and vLLM have too. Shape suffixes: b beams, v vocabulary, n tokens of it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class BeamSearch:
     def __init__(self, beams: int, end_ids: Collection[int], max_tokens: int, length_penalty: float = 1.0) -> None:
         self.live = [Beam(0.0, 0.0, ())]
         self.finished: list[Beam] = []
-        self._beams, self._end_ids = beams, list(end_ids)
+        self._beams, self._end_ids = beams, sorted(set(end_ids))
         self._max_tokens, self._length_penalty = max_tokens, length_penalty
 
     def advance(self, logprobs_bv: Floats, ends: Callable[[Tokens], bool] = _goes_on) -> None:
@@ -51,12 +52,12 @@ class BeamSearch:
             on.
         """
         totals_bv = np.array([beam.logprob for beam in self.live])[:, None] + np.asarray(logprobs_bv, np.float64)
-        length = len(self.live[0].tokens) + 1
-        ends_v = np.isin(np.arange(totals_bv.shape[1]), self._end_ids) | (length == self._max_tokens)
-        answers = _likeliest(self.live, np.where(ends_v, totals_bv, -np.inf), self._beams)
-        ended = [beam for _, beam in zip(range(self._beams), answers, strict=False)]
+        length, every = len(self.live[0].tokens) + 1, range(totals_bv.shape[1])
+        end_ids = every if length == self._max_tokens else [token for token in self._end_ids if token in every]
+        ended = list(islice(_likeliest(self.live, totals_bv[:, end_ids], end_ids, self._beams), self._beams))
+        totals_bv[:, end_ids] = -np.inf
         followed: list[Beam] = []
-        for beam in _likeliest(self.live, np.where(ends_v, -np.inf, totals_bv), self._beams):
+        for beam in _likeliest(self.live, totals_bv, every, self._beams):
             (ended if ends(beam.tokens) else followed).append(beam)
             if len(followed) == self._beams:
                 break
@@ -75,19 +76,20 @@ class BeamSearch:
         return beam.logprob / length**self._length_penalty > self.finished[-1].score
 
 
-def _likeliest(live: Sequence[Beam], totals_bv: Floats, first: int) -> Iterator[Beam]:
+def _likeliest(live: Sequence[Beam], totals_bn: Floats, tokens: Sequence[int], first: int) -> Iterator[Beam]:
     """The beginnings with one token more whose totals are above -inf, the likeliest first.
 
+    totals_bn: with each of `tokens`.
     first: how many are looked for at once; when they are used up, twice as many, and so on.
     """
-    totals_n = totals_bv.reshape(-1)
+    totals = totals_bn.reshape(-1)
     given, count = 0, first
     while True:
-        places = largest(totals_n, count)
+        places = largest(totals, count)
         for place in places[given:]:
-            row, token = divmod(int(place), totals_bv.shape[1])
-            total = float(totals_n[place])
-            yield Beam(total, total, (*live[row].tokens, token))
+            row, column = divmod(int(place), len(tokens))
+            total = float(totals[place])
+            yield Beam(total, total, (*live[row].tokens, tokens[column]))
         if len(places) < count:
             return
         given, count = count, 2 * count

@@ -13,6 +13,7 @@ The log-probabilities that are told are those of the model: of the logits before
 them. Shape suffixes: v vocabulary, n candidates.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from groundup.engine import filters
 from groundup.engine.constrain import Constraint
@@ -28,6 +28,7 @@ from groundup.engine.draws import uniform
 from groundup.engine.filters import Floats, Positions
 from groundup.engine.mirostat import Mirostat
 from groundup.engine.penalties import Integers, TokenCounts, banned_endings, penalise
+from groundup.engine.rows import Logits, Row
 from groundup.engine.sampling import Sampling
 
 # Below this, a temperature is no float32 any more; no two different logits are as near to each other.
@@ -106,16 +107,16 @@ class Chooser:
         """Whether the last token is one of `end_ids`."""
         return len(self.answer) > 0 and self.answer[-1] in self.end_ids
 
-    def choose(self, logits_v: Tensor) -> Choice:
+    def choose(self, logits: Logits) -> Choice:
         """The next token; the answer then has it.
 
-        logits_v: (vocab,), any float type. Raises ValueError for logits that are no numbers, where bans and constraint
+        logits: (vocab,), any float type. Raises ValueError for logits that are no numbers, where bans and constraint
         together leave no token, and for a token id in the settings that the vocabulary does not have.
         """
-        values_v, normaliser = self._read(logits_v)
+        values_v, normaliser, largest = self._read(logits)
         adjusted_v = self._adjusted(values_v)
         if self.sampling.temperature == 0:
-            token = int(adjusted_v.argmax())
+            token = largest if largest is not None and adjusted_v is values_v else int(adjusted_v.argmax())
         else:
             ids_n, logits_n = self._candidates(adjusted_v)
             drawn = filters.draw(filters.weights(logits_n), self.number())
@@ -123,9 +124,9 @@ class Chooser:
         self._append(token, adjusted_v)
         return self._choice(token, values_v, normaliser)
 
-    def take(self, logits_v: Tensor, token: int) -> Choice:
+    def take(self, logits: Logits, token: int) -> Choice:
         """The same with a token that was chosen elsewhere. Raises ValueError where it is banned, besides."""
-        values_v, normaliser = self._read(logits_v)
+        values_v, normaliser, _ = self._read(logits)
         if not 0 <= token < len(values_v):
             raise ValueError(f"token id {token} is outside the vocabulary of {len(values_v)}")
         adjusted_v = self._adjusted(values_v)
@@ -134,14 +135,14 @@ class Chooser:
         self._append(token, adjusted_v)
         return self._choice(token, values_v, normaliser)
 
-    def scores(self, logits_v: Tensor) -> Floats:
+    def scores(self, logits: Logits) -> Floats:
         """What beam search adds up, (vocab,): log-probabilities with bias and penalties, -inf for what is banned."""
-        values_v, normaliser = self._read(logits_v)
+        values_v, normaliser, _ = self._read(logits)
         return self._changed(values_v)[0] - normaliser
 
-    def distribution(self, logits_v: Tensor) -> Distribution:
+    def distribution(self, logits: Logits) -> Distribution:
         """What `choose` would draw from; the answer stays as it is."""
-        adjusted_v = self._adjusted(self._read(logits_v)[0])
+        adjusted_v = self._adjusted(self._read(logits)[0])
         if self.sampling.temperature == 0:
             return Distribution(np.array([adjusted_v.argmax()]), np.ones(1))
         ids_n, logits_n = self._candidates(adjusted_v)
@@ -178,8 +179,12 @@ class Chooser:
             stream=self._stream if stream is None else stream,
         )
 
-    def _read(self, logits_v: Tensor) -> tuple[Floats, float]:
-        """The logits as an array, which is not to be written to, and their normaliser; checked against the settings."""
+    def _read(self, logits: Logits) -> tuple[Floats, float, int | None]:
+        """The logits as an array, which is not to be written to, their normaliser, and the largest if it is known.
+
+        Raises ValueError where no token can be chosen, and where the settings are for another vocabulary.
+        """
+        logits_v = logits.logits_v if isinstance(logits, Row) else logits
         if logits_v.ndim != 1:
             raise ValueError(f"a token is chosen from logits of shape (vocab,), not {tuple(logits_v.shape)}")
         if self._vocab_size != len(logits_v):
@@ -188,7 +193,9 @@ class Chooser:
                 self._counts.require_vocabulary(len(logits_v))
             self._vocab_size = len(logits_v)
         values_v: Floats = logits_v.detach().to("cpu", torch.promote_types(logits_v.dtype, torch.float32)).numpy()
-        return values_v, filters.log_normaliser(values_v)
+        if isinstance(logits, Row) and math.isfinite(logits.normaliser):
+            return values_v, logits.normaliser, logits.largest
+        return values_v, filters.log_normaliser(values_v), None
 
     def _adjusted(self, logits_v: Floats) -> Floats:
         """The logits with bias, penalties and bans; -inf for what is banned. Raises ValueError if nothing is left."""

@@ -10,13 +10,14 @@ from itertools import takewhile
 from os import PathLike
 
 import torch
-from torch import Tensor
 
 from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Chooser
-from groundup.engine.compiled import runner_of
+from groundup.engine.compiled import cache_dtype, runner_of
 from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, require_counts
 from groundup.engine.jobs import Writing
+from groundup.engine.quantised import use_kernels
+from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent, reach
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.scheduler import Sequence as Text
@@ -108,14 +109,14 @@ class DraftGuesser:
         ]
         if not ready:
             return
-        logits_bv = self._runner.logits(torch.stack([hidden_d for _, hidden_d in ready]))
-        for (sequence, _), logits_v in zip(ready, logits_bv, strict=True):
-            _guess(drafted[sequence], sequence, logits_v)
+        rows = rows_of(self._runner.logits(torch.stack([hidden_d for _, hidden_d in ready])))
+        for (sequence, _), logits in zip(ready, rows, strict=True):
+            _guess(drafted[sequence], sequence, logits)
 
 
-def _guess(drafted: _Drafted, sequence: Text, logits_v: Tensor) -> None:
+def _guess(drafted: _Drafted, sequence: Text, logits: Logits) -> None:
     try:
-        token = drafted.chooser.choose(logits_v).token
+        token = drafted.chooser.choose(logits).token
     except ValueError:  # nothing may follow a guess: the text itself need not come by here
         drafted.wanted = 0
         return
@@ -135,13 +136,14 @@ def speculation_of(
         return Speculation(LookupGuesser(spec), spec.guesses, spec.step_guesses)
     draft = spec.model if isinstance(spec.model, LanguageModel) else load_language_model(local_folder(spec.model))
     _require_taking_back(draft)
+    use_kernels(draft)
     if draft.config.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"a draft model needs the vocabulary of the model, which has {model.config.vocab_size} tokens; this one "
             f"has {draft.config.vocab_size}"
         )
     scheduler = Scheduler(BlockPool(blocks), step_tokens, most_running, reach=reach(draft))
-    guesser = DraftGuesser(runner_of(draft, blocks, step_tokens), scheduler)
+    guesser = DraftGuesser(runner_of(draft, blocks, step_tokens, cache_dtype(draft)), scheduler)
     return Speculation(guesser, spec.guesses, spec.step_guesses)
 
 

@@ -15,6 +15,7 @@ from os import PathLike
 from queue import SimpleQueue
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from groundup.engine.asking import Listen, asked, jobs_for, listed, of_one_text, require_room

@@ -69,28 +69,29 @@ class Speculation:
 
     def propose(self, texts: Sequence[Writing]) -> None:
         """Append guesses to texts that wait for their next token."""
-        share = self._step_guesses // max(1, len(texts))
-        counts = []
-        for text in texts:
-            trust = self._trust.setdefault(text, Trust(self._most))
-            # One token is chosen beside the guesses, so that they need not reach the limit.
-            room = min(share, text.limit - text.written - 1)
-            counts.append(min(room, trust.count()) if room > 0 else 0)
-        wanted = [(text, count) for text, count in zip(texts, counts, strict=True) if count > 0]
-        if not wanted:
+        # One token is chosen beside the guesses, so that they need not reach the limit.
+        rooms = [(text, text.limit - text.written - 1) for text in texts if text.limit - text.written > 1]
+        counts = [(text, min(room, self._trust_in(text).count())) for text, room in rooms]
+        guessable = [(text, count) for text, count in counts if count > 0]
+        share = self._step_guesses // max(1, len(guessable))
+        if share == 0 or not guessable:
             return
+        wanted = [(text, min(share, count)) for text, count in guessable]
         for (text, _), guesses in zip(wanted, self._guesser.guess(wanted), strict=True):
             for sequence in text.sequences:
                 sequence.guess(guesses)
 
     def learn(self, text: Writing, guessed: int, right: int) -> None:
         """Of so many guesses at a text, so many were right."""
-        self._trust[text].learn(guessed, right)
+        self._trust_in(text).learn(guessed, right)
 
     def forget(self, text: Writing) -> None:
         """There will be no more of this text."""
         if self._trust.pop(text, None) is not None:
             self._guesser.forget(text)
+
+    def _trust_in(self, text: Writing) -> Trust:
+        return self._trust.setdefault(text, Trust(self._most))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """What is asked of a decoder: texts to write and texts to score, and what is said of them while they are computed.
 
-Beam search is in `beaming.py`. Shape suffixes: t tokens, d model width, v vocabulary.
+Beam search is in `beaming.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
-
 from groundup.engine.choose import Choice, Chooser
+from groundup.engine.rows import Logits
 from groundup.engine.scheduler import Sequence
 from groundup.engine.speculate import verify
 from groundup.engine.text import StoppingText
@@ -87,13 +86,13 @@ class Writing:
         """It is to be computed as this sequence."""
         self.sequence = sequence
 
-    def write(self, logits_tv: Tensor, guesses: list[int], cached: int) -> tuple[list[int], bool]:
+    def write(self, logits: Iterable[Logits], guesses: list[int], cached: int) -> tuple[list[int], bool]:
         """Choose the next tokens and tell of them; returns them, and whether the text is at its end.
 
-        logits_tv: (guesses + 1, vocab). All tokens but the last are guesses that were right.
+        logits: guesses + 1 times (vocab,), see `verify`. All tokens but the last are guesses that were right.
         """
         tokens: list[int] = []
-        for choice in verify(self.chooser, logits_tv, guesses):
+        for choice in verify(self.chooser, logits, guesses):
             tokens.append(choice.token)
             self.written += 1
             is_full = self.written == self.limit

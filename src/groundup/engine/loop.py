@@ -7,6 +7,7 @@ when there is something to do and ends when there is nothing left.
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from groundup.engine.beaming import Beaming
 from groundup.engine.guessing import Speculation
 from groundup.engine.jobs import Scoring, Writing
+from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Chunk, Scheduler
 from groundup.engine.scheduler import Sequence as Text
@@ -93,24 +95,24 @@ class Loop:
         if not ready:
             return
         hidden = [hidden_td[-1 - chunk.sequence.guessed :] for chunk, hidden_td in ready]
-        logits = self._runner.logits(torch.cat(hidden)).split([len(rows_td) for rows_td in hidden])
+        rows = iter(rows_of(self._runner.logits(torch.cat(hidden))))
         searches: dict[Beaming, None] = {}
-        for (chunk, _), logits_tv in zip(ready, logits, strict=True):
-            job = self._jobs[chunk.sequence]
+        for (chunk, _), hidden_td in zip(ready, hidden, strict=True):
+            job, logits = self._jobs[chunk.sequence], list(islice(rows, len(hidden_td)))
             if isinstance(job, Beaming):
-                job.hear(chunk.sequence, logits_tv[0])
+                job.hear(chunk.sequence, logits[0])
                 searches[job] = None
             elif isinstance(job, Writing):
                 for one in (job, *self._copies(job, chunk.sequence)):
-                    self._go_on(one, partial(self._write_one, one, logits_tv))
+                    self._go_on(one, partial(self._write_one, one, logits))
         for search in searches:
             self._go_on(search, partial(search.follow, partial(self._fork, search), self._drop))
 
-    def _write_one(self, job: Writing, logits_tv: Tensor) -> bool:
+    def _write_one(self, job: Writing, logits: Sequence[Logits]) -> bool:
         """The next tokens of one text, among them the guesses that were right; returns whether it ends."""
         assert job.sequence is not None
         guesses = job.sequence.guesses
-        tokens, ended = job.write(logits_tv, guesses, job.sequence.cached)
+        tokens, ended = job.write(logits, guesses, job.sequence.cached)
         self._scheduler.settle(job.sequence, right=len(tokens) - 1)
         job.sequence.tokens.append(tokens[-1])
         if self._speculation is not None and guesses:

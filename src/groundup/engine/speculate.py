@@ -3,17 +3,15 @@
 Each token is chosen as without speculation, and a guess is kept if it is the one: whatever is guessed, a seed gives the
 same text as without, in any company. (The rule of Leviathan et al. 2023 keeps more guesses that a draft has drawn, but
 what it chooses depends on what was guessed, and so on what else there was to compute.)
-
-Shape suffixes: t guesses, v vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from groundup.engine.choose import Choice, Chooser
+from groundup.engine.rows import Logits
 
 
 def prompt_lookup(ids: npt.NDArray[np.integer], count: int, longest: int = 8, shortest: int = 2) -> list[int]:
@@ -45,15 +43,15 @@ def prompt_lookup(ids: npt.NDArray[np.integer], count: int, longest: int = 8, sh
     return guesses
 
 
-def verify(chooser: Chooser, logits_tv: Tensor, guesses: Sequence[int]) -> Iterator[Choice]:
+def verify(chooser: Chooser, logits: Iterable[Logits], guesses: Sequence[int]) -> Iterator[Choice]:
     """The tokens that follow: the guesses that are right, and one more; fewer where the answer ends among them.
 
     Whoever reads them may stop at any: no token is chosen before it is asked for.
 
-    logits_tv: (guesses + 1, vocab), those that follow the answer so far, then each guess.
+    logits: guesses + 1 times (vocab,), those that follow the answer so far, then each guess.
     """
-    for logits_v, guess in zip(logits_tv, (*guesses, None), strict=True):
-        choice = chooser.choose(logits_v)
+    for row, guess in zip(logits, (*guesses, None), strict=True):
+        choice = chooser.choose(row)
         yield choice
         if choice.token != guess or chooser.has_ended:
             return

@@ -1,18 +1,21 @@
-"""How fast an engine answers, as those who ask see it: when each token came, and what follows from that.
+"""How fast an engine answers: when it hands out each token, and what follows from that.
 
 All figures are computed from times of one clock, in seconds; `measure` is what takes them.
 """
 
-import asyncio
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
 
+from groundup.engine.choose import make_chooser
+from groundup.engine.completion import Heard, heard
 from groundup.engine.engine import Engine
+from groundup.engine.jobs import Writing
 from groundup.engine.sampling import Sampling
 from groundup.engine.speed_plan import Plan
 
@@ -76,7 +79,7 @@ def measure(engine: Engine, plan: Plan, tell: Callable[[int, str], None] = lambd
     """Ask the engine all that is planned, each text with a random prompt of its own, so that no beginning is known.
 
     tell: is given the tokens that were computed and what they were for: none before a measurement, all after it.
-    The texts are as long as planned whatever tokens end others. Raises ValueError where they do not fit the model.
+    The texts are as long as planned, whatever tokens end others; model and cache must have room for all of them.
     """
     prompts = _Prompts(engine.model.config.vocab_size, plan.prompt_length)
 
@@ -146,17 +149,30 @@ class _Prompts:
         return [self._random.choices(range(self._vocab_size), k=self._length) for _ in range(count)]
 
 
-def _ask(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Timeline]:
-    """Texts of `new_tokens` each, asked for at a time, as a server asks for them."""
-    sampling = Sampling(max_tokens=new_tokens, min_tokens=new_tokens)
+def _ask(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> list[Timeline]:
+    """Texts of `new_tokens` each, asked for at a time.
 
-    async def one(prompt: Sequence[int]) -> Timeline:
-        asked = time.perf_counter()
-        pieces = engine.apieces(prompt, sampling)
-        came = [time.perf_counter() async for piece in pieces if piece.choice is not None]
-        return Timeline(asked, tuple(came))
+    The engine's thread notes the times itself: waking another one for every token would cost as much as some tokens do.
+    """
+    sampling = Sampling(max_tokens=new_tokens)
+    ended: SimpleQueue[Heard] = SimpleQueue()
 
-    async def together() -> list[Timeline]:
-        return await asyncio.gather(*(one(prompt) for prompt in prompts))
+    def job(prompt: list[int], came: list[float]) -> Writing:
+        def tell(event: Heard) -> None:
+            came.append(time.perf_counter())
+            if isinstance(event, Exception) or event.ending is not None:
+                ended.put(event)
 
-    return asyncio.run(together())
+        return Writing(prompt, new_tokens, make_chooser(sampling, prompt), engine._reader.text(()), tell)
+
+    times: list[list[float]] = [[] for _ in prompts]
+    jobs = [job(prompt, came) for prompt, came in zip(prompts, times, strict=True)]
+    asked = time.perf_counter()
+    engine._submit(jobs)
+    try:
+        for _ in jobs:
+            heard(ended.get())
+    except BaseException:
+        engine._cancel(jobs)
+        raise
+    return [Timeline(asked, tuple(came)) for came in times]

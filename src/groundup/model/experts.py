@@ -105,8 +105,6 @@ class ExpertNetworks(nn.Module):
         self.gate = ExpertLinear(experts, width, spec.width, spec.bias) if spec.gated else None
         self.down = ExpertLinear(experts, spec.width, width, spec.bias)
 
-    # How many tokens each expert gets is known only at run time; compiled, every step would be a new program.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x_nd: Tensor, experts_nc: Tensor, weights_nc: Tensor) -> Tensor:
         """The weighted sum of the outputs of each token's experts, (tokens, width).
 

@@ -197,6 +197,18 @@ def add(x: Tensor, y: Tensor) -> None:
     library.call("add", jobs.AddJob(address("x", x), address("y", y), x.numel()))
 
 
+def summarise(x_mn: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ exp of each row, float64, and the first place of its largest number, int64.
+
+    A row with an infinite number as its largest, or with something that is no number, has no number as its sum.
+    """
+    pointer, (rows, width) = rows_address("x", x_mn), x_mn.shape
+    normalisers_m, largest_m = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
+    pointers = pointer, normalisers_m.data_ptr(), largest_m.data_ptr()
+    library.call("summarise", jobs.SummariseJob(*pointers, rows, width, x_mn.stride(0)))
+    return normalisers_m, largest_m
+
+
 def attend(
     queries_mhd: Tensor,
     blocks: KeyValueBlocks,

@@ -112,6 +112,13 @@ struct AddJob {
   int64_t count;
 };
 
+struct SummariseJob {
+  const float* input;
+  double* normalisers;  // log of the sum of exponentials of each row; not a number if that is none
+  int64_t* largest;     // the first place of each row's largest number
+  int64_t rows, width, stride;
+};
+
 // Blocks of keys and values. Keys lie transposed, so that scores need no sums across a register:
 // keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16]. As int8, a
 // head's key or value of one token is -127 … 127 times a scale of its own: [block][kv_head][block_size].

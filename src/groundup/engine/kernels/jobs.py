@@ -78,6 +78,13 @@ class AddJob(ctypes.Structure):
     _fields_ = (("x", c_void_p), ("y", c_void_p), ("count", c_int64))
 
 
+class SummariseJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("input", "normalisers", "largest")),
+        *((name, c_int64) for name in ("rows", "width", "stride")),
+    )
+
+
 class KeyValueBlocksFields(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
@@ -128,6 +135,7 @@ FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "rope": RopeJob,
     "activate": ActivateJob,
     "add": AddJob,
+    "summarise": SummariseJob,
     "store": StoreJob,
     "attend": AttentionJob,
     "program": ProgramJob,

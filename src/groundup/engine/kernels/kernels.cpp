@@ -38,6 +38,7 @@ struct Kernels {
   void (*rope)(const RopeJob&, int64_t, int64_t);
   void (*activate)(const ActivateJob&, int64_t, int64_t);
   void (*add)(const AddJob&, int64_t, int64_t);
+  void (*summarise)(const SummariseJob&, int64_t, int64_t);
   int64_t (*attention_items)(const AttentionJob&);
   void (*attend)(const AttentionJob&, int64_t, int64_t);
 };
@@ -210,6 +211,8 @@ void perform(const ActivateJob& job) { run(chosen().activate, job, job.rows, row
 
 void perform(const AddJob& job) { run(chosen().add, job, job.count, kWorthwhile); }
 
+void perform(const SummariseJob& job) { run(chosen().summarise, job, job.rows, rows_worthwhile(job.width)); }
+
 void perform(const StoreJob& job) {
   const int32_t bits = job.blocks.bits;
   const auto kernel = bits == 8 ? store_rows<int8_t> : bits == 16 ? store_rows<uint16_t> : store_rows<float>;
@@ -243,6 +246,7 @@ void groundup_norm(const NormJob* job) { perform(*job); }
 void groundup_rope(const RopeJob* job) { perform(*job); }
 void groundup_activate(const ActivateJob* job) { perform(*job); }
 void groundup_add(const AddJob* job) { perform(*job); }
+void groundup_summarise(const SummariseJob* job) { perform(*job); }
 void groundup_store(const StoreJob* job) { perform(*job); }
 void groundup_attend(const AttentionJob* job) { perform(*job); }
 void groundup_program(const ProgramJob* job) { perform(*job); }
