@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,9 +15,14 @@ from groundup.assist.chat import load_assistant
 from groundup.corpus import pipeline
 from groundup.corpus.config import CorpusConfig
 from groundup.errors import UserError
+from groundup.formats.huggingface import load_decoder, save_folder
+from groundup.quantize.convert import nearest, quantise_model
+from groundup.quantize.matrix import W4
 from groundup.record.metrics import read_lines
 from groundup.tokens.chat import render
+from groundup.tokens.conversations import PackedConversations
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.heldout import mean_target_loss
 
 SETTINGS = SftConfig(epochs=2.0, context=128, batch_tokens=1024, document_characters=500, compile="never")
 
@@ -77,6 +83,29 @@ def test_samples_are_answers_to_held_out_questions(chat_folder: Path):
     }
     samples = read_lines(chat_folder / "samples.jsonl")
     assert samples and {sample["prompt"] for sample in samples} <= asked
+
+
+def test_fine_tuning_for_a_format_measures_what_is_served(
+    tmp_path: Path, passages_folder: Path, pretrained: Callable[[str], Path]
+):
+    """The summary's loss is that of the model once it is quantised, and that model cannot be fine-tuned again."""
+    settings = replace(SETTINGS, epochs=0.2, quantise="w4", precision="float32")
+    out, served = tmp_path / "sft", tmp_path / "served"
+    out.mkdir()
+    sft.run(settings, out, corpus=passages_folder, pretrain=pretrained("nanochat"))
+    summary, words, model = json.loads((out / "summary.json").read_text()), Tokenizer.load(out), load_decoder(out)
+    heldout = sft.gather_conversations(settings, passages_folder, words)["heldout"]
+    source = PackedConversations(
+        [sft.tokenise(one, words) for one in heldout], settings.context, words.pad_id, settings.seed
+    )
+    plain = mean_target_loss(model, source, sft.WATCHED_ROWS)
+    quantise_model(model, W4, lambda name, weight: nearest(weight, W4, search=False))
+    assert summary["quantise"] == "w4"
+    assert summary["heldout_loss"] == pytest.approx(mean_target_loss(model, source, sft.WATCHED_ROWS), rel=1e-5)
+    assert summary["heldout_loss"] != pytest.approx(plain, rel=1e-5)
+    save_folder(model, served, like=out)
+    with pytest.raises(UserError, match="a model of w4 weights cannot be trained; name the one"):
+        sft.run(settings, tmp_path, corpus=passages_folder, pretrain=served)
 
 
 def test_a_corpus_without_passages_is_refused(tmp_path: Path, pretrained: Callable[[str], Path]):

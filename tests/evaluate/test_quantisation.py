@@ -16,13 +16,13 @@ import groundup
 from groundup.cli import main, quantising
 from groundup.errors import UserError
 from groundup.evaluate import quantisation
+from groundup.evaluate.likelihood import score_heldout
 from groundup.evaluate.quantisation import Method, QuantizeConfig, TextStream, compare, quantise_folder
 from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import nearest, quantise_model, quantised_format
 from groundup.quantize.matrix import W4, W8, WEIGHT_FORMATS
 from groundup.storage import hash_file
-from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.config import Format
 from groundup.train.heldout import heldout_loss
@@ -188,9 +188,8 @@ def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
     record = quantise_folder(QuantizeConfig("w4", heldout=(str(texts),), context=64), folder, tmp_path / "served")
     assert record["method"] == "trained"
     served = load_language_model(tmp_path / "served")
-    heldout = Shards.open(tokens_folder / "heldout")
-    found = heldout_loss(served, heldout, 64, Tokenizer.load(folder).bos_id).bits_per_byte
-    assert found == pytest.approx(summary["heldout_bits_per_byte"], rel=1e-4)
+    _, loss = score_heldout(tmp_path / "served", tokens_folder / "heldout", 64)
+    assert loss.bits_per_byte == pytest.approx(summary["heldout_bits_per_byte"], rel=1e-4)
     other = load_language_model(folder)
     quantise_model(other, W4, lambda name, weight: nearest(weight, W4, search=False))
     assert all(torch.equal(one, other.state_dict()[name]) for name, one in served.state_dict().items())
