@@ -143,7 +143,8 @@ def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
     # In parts, as the search holds a few numbers for each weight: an embedding would take gigabytes.
     parts = [_quantise_part(part_nk, format, search) for part_nk in weight_nk.split(ROWS_AT_A_TIME)]
     values, scales = torch.cat([one.values for one in parts]), torch.cat([one.scales for one in parts])
-    return QuantisedMatrix(format, *weight_nk.shape, values, scales)
+    rows, columns = weight_nk.shape
+    return QuantisedMatrix(format, rows, columns, values, scales)
 
 
 def _quantise_part(weight_nk: Tensor, format: WeightFormat, search: bool) -> QuantisedMatrix:

@@ -87,7 +87,7 @@ class Learner:
         experts = [module for module in self.model.modules() if isinstance(module, ExpertNetworks)]
         if wanted:
             for networks in experts:
-                networks.forward = torch.compiler.disable(networks.forward)
+                vars(networks)["forward"] = torch.compiler.disable(networks.forward)
             for layer in layers:
                 layer.compile(dynamic=False)
             self._chunk_loss = torch.compile(loss_and_slope, dynamic=False)
