@@ -72,7 +72,8 @@ void linear() {
   const QuantiseJob quantise{x.get(), apart, width, activations};
   groundup_quantise(&quantise);
   auto out = random<float>(tokens * rows);
-  const LinearJob job{matrix, activations, draw() % 2 ? bias.get() : nullptr, out.get(), rows};
+  const LinearJob job{matrix, activations, draw() % 2 ? bias.get() : nullptr, draw() % 2 ? out.get() : nullptr,
+                      out.get(), rows};
   groundup_linear(&job);
   require_finite(out.get(), tokens * rows, "linear");
 
@@ -114,10 +115,12 @@ void pointwise() {
 
 void attention() {
   const int64_t sequences = up_to(3), kv_heads = up_to(3), heads = kv_heads * up_to(5), dim = up_to(140);
-  const int64_t size = 16 * up_to(3), most = up_to(4), pool = sequences * most, narrow = draw() % 2;
-  auto keys = random<float>((pool * kv_heads * dim * size + narrow) / (narrow ? 2 : 1));
-  auto values = random<float>((pool * kv_heads * size * padded(dim, 16) + narrow) / (narrow ? 2 : 1));
-  const KeyValueBlocks blocks{keys.get(), values.get(), kv_heads, dim, size, int32_t(narrow)};
+  const int64_t size = 16 * up_to(3), most = up_to(4), pool = sequences * most, bits = 8 << draw() % 3;
+  auto keys = random<float>(pool * kv_heads * dim * size * bits / 32);
+  auto values = random<float>(pool * kv_heads * size * padded(dim, 16) * bits / 32);
+  auto key_scales = random<float>(pool * kv_heads * size), value_scales = random<float>(pool * kv_heads * size);
+  const KeyValueBlocks blocks{keys.get(), values.get(), bits == 8 ? key_scales.get() : nullptr,
+                              bits == 8 ? value_scales.get() : nullptr, kv_heads, dim, size, int32_t(bits)};
   std::vector<int32_t> table(pool), starts{0}, counts;
   for (int64_t i = 0; i < pool; ++i) table[i] = int32_t(pool - 1 - i);
   for (int64_t s = 0; s < sequences; ++s) {
