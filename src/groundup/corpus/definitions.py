@@ -1,4 +1,4 @@
-"""The documented functions and classes of Python source, two to three times faster than by its syntax tree.
+"""The documented functions and classes of Python source, several times faster than by its syntax tree.
 
 `parse_definitions` asks CPython's parser (`ast`) and is always right. Most of its time goes into function bodies that
 nobody asked about, and at about 15 MB/s it would take half the time of the whole corpus stage. `scan_definitions`
