@@ -102,7 +102,8 @@ def _alphabetic_words(chunk: Chunk) -> Numbers:
 
 def _letters(chunk: Chunk) -> Numbers:
     """The share of letters among the bytes that are no white space."""
-    letters, visible = _IS_LETTER.take(chunk.data), _IS_VISIBLE.take(chunk.data)
+    letters = _IS_LETTER.take(chunk.data)
+    visible = (chunk.data != ord(" ")) & (chunk.data != ord("\n")) & (chunk.data != ord("\t"))
     return _counts(chunk, letters) / np.maximum(_counts(chunk, visible), 1)
 
 
@@ -228,5 +229,4 @@ def _byte_table(holds: Callable[[int], bool]) -> Flags:
 
 
 _IS_LETTER = _byte_table(lambda byte: byte >= 0x80 or chr(byte).isalpha())
-_IS_VISIBLE = _byte_table(lambda byte: chr(byte) not in " \t\n")
 _BULLETS = (b"-", b"*", "•".encode())
