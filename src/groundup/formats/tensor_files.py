@@ -57,14 +57,14 @@ class TensorFiles:
 
     def get(self, name: str) -> Tensor:
         """One tensor whose memory is the file itself, so that nothing of it is read before it is used."""
-        return _tensor(self._files[self._places[name]], name, self.path(name))
+        return _tensor(self._files[self._places[name]], name, self.path(name), self._dtypes)
 
     def read(self, name: str) -> Tensor:
         """One tensor in memory of its own."""
         path = self.path(name)
         if path.name not in self._readers:
             self._readers[path.name] = _open(path, "pread")
-        return _tensor(self._readers[path.name], name, path)
+        return _tensor(self._readers[path.name], name, path, self._dtypes)
 
     def _compare_with_index(self, indexed: dict[str, str]) -> None:
         for name in sorted(indexed.keys() | self._places.keys()):
@@ -128,13 +128,13 @@ def _names(file: safe_open) -> list[str]:
     return list(file.keys())  # type: ignore[no-untyped-call]
 
 
-def _tensor(file: safe_open, name: str, path: Path) -> Tensor:
+def _tensor(file: safe_open, name: str, path: Path, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
     try:
         tensor: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise UserError(f"{path}: tensor `{name}` cannot be read: {error}") from None
-    if tensor.dtype not in FLOATS:
-        kinds = ", ".join(str(one).removeprefix("torch.") for one in FLOATS)
+    if tensor.dtype not in dtypes:
+        kinds = ", ".join(str(one).removeprefix("torch.") for one in dtypes)
         raise UserError(f"{path}: tensor `{name}` is of {tensor.dtype}; weights are read as {kinds}")
     return tensor
 
