@@ -243,7 +243,7 @@ def test_speculation_and_undoing_under_a_constraint_give_the_text_without_them()
         place = len(chooser.answer)
         right = plain.answer[place : place + place % 4]
         guesses = [*right, *([5] if place % 3 else [])]
-        verify(chooser, torch.stack([row(place + ahead) for ahead in range(len(guesses) + 1)]), guesses)
+        list(verify(chooser, torch.stack([row(place + ahead) for ahead in range(len(guesses) + 1)]), guesses))
         if place % 2 and not chooser.has_ended:
             chooser.undo(1)
             chooser.fork().choose(row(place))

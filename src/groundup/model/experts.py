@@ -5,6 +5,7 @@ Shape suffixes: b batch, t time, n tokens (batch and time flattened), c choices 
 experts, g groups of experts, d model width.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -122,6 +123,16 @@ class ExpertNetworks(nn.Module):
         outputs = self.down([gated_activation(self.spec, up, gate) for up, gate in zip(ups, gates, strict=True)])
         y_ncd = torch.cat(outputs).index_select(0, order_m.argsort()).unflatten(0, (tokens, choices))
         return (y_ncd * weights_nc[..., None]).sum(1)
+
+
+@cache
+def leave_uncompiled() -> None:
+    """Have torch's compiler leave the networks of experts as they are.
+
+    How many tokens each gets is known only at run time: every step would be a new program. This is not said where they
+    are defined, since torch takes seconds to import what it needs for that.
+    """
+    ExpertNetworks.forward = torch.compiler.disable(ExpertNetworks.forward)  # type: ignore[method-assign]
 
 
 class MixtureOfExperts(nn.Module):

@@ -4,7 +4,7 @@ Shape suffixes: b batch, t time, s key time, h heads, k kv width, d model width.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from groundup.model.config import ModelConfig, StackConfig
 from groundup.model.context import Cache, LayerCache, Memory, Shared, Visibility
 from groundup.model.delta import GatedDelta
 from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
-from groundup.model.experts import MixtureOfExperts, Routing
+from groundup.model.experts import MixtureOfExperts, Routing, leave_uncompiled
 from groundup.model.feedforward import DenseFeedForward
 from groundup.model.latent import LatentSelfAttention
 from groundup.model.mamba import MambaMixer
@@ -67,6 +67,11 @@ class Block(nn.Module):
         self.feed_forward = None if spec.feed_forward is None else _feed_forward(spec.feed_forward, width)
         self.feed_forward_output_norm = norm("sandwich", "output")
         self.feed_forward_sum_norm = norm("post")
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As for any module, but for its experts."""
+        leave_uncompiled()
+        super().compile(*args, **options)
 
     def forward(
         self, x_btd: Tensor, shared: Shared, offered: Offered, cache: LayerCache | None

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.encoder_decoder import EncoderDecoder
-from groundup.model.experts import ExpertNetworks, Routing
+from groundup.model.experts import Routing
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
 from groundup.tokens.batches import IGNORE, Rows
@@ -82,12 +82,7 @@ class Learner:
     def compiled(self, wanted: bool) -> Iterator[None]:
         """Within it, layers are compiled one by one, since equal layers share one compilation, and the head's loss."""
         layers = [layer for stack in stacks(self.model) for layer in stack.layers]
-        # How many tokens each expert gets is known only at run time; compiled, every step would be a new program. Said
-        # here and not where they are defined, as it takes torch seconds to import what it needs for that.
-        experts = [module for module in self.model.modules() if isinstance(module, ExpertNetworks)]
         if wanted:
-            for networks in experts:
-                vars(networks)["forward"] = torch.compiler.disable(networks.forward)
             for layer in layers:
                 layer.compile(dynamic=False)
             self._chunk_loss = torch.compile(loss_and_slope, dynamic=False)
@@ -97,8 +92,6 @@ class Learner:
             self._chunk_loss = loss_and_slope
             for layer in layers:
                 layer._compiled_call_impl = None
-            for networks in experts:
-                vars(networks).pop("forward", None)
 
 
 def text_part(model: TextModel) -> LanguageModel:
