@@ -44,6 +44,7 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "palm": lambda: tiny_config("palm", context=100),
     "mixtral": lambda: tiny_config("mixtral", context=100),
     "gpt_oss": lambda: tiny_config("gpt_oss", context=100),
+    "no last norm": lambda: replace(tiny_config("llama", context=100), final_norm=None),
     "window": lambda: _with_attention(tiny_config("llama", context=100), window=11, sinks=True),
 }
 

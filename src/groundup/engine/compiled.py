@@ -7,7 +7,7 @@ Shape suffixes: m tokens, d model width, s sequences, p positions, f frequencies
 """
 
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -79,23 +79,22 @@ class CompiledRunner(StepRunner):
         ]
         self._plain = self._write(None)
         # The same with a stop behind each linear map, written when an adapter is first used.
-        self._adaptable: Program | None = None
+        self._adaptable: _Written | None = None
         self._adapters_of_step: list[tuple[Adapter, Tensor]] = []
 
     @torch.no_grad()
     def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
         self._copy(step.copies)
-        tables, width = step_tables(step.chunks), self.model.width
+        tables, written = step_tables(step.chunks), self._written_for(step.chunks)
         tokens = len(tables.positions_m)
-        program = self._program_for(step.chunks)
         ids = chain.from_iterable(
             chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in step.chunks
         )
         ids_m = torch.from_numpy(np.fromiter(ids, dtype=np.int64, count=tokens))
         positions_m = torch.from_numpy(tables.positions_m.astype(np.int64))
-        program.buffer("x", width)[:tokens] = self.model.embed(ids_m[None], positions_m[None])[0]
-        program.run(tables)
-        hidden_md = self.model.leave(program.buffer("hidden", width)[:tokens])
+        written.enters_md[:tokens] = self.model.embed(ids_m[None], positions_m[None])[0]
+        written.program.run(tables)
+        hidden_md = self.model.leave(written.leaves_md[:tokens])
         return list(zip(step.chunks, hidden_md.split([chunk.length for chunk in step.chunks]), strict=True))
 
     def _copy(self, copies: list[Copy]) -> None:
@@ -104,7 +103,7 @@ class CompiledRunner(StepRunner):
             for one in self._key_values:
                 one.copy(sources, targets)
 
-    def _program_for(self, chunks: list[Chunk]) -> Program:
+    def _written_for(self, chunks: list[Chunk]) -> "_Written":
         adapters = [chunk.sequence.adapter for chunk in chunks]
         present = dict.fromkeys(adapter for adapter in adapters if adapter is not None)
         if not present:
@@ -124,7 +123,7 @@ class CompiledRunner(StepRunner):
             if change is not None:
                 out_mn.index_add_(0, rows, change.of(x_mk[rows]).to(out_mn.dtype))
 
-    def _write(self, adapt: Adapt | None) -> Program:
+    def _write(self, adapt: Adapt | None) -> "_Written":
         program, model = Program(self._most_tokens), self.model
         x_md = program.buffer("x", model.width)
         tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
@@ -136,8 +135,17 @@ class CompiledRunner(StepRunner):
                 tables[spec.rope, spec.head_dim] = _turning_tables(spec.rope, spec.head_dim, rows)
             turning = None if spec.rope is None else tables[spec.rope, spec.head_dim]
             LayerWriter(program, layer, f"layers.{number}", turning, key_values, adapt).write(x_md)
-        write_norm(program, model.final_norm, x_md, program.buffer("hidden", model.width))
-        return program
+        leaves_md = x_md if model.final_norm is None else program.buffer("hidden", model.width)
+        write_norm(program, model.final_norm, x_md, leaves_md)
+        return _Written(program, x_md, leaves_md)
+
+
+class _Written(NamedTuple):
+    """The layers as a program, and the buffers of what enters and of what leaves them."""
+
+    program: Program
+    enters_md: Tensor
+    leaves_md: Tensor
 
 
 def step_tables(chunks: list[Chunk]) -> StepTables:

@@ -64,6 +64,7 @@ class DraftGuesser:
         self._texts: dict[Writing, Text] = {}
 
     def guess(self, texts: Sequence[tuple[Writing, int]]) -> list[list[int]]:
+        """At most so many tokens for each text: see `Guesser`."""
         drafted: dict[Text, _Drafted] = {}
         for text, count in texts:
             wanted = min(count, self._room(text))
@@ -75,6 +76,7 @@ class DraftGuesser:
         return [draft.guesses if draft in drafted else [] for draft in drafts]
 
     def forget(self, text: Writing) -> None:
+        """There will be no more of this text."""
         if text in self._texts:
             self._scheduler.remove(self._texts.pop(text))
 

@@ -37,6 +37,7 @@ class LayerWriter:
         self._turning, self._key_values, self._adapt = turning, key_values, adapt
 
     def write(self, x_md: Tensor) -> None:
+        """Append the layer's instructions, for a buffer (tokens, width)."""
         layer, placement = self._layer, self._layer.spec.placement
         mixed_md = self._normed(layer.mixer_norm, x_md, "mixer input")
         if placement.startswith("parallel"):

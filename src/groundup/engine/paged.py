@@ -42,6 +42,7 @@ class Slots:
         self._host_hnk: Tensor | None = None
 
     def write(self, slots_bt: Tensor, new_bhtk: Tensor) -> None:
+        """Keep the vectors of new tokens, each sequence's at its own slots."""
         new_hnk = new_bhtk.transpose(0, 1).flatten(1, 2)
         if self._values_hnk is None:
             # Not filled: memory that nobody has written to yet is not taken from the machine.

@@ -166,8 +166,11 @@ void store_rows(const StoreJob& job, int64_t begin, int64_t end) {
       Element* keys = static_cast<Element*>(blocks.keys) + head * dim + place;
       Element* values = static_cast<Element*>(blocks.values) + (head + place) * padded;
       const int64_t from = h * dim;
-      store_head(job.keys + m * job.key_stride + from, dim, blocks.key_scales + head + place, keys, blocks.block_size);
-      store_head(job.values + m * job.value_stride + from, dim, blocks.value_scales + head + place, values, 1);
+      const bool scaled = std::is_same_v<Element, int8_t>;  // others have no scales to point to
+      float* key_scale = scaled ? blocks.key_scales + head + place : nullptr;
+      float* value_scale = scaled ? blocks.value_scales + head + place : nullptr;
+      store_head(job.keys + m * job.key_stride + from, dim, key_scale, keys, blocks.block_size);
+      store_head(job.values + m * job.value_stride + from, dim, value_scale, values, 1);
       std::fill(values + dim, values + padded, Element(0));
     }
   }

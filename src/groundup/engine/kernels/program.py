@@ -65,22 +65,24 @@ class Program:
         # What is done in turn: instructions that follow each other are one call of the library.
         self._parts: list[list[jobs.Instruction] | Callable[[int], None]] = []
         self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], None]] | None = None
-        self._buffers: dict[tuple[str, int], Tensor | Activations] = {}
+        self._buffers: dict[tuple[str, int], Tensor] = {}
+        self._quantised: dict[int, Activations] = {}
         # What instructions point to lives as long as they do.
         self._kept: list[Any] = []
 
     def buffer(self, name: str, width: int) -> Tensor:
         """float32 (tokens, width)."""
-        made = self._buffers.setdefault((name, width), torch.empty(self.tokens, width))
-        assert isinstance(made, Tensor)
-        return made
+        if (name, width) not in self._buffers:
+            self._buffers[name, width] = torch.empty(self.tokens, width)
+        return self._buffers[name, width]
 
     def quantise(self, x_mk: Tensor) -> Activations:
         """The tokens as int8; the next call with as many channels writes over them."""
         self._require_rows("x", x_mk)
         columns = x_mk.shape[1]
-        made = self._buffers.setdefault(("quantised", columns), Activations.empty(self.tokens, columns))
-        assert isinstance(made, Activations)
+        if columns not in self._quantised:
+            self._quantised[columns] = Activations.empty(self.tokens, columns)
+        made = self._quantised[columns]
         self._append(jobs.QuantiseJob(x_mk.data_ptr(), columns, columns, made.fields()), x_mk, made)
         return made
 
