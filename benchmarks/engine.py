@@ -2,7 +2,7 @@
 
     python benchmarks/engine.py --opponents runs/opponents --kind w4 --json results.json
 
-Models of random weights, LLaMA shapes of 508 M and 110 M parameters. llama.cpp runs a q4_0 file of its own quantising,
+Models of random weights, LLaMA shapes of 508 M and 110 M parameters. llama.cpp runs a q4_0 file of its own quantizing,
 OpenVINO weights of 4 bits (symmetric, groups of 128), `transformers` bfloat16; each side is a process of its own with
 the same threads. Per round and side:
 

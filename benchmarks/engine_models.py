@@ -82,17 +82,17 @@ class Forms:
         return out
 
     def ours(self, kind: str) -> Path:
-        """A folder for our engine, its weights of one of `KINDS`. Raises Missing if they cannot be quantised."""
+        """A folder for our engine, its weights of one of `KINDS`. Raises Missing if they cannot be quantized."""
         if kind == "bfloat16":
             return self.bfloat16()
         out = self.folder / self.name / kind
         if not out.exists():
             with tempfile.TemporaryDirectory(dir=self.folder) as working:
-                _quantise(self.bfloat16(), Path(working), kind).rename(out)
+                _quantize(self.bfloat16(), Path(working), kind).rename(out)
         return out
 
-    def gguf(self, quantise: Callable[[Path, Path], None]) -> Path:
-        """A file of type q4_0. quantise: llama.cpp's own, from a file in half precision: it knows its best mixture."""
+    def gguf(self, quantize: Callable[[Path, Path], None]) -> Path:
+        """A file of type q4_0. quantize: llama.cpp's own, from a file in half precision: it knows its best mixture."""
         out = self.folder / self.name / "gguf" / "q4_0.gguf"
         if not out.exists():
             folder = self.bfloat16()
@@ -100,7 +100,7 @@ class Forms:
                 half = working / "half.gguf"
                 _byte_tokens().save(working)
                 save_gguf(load_language_model(folder), working, half, "f16")
-                quantise(half, working / out.name)
+                quantize(half, working / out.name)
                 half.unlink()
         return out
 
@@ -114,9 +114,9 @@ class Forms:
         return out
 
 
-def _quantise(folder: Path, working: Path, kind: str) -> Path:
+def _quantize(folder: Path, working: Path, kind: str) -> Path:
     """The folder in few bits, in `working`. Raises Missing if that cannot be done."""
-    source, out = working / "source", working / "quantised"
+    source, out = working / "source", working / "quantized"
     shutil.copytree(folder, source, copy_function=os.link)
     _byte_tokens().save(source)  # the verb wants one
     # Rounded to the nearest and not measured: there is nothing to lose in random weights.

@@ -105,7 +105,7 @@ def sides(options: Any) -> list[Side]:
             "llama.cpp",
             with_llama_cpp,
             "llama_cpp_side.py",
-            lambda forms, run: forms.gguf(lambda half, out: run("--quantise", half, out)),
+            lambda forms, run: forms.gguf(lambda half, out: run("--quantize", half, out)),
         ),
         Side(
             "OpenVINO",

@@ -1,9 +1,9 @@
-"""One linear layer through the quantised kernels, beside PyTorch's bfloat16, in turn, for several numbers of tokens.
+"""One linear layer through the quantized kernels, beside PyTorch's bfloat16, in turn, for several numbers of tokens.
 
     python benchmarks/kernels.py --threads 2 --json results.json
 
 Each side multiplies by one of several matrices after another, which together are larger than any cache: a single token
-has to read its weights from memory, as in a model. Our time includes quantising the activations. Results are compared
+has to read its weights from memory, as in a model. Our time includes quantizing the activations. Results are compared
 with float64 on the same integers before anything is timed. `GB/s` counts weights and scales; `TOP/s` counts a product
 and a sum as two.
 """
@@ -21,7 +21,7 @@ from figures import arguments, show
 from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.hardware import usable_cores
-from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat, quantise_rows, quantised_linear
+from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat, quantize_rows, quantized_linear
 
 # Together larger than the largest cache of most machines.
 POOL_BYTES = 160 * 2**20
@@ -51,7 +51,7 @@ def main() -> None:
     library.set_threads(options.threads)
     weight = torch.randn(options.rows, options.columns, generator=torch.Generator().manual_seed(0))
     sides = {"bfloat16": _plain_side(weight)}
-    sides.update({name: _quantised_side(weight, format) for name, format in WEIGHT_FORMATS.items()})
+    sides.update({name: _quantized_side(weight, format) for name, format in WEIGHT_FORMATS.items()})
     rows = [row for tokens in options.tokens for row in compare(sides, weight.shape, tokens, options.rounds)]
     title = f"linear {options.rows} × {options.columns}, {library.level()}, {options.threads} threads"
     figures = {"rows": options.rows, "columns": options.columns, "threads": options.threads, "level": library.level()}
@@ -89,15 +89,15 @@ def _plain_side(weight: torch.Tensor) -> Side:
     return Side(pool, narrow.nbytes, lambda x, each: F.linear(x.bfloat16(), each))
 
 
-def _quantised_side(weight: torch.Tensor, format: WeightFormat) -> Side:
-    matrix = quantise_rows(weight, format, search=False)
+def _quantized_side(weight: torch.Tensor, format: WeightFormat) -> Side:
+    matrix = quantize_rows(weight, format, search=False)
     x = torch.randn(3, weight.shape[1])
-    expected = quantised_linear(x, matrix)
-    apart = float((kernels.linear(kernels.quantise(x), matrix) - expected).norm() / expected.norm())
+    expected = quantized_linear(x, matrix)
+    apart = float((kernels.linear(kernels.quantize(x), matrix) - expected).norm() / expected.norm())
     if apart > TOLERANCE:
         raise SystemExit(f"the kernels do not compute what they should: {apart:.2g} apart ({format.name})")
     pool = [replace(matrix, values=matrix.values.clone()) for _ in range(_copies(matrix.size_bytes))]
-    return Side(pool, matrix.size_bytes, lambda x, each: kernels.linear(kernels.quantise(x), each))
+    return Side(pool, matrix.size_bytes, lambda x, each: kernels.linear(kernels.quantize(x), each))
 
 
 def _copies(size_bytes: int) -> int:

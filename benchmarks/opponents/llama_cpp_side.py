@@ -1,7 +1,7 @@
 """llama.cpp through its C API, as its own `llama-bench` and `llama-batched-bench` measure it.
 
     llama_cpp_side.py TASK
-    llama_cpp_side.py --quantise FILE OUT
+    llama_cpp_side.py --quantize FILE OUT
 
 The second form makes a file of type q4_0 of one in half precision, with llama.cpp's own mixture of types.
 Nothing is sampled: the tokens of a step are random, as there. A context holds as many sequences as there are streams.
@@ -92,17 +92,17 @@ def _batch(sequences: list[list[tuple[int, int]]], first_sequence: int = 0) -> A
     return batch
 
 
-def _quantise(path: str, out: str) -> None:
+def _quantize(path: str, out: str) -> None:
     params = api.llama_model_quantize_default_params()
     params.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_0
     if api.llama_model_quantize(path.encode(), out.encode(), params) != 0:
-        raise SystemExit(f"llama.cpp cannot quantise {path}")
+        raise SystemExit(f"llama.cpp cannot quantize {path}")
 
 
 _SILENT = api.llama_log_callback(lambda level, text, data: None)
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--quantise":
-        _quantise(*sys.argv[2:4])
+    if sys.argv[1] == "--quantize":
+        _quantize(*sys.argv[2:4])
     else:
         answer(LlamaCpp, IMPORTED)

@@ -34,7 +34,7 @@ def load(path: str | PathLike[str], dtype: "torch.dtype | None" = None) -> "AnyM
 
     path: or `hf:org/name` or `hf:org/name@revision` for a model of the hub, which is downloaded into the cache that
         `huggingface_hub` shares among programs. A path is never downloaded.
-    dtype: of the weights; None keeps each tensor's own, and float32 for those that are quantised.
+    dtype: of the weights; None keeps each tensor's own, and float32 for those that are quantized.
     Raises `groundup.errors.UserError`, naming the file and the key or tensor, for what is not understood.
     """
     if Path(path).is_file() or Path(path).suffix == ".gguf":

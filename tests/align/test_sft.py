@@ -16,7 +16,7 @@ from groundup.corpus import pipeline
 from groundup.corpus.config import CorpusConfig
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder, save_folder
-from groundup.quantize.convert import nearest, quantise_model
+from groundup.quantize.convert import nearest, quantize_model
 from groundup.quantize.matrix import W4
 from groundup.record.metrics import read_lines
 from groundup.tokens.chat import render
@@ -88,8 +88,8 @@ def test_samples_are_answers_to_held_out_questions(chat_folder: Path):
 def test_fine_tuning_for_a_format_measures_what_is_served(
     tmp_path: Path, passages_folder: Path, pretrained: Callable[[str], Path]
 ):
-    """The summary's loss is that of the model once it is quantised, and that model cannot be fine-tuned again."""
-    settings = replace(SETTINGS, epochs=0.2, quantise="w4", precision="float32")
+    """The summary's loss is that of the model once it is quantized, and that model cannot be fine-tuned again."""
+    settings = replace(SETTINGS, epochs=0.2, quantize="w4", precision="float32")
     out, served = tmp_path / "sft", tmp_path / "served"
     out.mkdir()
     sft.run(settings, out, corpus=passages_folder, pretrain=pretrained("nanochat"))
@@ -99,8 +99,8 @@ def test_fine_tuning_for_a_format_measures_what_is_served(
         [sft.tokenise(one, words) for one in heldout], settings.context, words.pad_id, settings.seed
     )
     plain = mean_target_loss(model, source, sft.WATCHED_ROWS)
-    quantise_model(model, W4, lambda name, weight: nearest(weight, W4, search=False))
-    assert summary["quantise"] == "w4"
+    quantize_model(model, W4, lambda name, weight: nearest(weight, W4, search=False))
+    assert summary["quantize"] == "w4"
     assert summary["heldout_loss"] == pytest.approx(mean_target_loss(model, source, sft.WATCHED_ROWS), rel=1e-5)
     assert summary["heldout_loss"] != pytest.approx(plain, rel=1e-5)
     save_folder(model, served, like=out)

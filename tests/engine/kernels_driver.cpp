@@ -17,7 +17,7 @@ extern "C" {
 int groundup_set_level(int);
 void groundup_set_threads(int);
 void groundup_gather(const GatherJob*);
-void groundup_quantise(const QuantiseJob*);
+void groundup_quantize(const QuantizeJob*);
 void groundup_linear(const LinearJob*);
 void groundup_norm(const NormJob*);
 void groundup_rope(const RopeJob*);
@@ -69,8 +69,8 @@ void linear() {
   auto bytes = random<int8_t>(tokens * stride);
   auto sums = random<int32_t>(tokens * (stride / kSumColumns + 1));
   const Activations activations{bytes.get(), token_scales.get(), sums.get(), tokens, stride};
-  const QuantiseJob quantise{x.get(), apart, width, activations};
-  groundup_quantise(&quantise);
+  const QuantizeJob quantize{x.get(), apart, width, activations};
+  groundup_quantize(&quantize);
   auto out = random<float>(tokens * rows);
   const LinearJob job{matrix, activations, draw() % 2 ? bias.get() : nullptr, draw() % 2 ? out.get() : nullptr,
                       out.get(), rows};

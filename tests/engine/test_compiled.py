@@ -10,15 +10,15 @@ from tiny import hot_decoder, random_ids, tiny_config
 import groundup as gu
 from groundup.engine.blocks import BlockPool
 from groundup.engine.compiled import CACHE_TYPES, CompiledRunner, cache_dtype, is_compilable
-from groundup.engine.quantised import use_kernels
+from groundup.engine.quantized import use_kernels
 from groundup.engine.scheduler import Scheduler
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters, LowRank
 from groundup.model.specs import Norm, QueryKeyNorm
-from groundup.quantize.convert import quantise_model
+from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
-from groundup.quantize.modules import QuantisedLinear
+from groundup.quantize.modules import QuantizedLinear
 
 
 def _with_attention(config: ModelConfig, **changes: object) -> ModelConfig:
@@ -49,11 +49,11 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
 }
 
 
-def _quantised(name: str, format: str = "w8", head: bool = False) -> LanguageModel:
-    """A model of quantised layers, computed by the kernels; head: embedding and head are too."""
+def _quantized(name: str, format: str = "w8", head: bool = False) -> LanguageModel:
+    """A model of quantized layers, computed by the kernels; head: embedding and head are too."""
     model = hot_decoder(CONFIGS[name]()).float()
     floating = model.embedding, model.head
-    quantise_model(model, WEIGHT_FORMATS[format])
+    quantize_model(model, WEIGHT_FORMATS[format])
     if not head:
         model.embedding, model.head = floating
     use_kernels(model)
@@ -63,7 +63,7 @@ def _quantised(name: str, format: str = "w8", head: bool = False) -> LanguageMod
 @pytest.mark.parametrize("format", ["w8", "w4_g32"])
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_logits_are_those_of_the_model(name: str, format: str):
-    model = _quantised(name, format)
+    model = _quantized(name, format)
     assert is_compilable(model)
     prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 33)]
     runner = CompiledRunner(model, 40, 24, torch.float32)
@@ -94,7 +94,7 @@ def _require_close(found_tv: torch.Tensor, expected_tv: torch.Tensor) -> None:
 
 
 def test_a_text_is_the_same_to_the_bit_whatever_is_computed_beside_it():
-    model = _quantised("gemma2", "w4_g32", head=True)
+    model = _quantized("gemma2", "w4_g32", head=True)
     prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 33)]
     alone = gu.Engine(model, stop_ids=[])
     expected = [alone.generate([prompt], max_tokens=30)[0] for prompt in prompts]
@@ -112,7 +112,7 @@ def test_narrow_keys_cost_less_than_activations_in_eight_bits(dtype: torch.dtype
     ids = random_ids(60, seed=1).tolist()
     with torch.no_grad():
         exact_tv = model(torch.tensor([ids]))[0]
-    quantise_model(model, WEIGHT_FORMATS["w8"])
+    quantize_model(model, WEIGHT_FORMATS["w8"])
     wide_tv, narrow_tv = _logits(model, ids, torch.float32), _logits(model, ids, dtype)
     assert 0 < (wide_tv - narrow_tv).norm() < (wide_tv - exact_tv).norm()
 
@@ -125,7 +125,7 @@ def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.T
 
 
 def test_adapters_add_to_their_own_texts_what_they_add_in_the_model():
-    model = _quantised("qwen3")
+    model = _quantized("qwen3")
     adapters = [_random_adapter(model, name, seed) for seed, name in enumerate(("all", "few"))]
     runner, scheduler = CompiledRunner(model, 40, 24, torch.float32), Scheduler(BlockPool(40), 24, 4)
     wanted = [adapters[0], None, adapters[1], adapters[0]]
@@ -150,14 +150,14 @@ def _random_adapter(model: LanguageModel, name: str, seed: int) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     changes = {}
     for path, module in model.layers.named_modules():
-        if isinstance(module, QuantisedLinear) and (name == "all" or path.endswith(("value", "down"))):
+        if isinstance(module, QuantizedLinear) and (name == "all" or path.endswith(("value", "down"))):
             down = torch.randn(3, module.columns, generator=generator) / module.columns**0.5
             changes[f"layers.{path}"] = LowRank(down, torch.randn(module.rows, 3, generator=generator))
     return Adapter(name, changes)
 
 
 def test_what_moves_to_the_host_comes_back_as_it_was():
-    model = _quantised("llama", head=True)
+    model = _quantized("llama", head=True)
     prompts = [random_ids(length, seed=length).tolist() for length in (40, 41, 42, 43)]
     expected = [gu.Engine(model, stop_ids=[]).generate([prompt], max_tokens=20)[0] for prompt in prompts]
     engine = gu.Engine(model, stop_ids=[], cache_tokens=96, host_tokens=400, step_tokens=24, most_running=3)
@@ -183,21 +183,21 @@ BEYOND = {
 @pytest.mark.parametrize("name", list(BEYOND))
 def test_what_no_program_expresses_is_left_to_the_model(name: str):
     model = hot_decoder(BEYOND[name]()).float()
-    quantise_model(model, WEIGHT_FORMATS["w8"])
+    quantize_model(model, WEIGHT_FORMATS["w8"])
     assert not is_compilable(model)
 
 
-def test_matrices_that_are_not_quantised_are_left_to_the_model():
+def test_matrices_that_are_not_quantized_are_left_to_the_model():
     assert not is_compilable(hot_decoder(tiny_config("llama")))
 
 
 def test_the_type_of_keys_is_chosen_where_the_kernels_run():
-    model, plain = _quantised("llama"), hot_decoder(tiny_config("llama"))
+    model, plain = _quantized("llama"), hot_decoder(tiny_config("llama"))
     assert cache_dtype(model) == torch.bfloat16 and cache_dtype(model, "int8") == torch.int8
     assert cache_dtype(plain) == torch.float64
     texts = {kind: gu.Engine(model, stop_ids=[], cache_type=kind).generate([[1, 2, 3]]) for kind in CACHE_TYPES}
     assert texts["float32"][0].logprobs != texts["int8"][0].logprobs
-    with pytest.raises(ValueError, match="`cache_type` 'int8' is for quantised models that the kernels run"):
+    with pytest.raises(ValueError, match="`cache_type` 'int8' is for quantized models that the kernels run"):
         gu.Engine(plain, stop_ids=[], cache_type="int8")
     with pytest.raises(ValueError, match="`cache_type` must be one of float32, bfloat16, int8, not 'int4'"):
         gu.Engine(model, stop_ids=[], cache_type="int4")

@@ -18,7 +18,7 @@ from groundup.engine.guessing import PromptLookup, Trust
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
-from groundup.quantize.convert import quantise_model
+from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
 from groundup.tokens.tokenizer import Tokenizer, train
@@ -137,10 +137,10 @@ def test_what_was_guessed_right_is_in_the_cache():
 
 
 def test_steps_that_are_programs_take_tokens_back_too(compiled: None):
-    """Quantised models, in the kernels: there a token's numbers do not depend on what is computed beside it, at all."""
+    """Quantized models, in the kernels: there a token's numbers do not depend on what is computed beside it, at all."""
     model, draft = (hot_decoder(tiny_config("llama", kv_heads=1, context=100)).float() for _ in range(2))
     for one, bits in ((model, "w8"), (draft, "w4_g32")):
-        quantise_model(one, WEIGHT_FORMATS[bits])
+        quantize_model(one, WEIGHT_FORMATS[bits])
     prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40)]
     asked: dict[str, Any] = {"max_tokens": 50, "temperature": 0.5, "seed": 2}
     expected = gu.Engine(model, stop_ids=[]).generate(prompts, **asked)

@@ -10,7 +10,7 @@ from groundup.engine.kernels import KeyValueBlocks, library
 from groundup.model.attention import attend_in_blocks
 from groundup.model.context import Visibility
 from groundup.model.specs import Attention
-from groundup.quantize.matrix import quantise_activations
+from groundup.quantize.matrix import quantize_activations
 
 BLOCK = 16
 
@@ -176,7 +176,7 @@ def test_int8_is_rounded_as_activations_are(compiled: None):
     numbers_mhd = _random(50, 2, 24)
     numbers_mhd[3, 1] = 0
     numbers_mhd[4, 0, 5], numbers_mhd[5, 1, 2] = torch.nan, torch.inf
-    expected = quantise_activations(numbers_mhd.flatten(0, 1))
+    expected = quantize_activations(numbers_mhd.flatten(0, 1))
     blocks = KeyValueBlocks.empty(1, 2, 24, 64, torch.int8)
     blocks.store(numbers_mhd, -numbers_mhd, torch.arange(50))
     keys_mhd = blocks.keys[0, :, :, :50].permute(2, 0, 1)

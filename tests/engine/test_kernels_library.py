@@ -16,25 +16,25 @@ from groundup.cli import main
 from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.errors import UserError
-from groundup.quantize.matrix import W4, QuantisedMatrix, quantise_rows
+from groundup.quantize.matrix import W4, QuantizedMatrix, quantize_rows
 
 SMALLEST_LEVEL = {**os.environ, library.LEVEL_VARIABLE: "portable"}
 
 
-def _layer() -> tuple[QuantisedMatrix, torch.Tensor]:
+def _layer() -> tuple[QuantizedMatrix, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    return quantise_rows(torch.randn(2000, 256, generator=draw), W4), torch.randn(8, 256, generator=draw)
+    return quantize_rows(torch.randn(2000, 256, generator=draw), W4), torch.randn(8, 256, generator=draw)
 
 
-def _output(matrix: QuantisedMatrix, x: torch.Tensor) -> list[float]:
-    return kernels.linear(kernels.quantise(x), matrix).flatten().tolist()
+def _output(matrix: QuantizedMatrix, x: torch.Tensor) -> list[float]:
+    return kernels.linear(kernels.quantize(x), matrix).flatten().tolist()
 
 
 def test_without_the_library_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "path", lambda: None)
     library.load.cache_clear()
     with pytest.raises(UserError, match=r"kernels were not compiled .* install a C\+\+ compiler"):
-        kernels.quantise(torch.zeros(1, 1))
+        kernels.quantize(torch.zeros(1, 1))
     assert library.finding().verdict == "missing" and "not compiled" in library.finding().sentence
 
 
@@ -78,7 +78,7 @@ def test_a_forked_child_has_threads_of_its_own(threads: None):
 
     def work() -> None:
         while not stop.is_set():
-            kernels.linear(kernels.quantise(layer[1]), layer[0])
+            kernels.linear(kernels.quantize(layer[1]), layer[0])
 
     busy = threading.Thread(target=work)
     busy.start()

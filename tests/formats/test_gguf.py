@@ -109,7 +109,7 @@ def test_rows_that_are_no_whole_blocks_are_kept_in_half_precision(words: Path, t
 
 @pytest.mark.parametrize("weights", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float64])
-def test_quantised_weights_are_read_in_the_type_asked_for(
+def test_quantized_weights_are_read_in_the_type_asked_for(
     weights: str, dtype: torch.dtype | None, words: Path, models: Path, tmp_path: Path
 ):
     model, form = model_of("qwen3", models), WRITTEN[weights]

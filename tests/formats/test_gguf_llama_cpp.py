@@ -341,7 +341,7 @@ def test_the_chat_template_is_rendered_alike(words: Path, models: Path, tmp_path
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q4_K_M", "Q5_K_M", "Q6_K"])
 @torch.no_grad()
-def test_a_file_that_llama_cpp_has_quantised_is_read(kind: str, words: Path, tmp_path: Path):
+def test_a_file_that_llama_cpp_has_quantized_is_read(kind: str, words: Path, tmp_path: Path):
     """Most hold several formats, none of them the one that ours would have."""
     reference("llama", hot=False, hidden_size=256, intermediate_size=512, vocab_size=512).save_pretrained(tmp_path)
     whole, path, ids = tmp_path / "whole.gguf", tmp_path / "model.gguf", random_ids(1, TIME, vocabulary=512)

@@ -1,4 +1,4 @@
-"""What tests of the quantised models share."""
+"""What tests of the quantized models share."""
 
 import shutil
 

@@ -5,16 +5,16 @@ import torch
 from tiny import hot_decoder, random_ids, tiny_config
 
 from groundup.model.parts import Matrix
-from groundup.quantize.calibrate import DAMPING, calibrated, observe, quantise_with_errors_passed_on
-from groundup.quantize.convert import places, quantise_model
+from groundup.quantize.calibrate import DAMPING, calibrated, observe, quantize_with_errors_passed_on
+from groundup.quantize.convert import places, quantize_model
 from groundup.quantize.matrix import (
     W4,
     W4_SMALL_GROUPS,
     W8,
     WEIGHT_FORMATS,
     WeightFormat,
-    dequantise,
-    quantise_rows,
+    dequantize,
+    quantize_rows,
 )
 
 ALL_FORMATS = pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEIGHT_FORMATS)
@@ -38,8 +38,8 @@ def _error(weight: torch.Tensor, rounded: torch.Tensor, x: torch.Tensor) -> floa
 def test_outputs_come_closer_than_by_rounding_to_the_nearest(format: WeightFormat, shape: tuple[int, int]):
     weight, x = _random(*shape), _activations(1000, shape[1])
     nearest, passed_on = (
-        dequantise(one)
-        for one in (quantise_rows(weight, format), quantise_with_errors_passed_on(weight, x.T @ x, format))
+        dequantize(one)
+        for one in (quantize_rows(weight, format), quantize_with_errors_passed_on(weight, x.T @ x, format))
     )
     assert _error(weight, passed_on, x) < 0.7 * _error(weight, nearest, x)
 
@@ -50,7 +50,7 @@ def test_each_column_is_rounded_after_the_best_correction_for_those_before_it():
     weight, x = _random(6, columns), _activations(500, columns).double()
     gram = x.T @ x
     damped = gram + DAMPING * gram.diagonal().mean() * torch.eye(columns)
-    found = quantise_with_errors_passed_on(weight, gram.float(), W8)
+    found = quantize_with_errors_passed_on(weight, gram.float(), W8)
     scales = found.scales_ng.double()
     left = weight.double().clone()
     for k in range(columns):
@@ -67,23 +67,23 @@ def test_each_column_is_rounded_after_the_best_correction_for_those_before_it():
 @ALL_FORMATS
 def test_where_activations_have_nothing_in_common_nothing_is_passed_on(format: WeightFormat):
     weight = _random(7, 200)
-    found = quantise_with_errors_passed_on(weight, torch.eye(200), format)
-    assert torch.equal(dequantise(found), dequantise(quantise_rows(weight, format)))
+    found = quantize_with_errors_passed_on(weight, torch.eye(200), format)
+    assert torch.equal(dequantize(found), dequantize(quantize_rows(weight, format)))
 
 
 @pytest.mark.parametrize("format", [W8, W4], ids=["w8", "w4"])
 def test_channels_that_are_never_used_do_no_harm(format: WeightFormat):
     weight, x = _random(7, 200), _activations(300, 200)
     x[:, 50:90] = 0
-    found = quantise_with_errors_passed_on(weight, x.T @ x, format)
-    apart = (dequantise(found) - weight)[:, 50:90].abs()
+    found = quantize_with_errors_passed_on(weight, x.T @ x, format)
+    apart = (dequantize(found) - weight)[:, 50:90].abs()
     step = found.scales_ng.abs().float().amax(1, keepdim=True)
     assert (apart <= 1.01 * step).all()
 
 
 def test_what_cannot_be_rounded_is_refused():
     with pytest.raises(ValueError, match="infinite or undefined"):
-        quantise_with_errors_passed_on(torch.tensor([[1.0, float("nan")]]), torch.eye(2), W8)
+        quantize_with_errors_passed_on(torch.tensor([[1.0, float("nan")]]), torch.eye(2), W8)
 
 
 def _batches() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -116,12 +116,12 @@ def test_gram_matrices_are_those_of_what_each_matrix_is_given(preset: str):
         torch.testing.assert_close(grams[name].double(), x.T @ x, rtol=1e-4, atol=1e-3 * float((x.T @ x).abs().max()))
 
 
-def test_a_calibrated_model_is_quantised_as_a_whole():
+def test_a_calibrated_model_is_quantized_as_a_whole():
     model = hot_decoder(tiny_config("groundup"), dtype=torch.float32)
     names = {place.name for place in places(model)}
     grams = observe(model, _batches())
     query = model.layers[0].mixer.query.weight.detach().clone()
-    quantise_model(model, W4_SMALL_GROUPS, calibrated(grams, W4_SMALL_GROUPS))
-    expected = quantise_with_errors_passed_on(query, grams["layers.0.mixer.query"], W4_SMALL_GROUPS)
+    quantize_model(model, W4_SMALL_GROUPS, calibrated(grams, W4_SMALL_GROUPS))
+    expected = quantize_with_errors_passed_on(query, grams["layers.0.mixer.query"], W4_SMALL_GROUPS)
     assert torch.equal(model.layers[0].mixer.query.values, expected.values)
     assert not list(places(model)) and {name for name in names if name not in grams} >= {"ngrams.tables.0"}

@@ -1,4 +1,4 @@
-"""Folders of quantised models: what is written is what is read, mapped into memory; nothing in them is trusted."""
+"""Folders of quantized models: what is written is what is read, mapped into memory; nothing in them is trusted."""
 
 import json
 import shutil
@@ -15,15 +15,15 @@ import groundup
 from groundup.errors import UserError
 from groundup.formats.gguf.model_file import save_gguf
 from groundup.model.language_model import LanguageModel
-from groundup.quantize.convert import quantise_model, quantised_format
+from groundup.quantize.convert import quantize_model, quantized_format
 from groundup.quantize.matrix import W4, WEIGHT_FORMATS, WeightFormat
 
 ALL_FORMATS = pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEIGHT_FORMATS)
 
 
-def _quantised(preset: str, format: WeightFormat) -> LanguageModel:
+def _quantized(preset: str, format: WeightFormat) -> LanguageModel:
     model = hot_decoder(tiny_config(preset), dtype=torch.float32)
-    quantise_model(model, format)
+    quantize_model(model, format)
     return model
 
 
@@ -36,23 +36,23 @@ def _assert_equal(one: LanguageModel, other: Any) -> None:
 
 @pytest.mark.parametrize("preset", [*DECODERS, *ENCODERS])
 def test_what_is_saved_is_what_is_loaded(preset: str, tmp_path: Path):
-    model = _quantised(preset, W4)
+    model = _quantized(preset, W4)
     groundup.save(model, tmp_path / "out")
     loaded = groundup.load(tmp_path / "out")
-    assert loaded.config == model.config and quantised_format(loaded) == W4
+    assert loaded.config == model.config and quantized_format(loaded) == W4
     _assert_equal(model, loaded)
 
 
 @ALL_FORMATS
 def test_every_format_in_shards_too(format: WeightFormat, tmp_path: Path):
-    model = _quantised("groundup", format)
+    model = _quantized("groundup", format)
     groundup.save(model, tmp_path / "out", shard_bytes=20_000)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     _assert_equal(model, groundup.load(tmp_path / "out"))
 
 
 def test_tensors_bear_the_names_of_the_model(tmp_path: Path):
-    model = _quantised("llama", W4)
+    model = _quantized("llama", W4)
     groundup.save(model, tmp_path / "out")
     tensors = load_file(tmp_path / "out/model.safetensors")
     assert torch.equal(tensors["layers.1.mixer.query.values"], model.layers[1].mixer.query.matrix.values)
@@ -63,7 +63,7 @@ def test_tensors_bear_the_names_of_the_model(tmp_path: Path):
 
 def test_a_loaded_matrix_lies_in_the_file(tmp_path: Path):
     """Nothing of the weights is read or copied before it is used."""
-    groundup.save(_quantised("llama", W4), tmp_path / "out")
+    groundup.save(_quantized("llama", W4), tmp_path / "out")
     loaded = groundup.load(tmp_path / "out")
     path = str((tmp_path / "out/model.safetensors").resolve())
     ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if path in line]
@@ -73,7 +73,7 @@ def test_a_loaded_matrix_lies_in_the_file(tmp_path: Path):
 
 
 def test_the_engine_runs_a_folder(tmp_path: Path):
-    model = _quantised("llama", W4)
+    model = _quantized("llama", W4)
     groundup.save(model, tmp_path / "out")
     (written,) = groundup.Engine(tmp_path / "out", stop_ids=()).generate([[1, 2, 3]], max_tokens=6)
     tokens = [1, 2, 3]
@@ -83,23 +83,23 @@ def test_the_engine_runs_a_folder(tmp_path: Path):
     assert len(written.tokens) == 6
 
 
-def test_the_engine_quantises_a_folder_itself(tmp_path: Path):
+def test_the_engine_quantizes_a_folder_itself(tmp_path: Path):
     groundup.save(hot_decoder(tiny_config("llama"), dtype=torch.float32), tmp_path / "plain")
     engine = groundup.Engine(tmp_path / "plain", stop_ids=(), quantize="w4")
-    expected = _quantised("llama", W4).state_dict()
+    expected = _quantized("llama", W4).state_dict()
     assert all(torch.equal(one, expected[name]) for name, one in engine.model.state_dict().items())
     with pytest.raises(ValueError, match="`quantize` must be one of w8, w4, w4_g32 or None, not 'w2'"):
         groundup.Engine(tmp_path / "plain", quantize="w2")
     with pytest.raises(ValueError, match="`quantize` is for folders"):
         groundup.Engine(engine.model, quantize="w4")
     groundup.save(engine.model, tmp_path / "out")
-    with pytest.raises(UserError, match="a model of w4 weights cannot be quantised again"):
+    with pytest.raises(UserError, match="a model of w4 weights cannot be quantized again"):
         groundup.Engine(tmp_path / "out", quantize="w8")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    groundup.save(_quantised("llama", W4), tmp_path / "out")
+    groundup.save(_quantized("llama", W4), tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         _config(lambda values: values["quantization_config"].update(format="w8")),
         r"tensor `.*values` is torch.uint8 of shape .*, the configuration says torch.uint8 of shape",
     ),
-    "not quantised any more": (_config(lambda values: values.pop("quantization_config")), "is missing"),
+    "not quantized any more": (_config(lambda values: values.pop("quantization_config")), "is missing"),
     "another shape": (_config(lambda values: values.update(intermediate_size=160)), "the configuration says"),
     "far too large": (_config(lambda values: values.update(vocab_size=10**9)), "cannot hold 4 bits each"),
     "missing": (_tensors(lambda tensors: tensors.pop(f"{QUERY}.scales")), "`layers.0.mixer.query.scales` is missing"),
@@ -182,7 +182,7 @@ def test_broken_folders_are_refused_with_a_sentence(folder: Path, name: str):
         groundup.load(folder)
 
 
-def test_a_plain_folder_that_says_it_is_quantised_is_refused(tmp_path: Path):
+def test_a_plain_folder_that_says_it_is_quantized_is_refused(tmp_path: Path):
     groundup.save(hot_decoder(tiny_config("llama"), dtype=torch.float32), tmp_path / "plain")
     _config(lambda values: values.update(quantization_config={"quant_method": "groundup", "format": "w8"}))(
         tmp_path / "plain"
@@ -191,8 +191,8 @@ def test_a_plain_folder_that_says_it_is_quantised_is_refused(tmp_path: Path):
         groundup.load(tmp_path / "plain")
 
 
-def test_what_needs_floating_weights_refuses_quantised_ones(folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"is quantised: its weights have types of their own, not torch.float16"):
+def test_what_needs_floating_weights_refuses_quantized_ones(folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"is quantized: its weights have types of their own, not torch.float16"):
         groundup.load(folder, torch.float16)
     with pytest.raises(UserError, match="a model of w4 weights cannot be exported to GGUF; name the one"):
         save_gguf(groundup.load(folder), folder, tmp_path / "out.gguf")

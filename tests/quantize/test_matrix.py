@@ -14,11 +14,11 @@ from groundup.quantize.matrix import (
     W8,
     WEIGHT_FORMATS,
     WeightFormat,
-    dequantise,
+    dequantize,
     from_integers,
-    quantise_activations,
-    quantise_rows,
-    quantised_linear,
+    quantize_activations,
+    quantize_rows,
+    quantized_linear,
 )
 
 ALL_FORMATS = pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEIGHT_FORMATS)
@@ -33,8 +33,8 @@ def _matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_weight_is_rounded_to_the_nearest_step(format: WeightFormat, shape: tuple[int, int]):
     weight = _matrix(*shape)
-    matrix = quantise_rows(weight, format, search=False)
-    restored = dequantise(matrix, torch.float64)
+    matrix = quantize_rows(weight, format, search=False)
+    restored = dequantize(matrix, torch.float64)
     assert restored.shape == weight.shape
     for n in range(shape[0]):
         for k in range(shape[1]):
@@ -51,13 +51,13 @@ def test_what_a_format_can_hold_is_held_exactly(format: WeightFormat):
     integers.unflatten(1, (groups, -1))[..., 0] = limit if format.bits == 8 else -8
     scales = 2.0 ** torch.arange(-3, -3 + groups)
     weight = (integers.unflatten(1, (groups, -1)) * scales[:, None]).flatten(1)
-    assert torch.equal(dequantise(quantise_rows(weight, format)), weight)
+    assert torch.equal(dequantize(quantize_rows(weight, format)), weight)
 
 
 @ALL_FORMATS
 @pytest.mark.parametrize("rows", [1, 16, 70])
 def test_numbers_lie_as_the_docstring_says(format: WeightFormat, rows: int):
-    """One number after the other, from the words of `QuantisedMatrix`."""
+    """One number after the other, from the words of `QuantizedMatrix`."""
     columns, zero = 256, 8 if format.bits == 4 else 128
     draw = torch.Generator().manual_seed(rows)
     integers = torch.randint(1 - zero, zero, (rows, columns), generator=draw)
@@ -78,7 +78,7 @@ def test_numbers_lie_as_the_docstring_says(format: WeightFormat, rows: int):
 
 @ALL_FORMATS
 def test_tensors_of_other_shapes_or_types_are_no_matrix(format: WeightFormat):
-    matrix = quantise_rows(_matrix(5, 40), format)
+    matrix = quantize_rows(_matrix(5, 40), format)
     with pytest.raises(ValueError, match=rf"values of a {format.name} matrix of 65 × 40 must be torch.uint8 of shape"):
         replace(matrix, rows=65)
     with pytest.raises(ValueError, match=r"the scales of a .* not torch.float64 of shape"):
@@ -88,7 +88,7 @@ def test_tensors_of_other_shapes_or_types_are_no_matrix(format: WeightFormat):
 @ALL_FORMATS
 def test_a_search_never_makes_a_row_worse(format: WeightFormat):
     weight = _matrix(64, 512, seed=3)
-    errors = [(dequantise(quantise_rows(weight, format, search)) - weight).square().sum(1) for search in (False, True)]
+    errors = [(dequantize(quantize_rows(weight, format, search)) - weight).square().sum(1) for search in (False, True)]
     assert (errors[1] <= errors[0]).all()
     if format.bits == 4:
         # Of normal numbers a tenth of the squared error is spared at least (docs/log.md).
@@ -96,24 +96,24 @@ def test_a_search_never_makes_a_row_worse(format: WeightFormat):
 
 
 @ALL_FORMATS
-def test_a_large_matrix_is_quantised_in_parts_as_it_is_as_a_whole(format: WeightFormat):
+def test_a_large_matrix_is_quantized_in_parts_as_it_is_as_a_whole(format: WeightFormat):
     weight = _matrix(ROWS_AT_A_TIME + 70, 40)
-    whole = quantise_rows(weight, format)
+    whole = quantize_rows(weight, format)
     for rows in (slice(0, 64), slice(ROWS_AT_A_TIME, None)):
-        part = quantise_rows(weight[rows], format)
-        assert torch.equal(dequantise(whole)[rows], dequantise(part))
+        part = quantize_rows(weight[rows], format)
+        assert torch.equal(dequantize(whole)[rows], dequantize(part))
 
 
 @ALL_FORMATS
 def test_rows_of_zeros_stay_zeros(format: WeightFormat):
     weight = torch.zeros(4, 200)
     weight[1, 150] = 1.0
-    assert torch.equal(dequantise(quantise_rows(weight, format)), weight)
+    assert torch.equal(dequantize(quantize_rows(weight, format)), weight)
 
 
 @ALL_FORMATS
 def test_the_size_is_what_the_format_says(format: WeightFormat):
-    matrix = quantise_rows(_matrix(64, 256), format)
+    matrix = quantize_rows(_matrix(64, 256), format)
     scales = matrix.scales.nbytes if format.group else 0
     assert (matrix.values.nbytes + scales) * 8 == format.bits_per_weight * 64 * 256
 
@@ -121,7 +121,7 @@ def test_the_size_is_what_the_format_says(format: WeightFormat):
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=40))
 def test_activations_are_the_nearest_of_255_steps(numbers: list[float]):
-    activations = quantise_activations(torch.tensor([numbers]))
+    activations = quantize_activations(torch.tensor([numbers]))
     scale = float(activations.scales_m[0])
     largest = max(abs(number) for number in numbers)
     assert math.isclose(scale, largest / 127, rel_tol=1e-6, abs_tol=1e-30)
@@ -132,9 +132,9 @@ def test_activations_are_the_nearest_of_255_steps(numbers: list[float]):
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 def test_a_token_that_is_not_finite_spoils_itself_alone(broken: float):
     x = _matrix(3, 40)
-    expected = quantised_linear(x, quantise_rows(_matrix(5, 40), W4))
+    expected = quantized_linear(x, quantize_rows(_matrix(5, 40), W4))
     x[1, 7] = broken
-    out = quantised_linear(x, quantise_rows(_matrix(5, 40), W4))
+    out = quantized_linear(x, quantize_rows(_matrix(5, 40), W4))
     assert out[1].isnan().all() and torch.equal(out[[0, 2]], expected[[0, 2]])
 
 
@@ -142,12 +142,12 @@ def test_a_token_that_is_not_finite_spoils_itself_alone(broken: float):
 def test_a_layer_is_close_to_the_one_it_stands_for(format: WeightFormat):
     """An error of the weights of e and of the activations of a leaves the output sqrt(e² + a²) away."""
     weight, x, bias = _matrix(64, 512), _matrix(32, 512, seed=1), _matrix(1, 64, seed=2)[0]
-    matrix = quantise_rows(weight, format)
+    matrix = quantize_rows(weight, format)
     exact = x.double() @ weight.double().T
-    apart = (quantised_linear(x, matrix, bias) - bias.double() - exact).norm() / exact.norm()
-    activations = quantise_activations(x)
+    apart = (quantized_linear(x, matrix, bias) - bias.double() - exact).norm() / exact.norm()
+    activations = quantize_activations(x)
     errors = [
-        (dequantise(matrix) - weight).norm() / weight.norm(),
+        (dequantize(matrix) - weight).norm() / weight.norm(),
         (activations.values_mk * activations.scales_m[:, None] - x).norm() / x.norm(),
     ]
     assert apart == pytest.approx(math.hypot(*errors), rel=0.1)
@@ -165,11 +165,11 @@ def test_a_layer_is_close_to_the_one_it_stands_for(format: WeightFormat):
 )
 def test_what_is_no_matrix_is_refused(format: WeightFormat, weight: torch.Tensor, said: str):
     with pytest.raises(ValueError, match=said):
-        quantise_rows(weight, format)
+        quantize_rows(weight, format)
 
 
 def test_numbers_too_large_for_half_precision_are_refused_with_4_bits_alone():
     weight = torch.full((2, 64), 1e6)
     with pytest.raises(ValueError, match="overflow"):
-        quantise_rows(weight, W4)
-    assert torch.allclose(dequantise(quantise_rows(weight, W8)), weight)
+        quantize_rows(weight, W4)
+    assert torch.allclose(dequantize(quantize_rows(weight, W8)), weight)

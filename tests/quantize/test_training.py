@@ -1,4 +1,4 @@
-"""Training aware of quantisation: it computes what is served, and lets gradients through."""
+"""Training aware of quantization: it computes what is served, and lets gradients through."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from tiny import DECODERS, ENCODERS, hot_decoder, hot_model, random_ids, tiny_co
 
 from groundup.errors import UserError
 from groundup.model.parts import Linear
-from groundup.quantize.convert import nearest, quantise_model
-from groundup.quantize.matrix import W4, WEIGHT_FORMATS, WeightFormat, dequantise, quantise_rows, rounded_weights
+from groundup.quantize.convert import nearest, quantize_model
+from groundup.quantize.matrix import W4, WEIGHT_FORMATS, WeightFormat, dequantize, quantize_rows, rounded_weights
 from groundup.quantize.training import as_served
 
 ALL_FORMATS = pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEIGHT_FORMATS)
@@ -15,23 +15,23 @@ ALL_FORMATS = pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEI
 
 @ALL_FORMATS
 @pytest.mark.parametrize("search", [False, True])
-def test_rounded_weights_are_those_of_the_quantised_matrix(format: WeightFormat, search: bool):
+def test_rounded_weights_are_those_of_the_quantized_matrix(format: WeightFormat, search: bool):
     weight = torch.randn(7, 200, generator=torch.Generator().manual_seed(0))
-    expected = dequantise(quantise_rows(weight, format, search))
+    expected = dequantize(quantize_rows(weight, format, search))
     assert torch.equal(rounded_weights(weight, format, search), expected)
     assert torch.equal(rounded_weights(weight.view(7, 1, 200), format, search)[:, 0], expected)
 
 
 @pytest.mark.parametrize("preset", [*DECODERS, *ENCODERS])
 def test_what_training_computes_is_what_is_served(preset: str):
-    """The forward pass of a model in training equals that of the model quantised to the same format."""
+    """The forward pass of a model in training equals that of the model quantized to the same format."""
     model, ids = hot_model(tiny_config(preset), dtype=torch.float32), random_ids(2, 24)
     with torch.no_grad():
         plain = model(ids)
         with as_served(model, "w4"):
             found = model(ids)
         assert torch.equal(model(ids), plain), "outside of it nothing is rounded"
-        quantise_model(model, W4, lambda name, weight: nearest(weight, W4, search=False))
+        quantize_model(model, W4, lambda name, weight: nearest(weight, W4, search=False))
         expected = model(ids)
     # A number that lies between two steps to float32's precision may be rounded either way: those are few.
     apart = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
@@ -48,7 +48,7 @@ def test_gradients_are_those_of_a_layer_with_the_rounded_numbers(format: WeightF
     slope = torch.randn(6, 20, generator=draw)
     scale = x.detach().abs().amax(-1, keepdim=True) / 127
     rounded_x = (x.detach() / scale).round() * scale
-    rounded_weight = dequantise(quantise_rows(linear.weight.detach(), format, search=False))
+    rounded_weight = dequantize(quantize_rows(linear.weight.detach(), format, search=False))
     model = hot_decoder(tiny_config("llama"), dtype=torch.float32)
     model.layers[0].mixer.query = linear
     with as_served(model, format.name):
@@ -79,5 +79,5 @@ def test_off_is_off_and_other_models_are_refused():
     with as_served(model, None):
         assert all(module.rounding is None for module in model.modules() if isinstance(module, Linear))
     other = hot_model(tiny_config("t5"), dtype=torch.float32)
-    with pytest.raises(UserError, match="a t5 model cannot be quantised"), as_served(other, "w4"):
+    with pytest.raises(UserError, match="a t5 model cannot be quantized"), as_served(other, "w4"):
         pass

@@ -63,7 +63,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
             samples.take(step)
         return {"heldout_loss": mean_target_loss(model, heldout, WATCHED_ROWS)}
 
-    with as_served(model, config.quantise):
+    with as_served(model, config.quantize):
         result = train(Learner(model, published_balance(model)), source, loop, out, watch, ranks)
         if not ranks.leads:
             return
@@ -77,7 +77,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
         "trained_tokens": source.trained_tokens,
         "kinds": dict(Counter(one.mode for one in conversations["train"]).most_common()),
         "heldout_loss": final_loss,
-        **({} if config.quantise is None else {"quantise": config.quantise}),
+        **({} if config.quantize is None else {"quantize": config.quantize}),
         "epochs": round(result.steps * loop.rows_per_step / source.rows_per_epoch, 3),
     }
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | composition)

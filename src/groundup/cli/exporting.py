@@ -14,7 +14,7 @@ TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 EXPORT_ABOUT = """\
 Write a model as one GGUF file, which llama.cpp and what is built on it run: weights, tokenizer and chat
-template. Or write a GGUF file as a Hugging Face folder, its weights in float32 where they were quantised.
+template. Or write a GGUF file as a Hugging Face folder, its weights in float32 where they were quantized.
 A model that llama.cpp does not know, or would not compute alike, is refused. Of BERT goes all but the
 head that guesses masked tokens: llama.cpp gives a vector for each token, and nothing else."""
 

@@ -80,7 +80,7 @@ def _add_shared(parser: Parser) -> None:
 
 def build_parser() -> Parser:
     """The whole command line."""
-    from groundup.cli import benching, exporting, looking, quantising, running, talking
+    from groundup.cli import benching, exporting, looking, quantizing, running, talking
 
     parser = Parser(prog="groundup", usage="groundup VERB [flags]", description=DESCRIPTION, epilog=START)
     parser.add_argument("--version", action="version", version=f"groundup {__version__}", help="print the version")
@@ -89,7 +89,7 @@ def build_parser() -> Parser:
     verbs = Verbs(parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True))
     running.add_verbs(verbs)
     talking.add_verbs(verbs)
-    quantising.add_verbs(verbs)
+    quantizing.add_verbs(verbs)
     benching.add_verbs(verbs)
     exporting.add_verbs(verbs)
     looking.add_verbs(verbs)

@@ -1,4 +1,4 @@
-"""A scheduled step, computed by the kernels: the layers of a quantised model as one program.
+"""A scheduled step, computed by the kernels: the layers of a quantized model as one program.
 
 Every token of a step passes through the program at once, whatever text it belongs to: nothing is padded, and a text's
 numbers do not depend on the others. What the program cannot express is left to `runner.py`; `is_compilable` tells.
@@ -58,13 +58,13 @@ def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.
     own = model.compute_dtype or model.embedding.dtype
     if wanted is not None and CACHE_TYPES[wanted] != own:
         raise ValueError(
-            f"`cache_type` {wanted!r} is for quantised models that the kernels run; this one keeps keys in {own}"
+            f"`cache_type` {wanted!r} is for quantized models that the kernels run; this one keeps keys in {own}"
         )
     return own
 
 
 class CompiledRunner(StepRunner):
-    """A quantised decoder whose layers are a program, and the blocks in which its sequences lie.
+    """A quantized decoder whose layers are a program, and the blocks in which its sequences lie.
 
     blocks: all there are, since those of the host lie in the same memory. most_tokens: of one step.
     dtype: of keys and values, one of `CACHE_TYPES`.

@@ -16,7 +16,7 @@ from groundup.engine.choose import Chooser
 from groundup.engine.compiled import cache_dtype, runner_of
 from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, require_counts
 from groundup.engine.jobs import Writing
-from groundup.engine.quantised import use_kernels
+from groundup.engine.quantized import use_kernels
 from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent, reach
 from groundup.engine.scheduler import Scheduler

@@ -41,7 +41,7 @@ from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece, Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
-from groundup.engine.quantised import load_for_engine, use_kernels
+from groundup.engine.quantized import load_for_engine, use_kernels
 from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
@@ -94,7 +94,7 @@ class Engine:
         speculate: PromptLookup | DraftModel | None = None,
     ) -> None:
         if isinstance(model, LanguageModel) and quantize is not None:
-            raise ValueError("`quantize` is for folders; a model is quantised in place by `quantise_model`")
+            raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
         folder = None if isinstance(model, LanguageModel) else local_folder(model)
         self.model = model if isinstance(model, LanguageModel) else load_for_engine(local_folder(model), quantize)
         use_kernels(self.model)

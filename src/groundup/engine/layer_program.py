@@ -15,7 +15,7 @@ from groundup.model.feedforward import DenseFeedForward
 from groundup.model.parts import Normalise
 from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec
 from groundup.model.stack import Block
-from groundup.quantize.modules import QuantisedLinear
+from groundup.quantize.modules import QuantizedLinear
 
 # What adapters add to the output (m, n) of the linear map of this name, given its input (m, k).
 Adapt = Callable[[str, Tensor, Tensor], None]
@@ -123,10 +123,10 @@ class LayerWriter:
         products = []
         for name, out_mn in outs.items():
             linear = self._layer.get_submodule(name)
-            assert isinstance(linear, QuantisedLinear)
+            assert isinstance(linear, QuantizedLinear)
             bias_n = None if linear.bias is None else linear.bias.detach().float()
             products.append(Product(linear.matrix, bias_n, out_mn, residual_mn))
-        self._program.linear(self._program.quantise(x_mk), *products)
+        self._program.linear(self._program.quantize(x_mk), *products)
         adapt = self._adapt
         if adapt is not None:
 
@@ -156,8 +156,8 @@ def write_norm(program: Program, norm: nn.Module | None, x_mk: Tensor, out_mk: T
 
 
 def is_writable(layer: Block) -> bool:
-    """Whether a program can express the layer, whose matrices must be quantised."""
-    return _is_expressible(layer.spec) and _is_quantised(layer)
+    """Whether a program can express the layer, whose matrices must be quantized."""
+    return _is_expressible(layer.spec) and _is_quantized(layer)
 
 
 def _is_expressible(spec: LayerSpec) -> bool:
@@ -188,7 +188,7 @@ def _is_plain(network: FeedForward) -> bool:
     return network.sharpness == 1 and network.limit is None and not network.up_offset
 
 
-def _is_quantised(layer: Block) -> bool:
+def _is_quantized(layer: Block) -> bool:
     parts = (layer.mixer, layer.feed_forward if isinstance(layer.feed_forward, DenseFeedForward) else None)
     linears = [one for part in parts if part is not None for one in part.children() if not isinstance(one, Normalise)]
-    return all(isinstance(one, QuantisedLinear) for one in linears)
+    return all(isinstance(one, QuantizedLinear) for one in linears)

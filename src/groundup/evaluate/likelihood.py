@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from groundup.engine.quantised import use_kernels
+from groundup.engine.quantized import use_kernels
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model
 from groundup.model.encoder_decoder import EncoderDecoder

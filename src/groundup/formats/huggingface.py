@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from groundup.errors import UserError
-from groundup.formats import quantised, rules
+from groundup.formats import quantized, rules
 from groundup.formats.families import ALL_FAMILIES
 from groundup.formats.family import Family
 from groundup.formats.folder import CONFIG, GENERATION, INDEX, SHARDS, SINGLE, TOKENIZER_FILES, read_object
@@ -25,7 +25,7 @@ from groundup.model.build import AnyConfig, AnyModel, build
 from groundup.model.config import EncoderDecoderConfig, ModelConfig, StackConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
-from groundup.quantize.convert import compute_alike, quantised_format
+from groundup.quantize.convert import compute_alike, quantized_format
 from groundup.storage import staged, write_json
 
 FAMILIES: Mapping[str, Family[Any]] = {family.name: family for family in ALL_FAMILIES}
@@ -48,13 +48,13 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> AnyModel:
     Raises UserError, naming the file and the key or tensor, for anything missing, unknown or of the wrong shape.
     """
     family, config = read_config(folder)
-    format = quantised.read_format(read_object(folder / CONFIG), folder)
-    files = TensorFiles(folder, FLOATS if format is None else quantised.DTYPES)
+    format = quantized.read_format(read_object(folder / CONFIG), folder)
+    files = TensorFiles(folder, FLOATS if format is None else quantized.DTYPES)
     model = _outline(family.settle(config, files), files, folder, 8 if format is None else format.bits)
     if format is None:
         tensors = _read_tensors(folder, files, model, family, dtype)
     else:
-        tensors = quantised.read_tensors(files, model, format, dtype)
+        tensors = quantized.read_tensors(files, model, format, dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
     _FOLDERS[model] = folder.absolute()
     return model.eval()
@@ -84,9 +84,9 @@ def read_config(folder: Path) -> tuple[Family[Any], AnyConfig]:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a model folder: it has no {CONFIG}")
     keys = read_object(folder / CONFIG)
-    quantised.read_format(keys, folder)
+    quantized.read_format(keys, folder)
     family = _family(keys, folder)
-    return family, _model_config(family, {name: one for name, one in keys.items() if name != quantised.KEY}, folder)
+    return family, _model_config(family, {name: one for name, one in keys.items() if name != quantized.KEY}, folder)
 
 
 def save_model(
@@ -126,12 +126,12 @@ def save_folder(model: AnyModel, folder: Path, like: Path | None = None, shard_b
 
 
 def _write_model(model: AnyModel, folder: Path, token_ids: Mapping[str, Any], shard_bytes: int) -> None:
-    family, format = FAMILIES[model.config.family], quantised_format(model)
+    family, format = FAMILIES[model.config.family], quantized_format(model)
     dtype = str(next((one.dtype for one in model.parameters()), torch.float32)).removeprefix("torch.")
     if not isinstance(model.config, ModelConfig | EncoderDecoderConfig):  # of these null says that there is none
         token_ids = {name: value for name, value in token_ids.items() if value is not None}
     keys = {"architectures": [family.architecture], "model_type": family.name, "dtype": dtype, **token_ids}
-    keys |= {} if format is None else quantised.format_keys(format)
+    keys |= {} if format is None else quantized.format_keys(format)
     write_json(folder / CONFIG, dict(sorted((keys | family.write(model.config)).items())))
     start = {"decoder_start_token_id": model.config.start_id} if isinstance(model.config, EncoderDecoderConfig) else {}
     if token_ids:

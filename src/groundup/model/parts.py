@@ -32,7 +32,7 @@ class Rounding(Protocol):
 class Matrix(nn.Module):
     """A matrix of weights: a linear map, a table of vectors, or both at once, as a tied head is.
 
-    rounding: None but for training that is aware of quantisation.
+    rounding: None but for training that is aware of quantization.
     """
 
     def __init__(self, rows: int, columns: int) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from groundup.model.language_model import LanguageModel
 from groundup.model.parts import Matrix
-from groundup.quantize.convert import Quantise, nearest, places
-from groundup.quantize.matrix import QuantisedMatrix, WeightFormat, best_scales, from_integers, nearest_integers
+from groundup.quantize.convert import Quantize, nearest, places
+from groundup.quantize.matrix import QuantizedMatrix, WeightFormat, best_scales, from_integers, nearest_integers
 
 # Added to the diagonal of a Gram matrix, as a part of its mean, so that it can be inverted (as in the paper).
 DAMPING = 0.01
@@ -60,24 +60,24 @@ def observe(model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor, Tensor
     return {name: observer.gram_kk for name, (_, observer) in observed.items() if observer.gram_kk.any()}
 
 
-def calibrated(grams: Mapping[str, Tensor], format: WeightFormat) -> Quantise:
-    """What `quantise_model` is to round with: errors are passed on where a Gram matrix is known."""
+def calibrated(grams: Mapping[str, Tensor], format: WeightFormat) -> Quantize:
+    """What `quantize_model` is to round with: errors are passed on where a Gram matrix is known."""
 
-    def quantise(name: str, weight: Tensor) -> list[QuantisedMatrix]:
+    def quantize(name: str, weight: Tensor) -> list[QuantizedMatrix]:
         if name not in grams:
             return nearest(weight, format)
-        return [quantise_with_errors_passed_on(weight, grams[name], format)]
+        return [quantize_with_errors_passed_on(weight, grams[name], format)]
 
-    return quantise
+    return quantize
 
 
-def quantise_with_errors_passed_on(weight_nk: Tensor, gram_kk: Tensor, format: WeightFormat) -> QuantisedMatrix:
+def quantize_with_errors_passed_on(weight_nk: Tensor, gram_kk: Tensor, format: WeightFormat) -> QuantizedMatrix:
     """A matrix (n, columns) rounded so that its product with activations of this Gram matrix stays close.
 
-    Raises ValueError as `quantise_rows` does.
+    Raises ValueError as `quantize_rows` does.
     """
     columns = weight_nk.shape[1]
-    (plain,) = nearest(weight_nk, format)  # refuses what cannot be quantised, and has the scales of 8 bits
+    (plain,) = nearest(weight_nk, format)  # refuses what cannot be quantized, and has the scales of 8 bits
     padding = format.padded_columns(columns) - columns
     left_nk = F.pad(weight_nk.float(), (0, padding))
     factor_kk = _inverse_factor(F.pad(gram_kk, (0, padding, 0, padding)))

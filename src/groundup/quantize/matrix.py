@@ -24,7 +24,7 @@ BYTE_ZERO = 128
 SMALLEST = 1e-30
 # A sum of 127 · 255 · columns must fit into 32 bits.
 MOST_COLUMNS = 65_536
-# Rows that are quantised together; a multiple of ROW_MULTIPLE.
+# Rows that are quantized together; a multiple of ROW_MULTIPLE.
 ROWS_AT_A_TIME = 4096
 # Scales tried for a group, as parts of the one that just holds its number farthest from zero, that one first. Cutting
 # this number off makes the steps of the others finer; with larger scales they may fall better. Finer choices bring
@@ -65,7 +65,7 @@ WEIGHT_FORMATS = {each.name: each for each in (W8, W4, W4_SMALL_GROUPS)}
 
 
 @dataclass(frozen=True)
-class QuantisedMatrix:
+class QuantizedMatrix:
     """A matrix of `rows` output and `columns` input channels, in the one layout there is: in files, here, in kernels.
 
     values: uint8 (n/16, k/step, 16, 4), unsigned around 8 or 128. With 8 bits step is 4, and a row of four bytes holds
@@ -110,7 +110,7 @@ class QuantisedMatrix:
 
 
 def packed_shapes(format: WeightFormat, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of the values and of the scales of a matrix; see `QuantisedMatrix`."""
+    """Shape and type of the values and of the scales of a matrix; see `QuantizedMatrix`."""
     panels, padded = -(-rows // ROW_MULTIPLE) * (ROW_MULTIPLE // PANEL), format.padded_columns(columns)
     groups = padded // format.group if format.group else 1
     return {
@@ -120,14 +120,14 @@ def packed_shapes(format: WeightFormat, rows: int, columns: int) -> dict[str, tu
 
 
 @dataclass(frozen=True)
-class QuantisedActivations:
+class QuantizedActivations:
     """values_mk: int8 in -127 … 127, without padding; scales_m: float32."""
 
     values_mk: Tensor
     scales_m: Tensor
 
 
-def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) -> QuantisedMatrix:
+def quantize_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) -> QuantizedMatrix:
     """Round a matrix (n, columns) of any float type to the nearest that the format can hold.
 
     search: try several scales for each group of 4 bits and take the one with the least squared error.
@@ -136,35 +136,35 @@ def quantise_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
     if weight_nk.ndim != 2 or 0 in weight_nk.shape or weight_nk.shape[1] > MOST_COLUMNS:
         shape = tuple(weight_nk.shape)
         raise ValueError(
-            f"only matrices of 1 to {MOST_COLUMNS} columns can be quantised, not a tensor of shape {shape}"
+            f"only matrices of 1 to {MOST_COLUMNS} columns can be quantized, not a tensor of shape {shape}"
         )
     if not weight_nk.isfinite().all():
-        raise ValueError("a matrix with infinite or undefined numbers cannot be quantised")
+        raise ValueError("a matrix with infinite or undefined numbers cannot be quantized")
     # In parts, as the search holds a few numbers for each weight: an embedding would take gigabytes.
-    parts = [_quantise_part(part_nk, format, search) for part_nk in weight_nk.split(ROWS_AT_A_TIME)]
+    parts = [_quantize_part(part_nk, format, search) for part_nk in weight_nk.split(ROWS_AT_A_TIME)]
     values, scales = torch.cat([one.values for one in parts]), torch.cat([one.scales for one in parts])
     rows, columns = weight_nk.shape
-    return QuantisedMatrix(format, rows, columns, values, scales)
+    return QuantizedMatrix(format, rows, columns, values, scales)
 
 
-def _quantise_part(weight_nk: Tensor, format: WeightFormat, search: bool) -> QuantisedMatrix:
+def _quantize_part(weight_nk: Tensor, format: WeightFormat, search: bool) -> QuantizedMatrix:
     groups_ngk = _groups(weight_nk, format)
     scales_ng = _scales(groups_ngk, format, search)
     if not scales_ng.isfinite().all():
-        raise ValueError("a matrix with numbers beyond 500,000 cannot be quantised to 4 bits: its scales overflow")
+        raise ValueError("a matrix with numbers beyond 500,000 cannot be quantized to 4 bits: its scales overflow")
     integers_nk = nearest_integers(groups_ngk, scales_ng, format).flatten(1)
     return from_integers(integers_nk, scales_ng, weight_nk.shape[1], format)
 
 
 def rounded_weights(weight: Tensor, format: WeightFormat, search: bool = True) -> Tensor:
-    """The float32 weights that `quantise_rows` stands for, of any number of rows (…, columns), without their bytes."""
+    """The float32 weights that `quantize_rows` stands for, of any number of rows (…, columns), without their bytes."""
     groups_ngk = _groups(weight.flatten(0, -2), format)
     scales_ng = _scales(groups_ngk, format, search)
     rounded_nk = _scaled(nearest_integers(groups_ngk, scales_ng, format).flatten(1), scales_ng, torch.float32)
     return rounded_nk[:, : weight.shape[-1]].view(weight.shape)
 
 
-def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: WeightFormat) -> QuantisedMatrix:
+def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: WeightFormat) -> QuantizedMatrix:
     """A matrix from integers (n, k) of the format's range, the padding of columns included, and scales (n, g)."""
     rows, zero = len(integers_nk), NIBBLE_ZERO if format.bits == 4 else BYTE_ZERO
     padding = -rows % ROW_MULTIPLE
@@ -175,23 +175,23 @@ def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: 
         steps = steps[..., :4] | steps[..., 4:] << 4
     scales = F.pad(scales_ng, (0, 0, 0, padding)).unflatten(0, (-1, PANEL))
     values = steps.transpose(1, 2).contiguous()
-    return QuantisedMatrix(format, rows, columns, values, scales.transpose(1, 2).contiguous())
+    return QuantizedMatrix(format, rows, columns, values, scales.transpose(1, 2).contiguous())
 
 
-def dequantise(matrix: QuantisedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (n, columns) that the integers and scales stand for; exact in float32 and float64 with 4 bits, in
     float64 with 8."""
     return _scaled(matrix.integers_nk(), matrix.scales_ng, dtype)[:, : matrix.columns]
 
 
-def gather(matrix: QuantisedMatrix, ids_m: Tensor) -> Tensor:
+def gather(matrix: QuantizedMatrix, ids_m: Tensor) -> Tensor:
     """Rows by number, float32 (m, columns): what an embedding is."""
     panels_m, channels_m = ids_m // PANEL, ids_m % PANEL
     values, scales_mg = matrix.values[panels_m, :, channels_m], matrix.scales[panels_m, :, channels_m]
     return _scaled(_integers(values, matrix.format), scales_mg, torch.float32)[:, : matrix.columns]
 
 
-def quantise_activations(x_mk: Tensor) -> QuantisedActivations:
+def quantize_activations(x_mk: Tensor) -> QuantizedActivations:
     """Each token's numbers (m, columns), float32, as multiples of its largest one's 127th part.
 
     A token with a number that is not finite gets zeros and a scale that is no number, so that it spoils itself alone.
@@ -201,14 +201,14 @@ def quantise_activations(x_mk: Tensor) -> QuantisedActivations:
     inverse_m = torch.where(finite_m & counts_m, 127 / largest_m, 0.0)
     scales_m = torch.where(counts_m, largest_m / 127, 0.0).masked_fill(~finite_m, float("nan"))
     values_mk = (x_mk.masked_fill(~finite_m[:, None], 0.0) * inverse_m[:, None]).round().to(torch.int8)
-    return QuantisedActivations(values_mk, scales_m)
+    return QuantizedActivations(values_mk, scales_m)
 
 
-def quantised_linear(x_mk: Tensor, matrix: QuantisedMatrix, bias_n: Tensor | None = None) -> Tensor:
-    """What a layer with quantised weights and activations computes, (m, n) in float64: the kernels' own reference."""
-    activations = quantise_activations(x_mk)
+def quantized_linear(x_mk: Tensor, matrix: QuantizedMatrix, bias_n: Tensor | None = None) -> Tensor:
+    """What a layer with quantized weights and activations computes, (m, n) in float64: the kernels' own reference."""
+    activations = quantize_activations(x_mk)
     out_mn = (
-        activations.values_mk.double() @ dequantise(matrix, torch.float64).T * activations.scales_m.double()[:, None]
+        activations.values_mk.double() @ dequantize(matrix, torch.float64).T * activations.scales_m.double()[:, None]
     )
     return out_mn if bias_n is None else out_mn + bias_n.double()
 

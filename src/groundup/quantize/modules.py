@@ -1,6 +1,6 @@
-"""Layers whose weights are quantised: what stands in a model in the places of `Linear`, `Embedding`, `ExpertLinear`.
+"""Layers whose weights are quantized: what stands in a model in the places of `Linear`, `Embedding`, `ExpertLinear`.
 
-They compute what `quantised_linear` defines, in float32: a token's activations become integers of 8 bits, their
+They compute what `quantized_linear` defines, in float32: a token's activations become integers of 8 bits, their
 products with the integers of the weights are summed, then scaled. What carries this out is an `Arithmetic`: PyTorch's
 operators, or the kernels, which the engine puts in their place.
 """
@@ -12,39 +12,39 @@ import torch
 from torch import Tensor, nn
 
 from groundup.quantize.matrix import (
-    QuantisedMatrix,
+    QuantizedMatrix,
     WeightFormat,
-    dequantise,
+    dequantize,
     gather,
     packed_shapes,
-    quantise_activations,
+    quantize_activations,
 )
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What computes with quantised matrices.
+    """What computes with quantized matrices.
 
     linear: tokens (m, columns) float32, a matrix and a bias (n) float32 or None → (m, n) float32.
     gather: a matrix and the numbers of rows (m), int64 → (m, columns) float32.
     """
 
-    linear: Callable[[Tensor, QuantisedMatrix, Tensor | None], Tensor]
-    gather: Callable[[QuantisedMatrix, Tensor], Tensor]
+    linear: Callable[[Tensor, QuantizedMatrix, Tensor | None], Tensor]
+    gather: Callable[[QuantizedMatrix, Tensor], Tensor]
 
 
-def plain_linear(x_mk: Tensor, matrix: QuantisedMatrix, bias_n: Tensor | None) -> Tensor:
-    """`quantised_linear` in float32: products of integers with weights that are made anew for every call."""
-    activations = quantise_activations(x_mk)
-    out_mn = activations.values_mk.float() @ dequantise(matrix).T * activations.scales_m[:, None]
+def plain_linear(x_mk: Tensor, matrix: QuantizedMatrix, bias_n: Tensor | None) -> Tensor:
+    """`quantized_linear` in float32: products of integers with weights that are made anew for every call."""
+    activations = quantize_activations(x_mk)
+    out_mn = activations.values_mk.float() @ dequantize(matrix).T * activations.scales_m[:, None]
     return out_mn if bias_n is None else out_mn + bias_n
 
 
 PLAIN = Arithmetic(plain_linear, gather)
 
 
-class QuantisedModule(nn.Module):
-    """Holds one matrix, or several of one shape, (experts, …), as buffers in the layout of `QuantisedMatrix`."""
+class QuantizedModule(nn.Module):
+    """Holds one matrix, or several of one shape, (experts, …), as buffers in the layout of `QuantizedMatrix`."""
 
     values: Tensor
     scales: Tensor
@@ -65,14 +65,14 @@ class QuantisedModule(nn.Module):
     def device(self) -> torch.device:
         return self.values.device
 
-    def take(self, *matrices: QuantisedMatrix) -> None:
+    def take(self, *matrices: QuantizedMatrix) -> None:
         """Hold these matrices: one, or one for each expert."""
         values, scales = [one.values for one in matrices], [one.scales for one in matrices]
         is_stack = self.values.ndim > matrices[0].values.ndim
         self.values = torch.stack(values) if is_stack else values[0]
         self.scales = torch.stack(scales) if is_stack else scales[0]
 
-    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedModule":
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedModule":
         """What `.to`, `.double` and the like do: the matrix moves to another device, but keeps its types."""
         scales = self.scales
         super()._apply(change, recurse)  # type: ignore[no-untyped-call]
@@ -82,18 +82,18 @@ class QuantisedModule(nn.Module):
 
     def _product(self, x: Tensor, values: Tensor, scales: Tensor, bias_n: Tensor | None) -> Tensor:
         """x Wᵀ + b in float32, whatever dimensions x has before its last."""
-        matrix = QuantisedMatrix(self.format, self.rows, self.columns, values, scales)
+        matrix = QuantizedMatrix(self.format, self.rows, self.columns, values, scales)
         bias_n = None if bias_n is None else bias_n.float()
         out_mn = self.arithmetic.linear(x.reshape(-1, self.columns).float(), matrix, bias_n)
         return out_mn.view(*x.shape[:-1], self.rows)
 
 
-class QuantisedMatrixModule(QuantisedModule):
+class QuantizedMatrixModule(QuantizedModule):
     """What a linear map and a table have in common, as `Matrix` has it in `model/parts.py`."""
 
     @property
-    def matrix(self) -> QuantisedMatrix:
-        return QuantisedMatrix(self.format, self.rows, self.columns, self.values, self.scales)
+    def matrix(self) -> QuantizedMatrix:
+        return QuantizedMatrix(self.format, self.rows, self.columns, self.values, self.scales)
 
     def sum_of_rows(self, ids_mn: Tensor, weights_mn: Tensor) -> Tensor:
         """sum over n of weights · rows by number, float32 (m, columns)."""
@@ -105,7 +105,7 @@ class QuantisedMatrixModule(QuantisedModule):
         return self._product(x_btd, self.values, self.scales, bias_v)
 
 
-class QuantisedLinear(QuantisedMatrixModule):
+class QuantizedLinear(QuantizedMatrixModule):
     """y = x Wᵀ (+ b), in the type of x."""
 
     def __init__(self, format: WeightFormat, rows: int, columns: int, bias: nn.Parameter | None = None) -> None:
@@ -116,14 +116,14 @@ class QuantisedLinear(QuantisedMatrixModule):
         return self._product(x, self.values, self.scales, self.bias).to(x.dtype)
 
 
-class QuantisedEmbedding(QuantisedMatrixModule):
+class QuantizedEmbedding(QuantizedMatrixModule):
     """A table of vectors, looked up by row number."""
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         return self.arithmetic.gather(self.matrix, ids.flatten()).view(*ids.shape, -1).to(dtype)
 
 
-class QuantisedExpertLinear(QuantisedModule):
+class QuantizedExpertLinear(QuantizedModule):
     """A linear map for each expert; bias (experts, outputs) or None."""
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Training that is aware of quantisation: products see weights and activations as they will be served.
+"""Training that is aware of quantization: products see weights and activations as they will be served.
 
-The forward pass rounds both exactly as the format does, so that the loss is that of the quantised model; the backward
+The forward pass rounds both exactly as the format does, so that the loss is that of the quantized model; the backward
 pass takes every rounding for the identity (straight-through estimator: Bengio et al. 2013, "Estimating or Propagating
 Gradients Through Stochastic Neurons"; Jacob et al. 2018). The weights themselves stay what the optimizer makes of them.
 """
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from groundup.quantize.convert import places
-from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat, quantise_activations, rounded_weights
+from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat, quantize_activations, rounded_weights
 
 
 class AsServed:
     """Rounds one module to a weight format, and activations to 8 bits: a `Rounding` of `model/parts.py`.
 
     The scale of a group is that of its number farthest from zero: to search for a better one at every step takes as
-    long as the step (`quantise_rows` with search=False is the same).
+    long as the step (`quantize_rows` with search=False is the same).
     """
 
     def __init__(self, format: WeightFormat) -> None:
@@ -38,15 +38,15 @@ class AsServed:
         return self._kept[1]
 
     def activations(self, x: Tensor) -> Tensor:
-        activations = quantise_activations(x.detach().reshape(-1, x.shape[-1]).float())
+        activations = quantize_activations(x.detach().reshape(-1, x.shape[-1]).float())
         return _straight_through(x, (activations.values_mk * activations.scales_m[:, None]).view(x.shape))
 
 
 @contextmanager
 def as_served(model: nn.Module, format: str | None) -> Iterator[None]:
-    """Within it, a model computes as it will once it is quantised to the format of this name; None: as always.
+    """Within it, a model computes as it will once it is quantized to the format of this name; None: as always.
 
-    Raises UserError for a model that cannot be quantised.
+    Raises UserError for a model that cannot be quantized.
     """
     modules = [] if format is None else [place.module for place in places(model)]
     for module in modules:

@@ -95,7 +95,7 @@ class PretrainConfig:
     compile: Compile = setting(
         "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
     )
-    quantise: Format | None = setting(
+    quantize: Format | None = setting(
         None, "learn with weights and activations rounded as `groundup quantize` will store them (default: not at all)"
     )
     evaluations: int = setting(8, "how often held-out loss and samples are taken on the way")

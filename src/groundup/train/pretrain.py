@@ -72,7 +72,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         model.train()
         return objective.figures(loss)
 
-    with as_served(model, config.quantise):
+    with as_served(model, config.quantize):
         result = train(Learner(model, balance(config, model)), source, loop, out, watch, ranks)
         if not ranks.leads:
             return
@@ -84,7 +84,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         "tokens": read,
         "epochs": round(read / shards.total_tokens, 3),
         **({"mask_fraction": config.mask_fraction} if objective is MASKED_TOKENS else {}),
-        **({} if config.quantise is None else {"quantise": config.quantise}),
+        **({} if config.quantize is None else {"quantize": config.quantize}),
         "learning_rates": asdict(loop.learning_rates),
     }
     figures |= pseudo_figures(model, heldout, config.context, words)

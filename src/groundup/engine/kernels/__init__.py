@@ -1,4 +1,4 @@
-"""The CPU kernels on tensors: quantised products, norms, rotary positions, activations, attention to blocks of keys.
+"""The CPU kernels on tensors: quantized products, norms, rotary positions, activations, attention to blocks of keys.
 
 Every function checks types, shapes and bounds, since the library checks nothing, and computes in float32. A token's
 result depends neither on the tokens around it nor on the number of threads, to the bit.
@@ -14,7 +14,7 @@ from torch import Tensor
 from groundup.engine.kernels import jobs, library
 from groundup.engine.kernels.checks import address, require_shape, require_within, round_up, rows_address
 from groundup.model.specs import Activation
-from groundup.quantize.matrix import QuantisedMatrix
+from groundup.quantize.matrix import QuantizedMatrix
 
 # What the library pads and takes steps of: see jobs.h.
 STRIDE_MULTIPLE, SUM_COLUMNS, STRIP, MOST_HEAD_DIM = 128, 32, 16, 512
@@ -23,7 +23,7 @@ ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "quick_gelu"
 
 @dataclass(frozen=True)
 class Activations:
-    """Quantised activations of `columns` channels: values int8 (m, padded), scales float32 (m), running sums int32."""
+    """Quantized activations of `columns` channels: values int8 (m, padded), scales float32 (m), running sums int32."""
 
     columns: int
     values: Tensor
@@ -102,7 +102,7 @@ class KeyValueBlocks:
         library.call("store", jobs.StoreJob(self.fields(), *pointers, len(slots_m), *strides))
 
 
-def matrix_fields(matrix: QuantisedMatrix) -> jobs.PackedMatrixFields:
+def matrix_fields(matrix: QuantizedMatrix) -> jobs.PackedMatrixFields:
     """Where the numbers of a matrix lie, which must outlive the call that is told."""
     values = address("values", matrix.values, torch.uint8)
     scales = address("scales", matrix.scales, torch.float16 if matrix.format.bits == 4 else torch.float32)
@@ -110,8 +110,8 @@ def matrix_fields(matrix: QuantisedMatrix) -> jobs.PackedMatrixFields:
     return jobs.PackedMatrixFields(values, scales, matrix.rows, matrix.padded_columns, group, matrix.format.bits)
 
 
-def gather(matrix: QuantisedMatrix, ids_m: Tensor) -> Tensor:
-    """Rows of the matrix by number (int64), dequantised: (m, columns)."""
+def gather(matrix: QuantizedMatrix, ids_m: Tensor) -> Tensor:
+    """Rows of the matrix by number (int64), dequantized: (m, columns)."""
     require_within("ids", ids_m, matrix.rows)
     out_mk = torch.empty(len(ids_m), matrix.columns)
     pointers = address("ids", ids_m, torch.int64), len(ids_m), out_mk.data_ptr()
@@ -119,15 +119,15 @@ def gather(matrix: QuantisedMatrix, ids_m: Tensor) -> Tensor:
     return out_mk
 
 
-def quantise(x_mk: Tensor) -> Activations:
-    """Tokens of float32 as int8; see `quantise_activations`, whose values these are."""
+def quantize(x_mk: Tensor) -> Activations:
+    """Tokens of float32 as int8; see `quantize_activations`, whose values these are."""
     pointer, (rows, columns) = rows_address("x", x_mk), x_mk.shape
     activations = Activations.empty(rows, columns)
-    library.call("quantise", jobs.QuantiseJob(pointer, x_mk.stride(0), columns, activations.fields()))
+    library.call("quantize", jobs.QuantizeJob(pointer, x_mk.stride(0), columns, activations.fields()))
     return activations
 
 
-def linear(activations: Activations, matrix: QuantisedMatrix, bias_n: Tensor | None = None) -> Tensor:
+def linear(activations: Activations, matrix: QuantizedMatrix, bias_n: Tensor | None = None) -> Tensor:
     """x Wᵀ (+ b) as (m, n) float32."""
     if activations.columns != matrix.columns:
         raise ValueError(f"a matrix of {matrix.columns} columns cannot be multiplied by rows of {activations.columns}")

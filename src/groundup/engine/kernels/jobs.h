@@ -15,7 +15,7 @@ constexpr int64_t kSumColumns = 32;
 constexpr int64_t kStrip = 16;
 constexpr int64_t kMaxHeadDim = 512;
 
-// A quantised matrix, packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
+// A quantized matrix, packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
 // unsigned around 8 or 128; `scales` [n/16][k/group][16], half precision with 4 bits and float32 with 8.
 // In 4 bits a byte holds column k in its low half and column k + 4 in its high half.
 struct PackedMatrix {
@@ -27,7 +27,7 @@ struct PackedMatrix {
   int64_t bits;     // 4 or 8
 };
 
-// Quantised activations: values [m][stride] in -127..127 with zeros behind the row's end, one scale for each token, and
+// Quantized activations: values [m][stride] in -127..127 with zeros behind the row's end, one scale for each token, and
 // running_sums[m][i] = the sum of the token's first 32·i values, from which that of any group is one subtraction.
 struct Activations {
   int8_t* values;
@@ -37,7 +37,7 @@ struct Activations {
   int64_t stride;  // a multiple of 128
 };
 
-struct QuantiseJob {
+struct QuantizeJob {
   const float* input;
   int64_t input_stride;
   int64_t width;
@@ -165,7 +165,7 @@ struct AttentionJob {
 // A model's step as instructions, each an operation with its job; those that follow each other work on what the ones
 // before have left. In such a job, what counts tokens counts what there is of each token instead: the `rows` of a norm
 // are heads, the `count` of a sum is the width. `tokens` and the tables below hold for all of them.
-enum Operation : int64_t { kQuantise, kLinear, kNorm, kRope, kActivate, kAdd, kStore, kAttend, kOperations };
+enum Operation : int64_t { kQuantize, kLinear, kNorm, kRope, kActivate, kAdd, kStore, kAttend, kOperations };
 
 struct Instruction {
   int64_t operation;

@@ -25,7 +25,7 @@ class ActivationsFields(ctypes.Structure):
     )
 
 
-class QuantiseJob(ctypes.Structure):
+class QuantizeJob(ctypes.Structure):
     _fields_ = (("input", c_void_p), ("input_stride", c_int64), ("width", c_int64), ("out", ActivationsFields))
 
 
@@ -124,12 +124,12 @@ class ProgramJob(ctypes.Structure):
 
 
 # The operations of a program, by the numbers that the library gives them.
-OPERATIONS = (QuantiseJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob)
+OPERATIONS = (QuantizeJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob)
 
 # The library's functions, without `groundup_`, and what each is told.
 FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "gather": GatherJob,
-    "quantise": QuantiseJob,
+    "quantize": QuantizeJob,
     "linear": LinearJob,
     "norm": NormJob,
     "rope": RopeJob,

@@ -30,7 +30,7 @@ constexpr int64_t kWorthwhile = 16384;
 
 // The kernels of one level. Each works on the items begin … end - 1 of its job.
 struct Kernels {
-  void (*quantise)(const QuantiseJob&, int64_t, int64_t);
+  void (*quantize)(const QuantizeJob&, int64_t, int64_t);
   int64_t (*linear_items)(const LinearJob&);
   void (*linear_nibbles)(const LinearJob&, int64_t, int64_t);
   void (*linear_bytes)(const LinearJob&, int64_t, int64_t);
@@ -139,7 +139,7 @@ uint16_t narrowed<uint16_t>(float x) {  // to the nearest bfloat16, halves to ev
 template <>
 int8_t narrowed<int8_t>(float x) { return static_cast<int8_t>(std::nearbyint(x)); }
 
-// The scale of a head's numbers as int8, and what they are multiplied by, as for activations: see quantise.
+// The scale of a head's numbers as int8, and what they are multiplied by, as for activations: see quantize.
 float scale_of_head(const float* x, int64_t dim, float& inverse) {
   float largest = 0, broken = 0;
   for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(x[d])), broken += x[d] * 0.0f;
@@ -200,7 +200,7 @@ void linears(const Linears& all, int64_t begin, int64_t end) {
 
 void perform(const GatherJob& job) { run(packing::gather, job, job.count, rows_worthwhile(job.width)); }
 
-void perform(const QuantiseJob& job) { run(chosen().quantise, job, job.out.rows, rows_worthwhile(job.width)); }
+void perform(const QuantizeJob& job) { run(chosen().quantize, job, job.out.rows, rows_worthwhile(job.width)); }
 
 void perform(const Linears& all) { run(linears, all, linears_items(all), 1); }
 
@@ -243,7 +243,7 @@ int groundup_set_level(int number) {
 void groundup_set_threads(int threads) { pool::set_threads(threads); }
 
 void groundup_gather(const GatherJob* job) { perform(*job); }
-void groundup_quantise(const QuantiseJob* job) { perform(*job); }
+void groundup_quantize(const QuantizeJob* job) { perform(*job); }
 void groundup_linear(const LinearJob* job) { perform(*job); }
 void groundup_norm(const NormJob* job) { perform(*job); }
 void groundup_rope(const RopeJob* job) { perform(*job); }

@@ -9,5 +9,5 @@
 #undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
-    quantise, linear_items, linear<true>, linear<false>, norm, rope, activate, add, summarise, attention_items, attend,
+    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, summarise, attention_items, attend,
 };

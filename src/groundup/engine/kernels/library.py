@@ -87,7 +87,7 @@ def finding() -> Finding:
     """What `groundup doctor` says about the kernels."""
     if path() is None:
         advice = "install a C++ compiler (`apt install g++` or likewise), then groundup again"
-        return Finding("missing", "kernels", f"not compiled, so quantised models run on PyTorch's operators: {advice}.")
+        return Finding("missing", "kernels", f"not compiled, so quantized models run on PyTorch's operators: {advice}.")
     if level() == LEVELS[-1]:
         return Finding("good", "kernels", f"compiled; they use {level()}.")
     return Finding("slow", "kernels", f"compiled; they use {level()}, a processor with AVX-512 VNNI is faster.")

@@ -1,11 +1,11 @@
-// Products of quantised activations with packed weights. Included once for every level.
+// Products of quantized activations with packed weights. Included once for every level.
 //
 // The integers of a group are summed exactly; every group is then scaled and added in order. A token's result therefore
 // depends neither on the tile it is computed in, nor on its neighbours, nor on the thread.
 
 // One token after another: scale = largest / 127, value = round(x · 127 / largest). A row smaller than any number that
 // matters counts as zero, one that is not finite has a scale that is not a number.
-static void quantise(const QuantiseJob& job, int64_t begin, int64_t end) {
+static void quantize(const QuantizeJob& job, int64_t begin, int64_t end) {
   const Activations& out = job.out;
   for (int64_t m = begin; m < end; ++m) {
     const float* x = job.input + m * job.input_stride;

@@ -6,7 +6,7 @@
 // Matrices that are multiplied by the same activations at once: of queries, keys and values.
 constexpr int64_t kMostLinears = 8;
 
-inline QuantiseJob fitted(QuantiseJob job, const ProgramJob& step) {
+inline QuantizeJob fitted(QuantizeJob job, const ProgramJob& step) {
   job.out.rows = step.tokens;
   return job;
 }
@@ -64,7 +64,7 @@ inline void perform(const ProgramJob& step) {
   for (int64_t i = 0; i < step.count; ++i) {
     const Instruction& instruction = step.instructions[i];
     switch (instruction.operation) {
-      case kQuantise: perform_as<QuantiseJob>(instruction, step); break;
+      case kQuantize: perform_as<QuantizeJob>(instruction, step); break;
       case kLinear: perform_linears(instruction, step); break;
       case kNorm: perform_as<NormJob>(instruction, step); break;
       case kRope: perform_as<RopeJob>(instruction, step); break;

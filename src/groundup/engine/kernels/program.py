@@ -26,7 +26,7 @@ from groundup.engine.kernels import (
 )
 from groundup.engine.kernels.checks import address, require_shape
 from groundup.model.specs import Activation
-from groundup.quantize.matrix import QuantisedMatrix
+from groundup.quantize.matrix import QuantizedMatrix
 
 # Products that one instruction can share out: see program.h.
 MOST_LINEARS = 8
@@ -49,7 +49,7 @@ class StepTables(NamedTuple):
 class Product(NamedTuple):
     """out = x Wᵀ + bias + residual; the residual may be `out` itself."""
 
-    matrix: QuantisedMatrix
+    matrix: QuantizedMatrix
     bias_n: Tensor | None
     out_mn: Tensor
     residual_mn: Tensor | None = None
@@ -66,7 +66,7 @@ class Program:
         self._parts: list[list[jobs.Instruction] | Callable[[int], None]] = []
         self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], None]] | None = None
         self._buffers: dict[tuple[str, int], Tensor] = {}
-        self._quantised: dict[int, Activations] = {}
+        self._quantized: dict[int, Activations] = {}
         # What instructions point to lives as long as they do.
         self._kept: list[Any] = []
 
@@ -76,14 +76,14 @@ class Program:
             self._buffers[name, width] = torch.empty(self.tokens, width)
         return self._buffers[name, width]
 
-    def quantise(self, x_mk: Tensor) -> Activations:
+    def quantize(self, x_mk: Tensor) -> Activations:
         """The tokens as int8; the next call with as many channels writes over them."""
         self._require_rows("x", x_mk)
         columns = x_mk.shape[1]
-        if columns not in self._quantised:
-            self._quantised[columns] = Activations.empty(self.tokens, columns)
-        made = self._quantised[columns]
-        self._append(jobs.QuantiseJob(x_mk.data_ptr(), columns, columns, made.fields()), x_mk, made)
+        if columns not in self._quantized:
+            self._quantized[columns] = Activations.empty(self.tokens, columns)
+        made = self._quantized[columns]
+        self._append(jobs.QuantizeJob(x_mk.data_ptr(), columns, columns, made.fields()), x_mk, made)
         return made
 
     def linear(self, x: Activations, *products: Product) -> None:

@@ -57,7 +57,7 @@ class GgufFile:
         self.tensors = _read_places(cursor, tensor_count, self.metadata.get("general.alignment", ALIGNMENT))
 
     def get(self, name: str) -> Tensor:
-        """One tensor; its own type if it is plain, float32 if it was quantised."""
+        """One tensor; its own type if it is plain, float32 if it was quantized."""
         place = self.tensors[name]
         raw = torch.frombuffer(self._bytes, dtype=torch.uint8, count=place.size_bytes, offset=place.start)
         return place.format.decode(raw).view(place.shape)

@@ -129,7 +129,7 @@ def format_of(name: str, shape: Shape, wanted: BlockFormat, tied_head: bool) -> 
     """How a tensor is stored in a file of `wanted` matrices, by the conventions of llama.cpp's converter.
 
     Vectors, norms, routers and positions stay in single precision; rows that are no whole blocks fall back to half.
-    Next to 4 bits the output matrix keeps 8, as llama.cpp's own quantisation gives it more.
+    Next to 4 bits the output matrix keeps 8, as llama.cpp's own quantization gives it more.
     """
     if len(shape) < 2 or not name.endswith(".weight") or name.endswith(SINGLE_PRECISION):
         return F32

@@ -39,7 +39,7 @@ LONG_KEYS = ("context_length", "sliding_window")  # may be larger than any width
 def load_gguf(path: Path, dtype: torch.dtype | None = None) -> LanguageModel:
     """The model of a GGUF file, on the CPU, in evaluation mode.
 
-    dtype: of the weights; None keeps each tensor's own, and float32 for those that are quantised.
+    dtype: of the weights; None keeps each tensor's own, and float32 for those that are quantized.
     Raises UserError, naming the file and the key or tensor, for anything missing, unknown, damaged or of wrong shape.
     """
     file = GgufFile(path)

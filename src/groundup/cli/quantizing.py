@@ -22,7 +22,7 @@ examples:
   groundup quantize runs/mine --out mine-w8 --format w8 --heldout heldout.jsonl
   groundup quantize runs/mine --out mine-w4 --format w4 --calibration train.jsonl --heldout heldout.jsonl
   groundup quantize runs/mine --out mine-w4 --format w4 --heldout heldout.jsonl
-                        of a model that was trained with --quantise w4, exactly the weights it learned with
+                        of a model that was trained with --quantize w4, exactly the weights it learned with
 
 Next: groundup chat mine-w4"""
 
@@ -42,7 +42,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument(
         "--method",
         choices=METHODS,
-        help="nearest; calibrated (GPTQ); trained, as in training with --quantise (default: calibrated with "
+        help="nearest; calibrated (GPTQ); trained, as in training with --quantize (default: calibrated with "
         "--calibration, else trained if the folder was trained for the format, else nearest)",
     )
     verb.add_argument(
@@ -63,12 +63,12 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _quantize(flags: argparse.Namespace) -> None:
-    from groundup.evaluate.quantisation import QuantizeConfig, quantise_folder
+    from groundup.evaluate.quantization import QuantizeConfig, quantize_folder
 
     names = ("format", "method", "heldout", "calibration", "unmeasured", "context", "calibration_windows")
     given = {name: getattr(flags, name) for name in names}
     config = QuantizeConfig(**given | {name: tuple(given[name]) for name in ("heldout", "calibration")})
-    record = quantise_folder(config, find_model(flags.model, "sft"), flags.out)
+    record = quantize_folder(config, find_model(flags.model, "sft"), flags.out)
     print("\n".join(_lines(record)))
     print(flags.out)
 
@@ -88,6 +88,6 @@ def _lines(record: dict[str, Any]) -> list[str]:
     if not record["good"]:
         lines.append(
             "this is more than the format usually costs: calibrate on text of the kind that the model will see, take "
-            "a format of more bits, or train with --quantise"
+            "a format of more bits, or train with --quantize"
         )
     return lines

@@ -13,14 +13,14 @@ import torch
 from tiny import hot_decoder, tiny_config
 
 import groundup
-from groundup.cli import main, quantising
+from groundup.cli import main, quantizing
 from groundup.errors import UserError
-from groundup.evaluate import quantisation
+from groundup.evaluate import quantization
 from groundup.evaluate.likelihood import score_heldout
-from groundup.evaluate.quantisation import Method, QuantizeConfig, TextStream, compare, quantise_folder
+from groundup.evaluate.quantization import Method, QuantizeConfig, TextStream, compare, quantize_folder
 from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
-from groundup.quantize.convert import nearest, quantise_model, quantised_format
+from groundup.quantize.convert import nearest, quantize_model, quantized_format
 from groundup.quantize.matrix import W4, W8, WEIGHT_FORMATS
 from groundup.storage import hash_file
 from groundup.tokens.tokenizer import Tokenizer
@@ -56,10 +56,10 @@ def _by_hand(before: LanguageModel, after: LanguageModel, text: TextStream, bos:
 def test_figures_are_those_of_one_token_after_the_other(
     pretrained: Callable[[str], Path], texts: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(quantisation, "HEAD_TOKENS", 7)
+    monkeypatch.setattr(quantization, "HEAD_TOKENS", 7)
     folder = pretrained("llama")
     words, before, after = Tokenizer.load(folder), load_language_model(folder), load_language_model(folder)
-    quantise_model(after, W4)
+    quantize_model(after, W4)
     text = TextStream([str(texts)], words)
     found = compare(before, after, text, 24, words.bos_id)
     expected = _by_hand(before, after, text, words.bos_id, 24)
@@ -87,7 +87,7 @@ def test_a_folder_is_written_with_its_record(
     assert record["made_from"]["model.safetensors"] == hash_file(folder / "model.safetensors")
     assert record["good"] == (record["change_percent"] <= 0.1)
     loaded = groundup.load(out)
-    assert quantised_format(loaded) == W8
+    assert quantized_format(loaded) == W8
     assert Tokenizer.load(out).encode("def f():") == Tokenizer.load(folder).encode("def f():")
     assert main(["sample", str(out), "--prompt", "def ", "--max-tokens", "4", "--temperature", "0"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -95,9 +95,9 @@ def test_a_folder_is_written_with_its_record(
 
 def test_calibration_is_used_and_recorded(pretrained: Callable[[str], Path], texts: Path, tmp_path: Path):
     config = QuantizeConfig("w4", calibration=(str(texts),), heldout=(str(texts),), context=32, calibration_windows=4)
-    record = quantise_folder(config, pretrained("llama"), tmp_path / "out")
+    record = quantize_folder(config, pretrained("llama"), tmp_path / "out")
     plain = QuantizeConfig("w4", heldout=(str(texts),), context=32)
-    nearest_record = quantise_folder(plain, pretrained("llama"), tmp_path / "nearest")
+    nearest_record = quantize_folder(plain, pretrained("llama"), tmp_path / "nearest")
     assert (record["method"], nearest_record["method"]) == ("calibrated", "nearest")
     assert record["kl_divergence_nats"] < nearest_record["kl_divergence_nats"]
     assert set(record["texts"]) == {"calibration", "heldout"}
@@ -132,22 +132,22 @@ def test_settings_that_do_not_go_together_are_refused(name: str):
         QuantizeConfig(**{"format": "w4"} | settings)
 
 
-def test_folders_that_cannot_be_quantised_are_refused(pretrained: Callable[[str], Path], texts: Path, tmp_path: Path):
+def test_folders_that_cannot_be_quantized_are_refused(pretrained: Callable[[str], Path], texts: Path, tmp_path: Path):
     measured, unmeasured = QuantizeConfig("w4", heldout=(str(texts),)), QuantizeConfig("w4", unmeasured=True)
     with pytest.raises(UserError, match="holds a bert model, which has no bits per byte to measure"):
-        quantise_folder(measured, pretrained("bert"), tmp_path / "out")
+        quantize_folder(measured, pretrained("bert"), tmp_path / "out")
     with pytest.raises(UserError, match="holds a t5 model; this needs one of text alone"):
-        quantise_folder(unmeasured, pretrained("t5"), tmp_path / "out")
+        quantize_folder(unmeasured, pretrained("t5"), tmp_path / "out")
     with pytest.raises(UserError, match="is there already"):
-        quantise_folder(unmeasured, pretrained("llama"), tmp_path)
+        quantize_folder(unmeasured, pretrained("llama"), tmp_path)
     with pytest.raises(UserError, match="there is no such folder to write into"):
-        quantise_folder(unmeasured, pretrained("llama"), tmp_path / "no" / "out")
-    quantise_folder(unmeasured, pretrained("llama"), tmp_path / "once")
-    with pytest.raises(UserError, match="a model of w4 weights cannot be quantised again"):
-        quantise_folder(unmeasured, tmp_path / "once", tmp_path / "twice")
+        quantize_folder(unmeasured, pretrained("llama"), tmp_path / "no" / "out")
+    quantize_folder(unmeasured, pretrained("llama"), tmp_path / "once")
+    with pytest.raises(UserError, match="a model of w4 weights cannot be quantized again"):
+        quantize_folder(unmeasured, tmp_path / "once", tmp_path / "twice")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UserError, match="there is no text in it"):
-        quantise_folder(
+        quantize_folder(
             QuantizeConfig("w4", heldout=(str(tmp_path / "empty.txt"),)), pretrained("llama"), tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()
@@ -159,21 +159,21 @@ def test_an_interruption_leaves_nothing(
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantisation, "save_folder", interrupted)
+    monkeypatch.setattr(quantization, "save_folder", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        quantise_folder(QuantizeConfig("w4", unmeasured=True), pretrained("llama"), tmp_path / "out")
+        quantize_folder(QuantizeConfig("w4", unmeasured=True), pretrained("llama"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_names_are_spelled_alike_everywhere():
-    assert tuple(WEIGHT_FORMATS) == quantising.FORMATS == get_args(Format)
-    assert get_args(Method) == quantising.METHODS
+    assert tuple(WEIGHT_FORMATS) == quantizing.FORMATS == get_args(Format)
+    assert get_args(Method) == quantizing.METHODS
 
 
 def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
     tokens_folder: Path, tokenizer_folder: Path, texts: Path, tmp_path: Path
 ):
-    """The whole way: pre-training with `quantise`, then `quantize`; the trainer's loss is that of the served model."""
+    """The whole way: pre-training with `quantize`, then `quantize`; the trainer's loss is that of the served model."""
     from tiny import PRETRAINING
 
     from groundup.train import pretrain
@@ -181,23 +181,23 @@ def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
 
     folder = tmp_path / "trained"
     folder.mkdir()
-    settings = {**PRETRAINING, "preset": "groundup", "quantise": "w4"}
+    settings = {**PRETRAINING, "preset": "groundup", "quantize": "w4"}
     pretrain.run(PretrainConfig(**settings), folder, tokens=tokens_folder, tokenizer=tokenizer_folder)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["quantise"] == "w4"
-    record = quantise_folder(QuantizeConfig("w4", heldout=(str(texts),), context=64), folder, tmp_path / "served")
+    assert summary["quantize"] == "w4"
+    record = quantize_folder(QuantizeConfig("w4", heldout=(str(texts),), context=64), folder, tmp_path / "served")
     assert record["method"] == "trained"
     served = load_language_model(tmp_path / "served")
     _, loss = score_heldout(tmp_path / "served", tokens_folder / "heldout", 64)
     assert loss.bits_per_byte == pytest.approx(summary["heldout_bits_per_byte"], rel=1e-4)
     other = load_language_model(folder)
-    quantise_model(other, W4, lambda name, weight: nearest(weight, W4, search=False))
+    quantize_model(other, W4, lambda name, weight: nearest(weight, W4, search=False))
     assert all(torch.equal(one, other.state_dict()[name]) for name, one in served.state_dict().items())
 
 
 def test_tiny_models_keep_their_names():
-    """`places` of a model and of what was made of it agree: nothing is quantised under another name."""
+    """`places` of a model and of what was made of it agree: nothing is quantized under another name."""
     model = hot_decoder(tiny_config("groundup"), dtype=torch.float32)
     before = {name.rpartition(".")[0] for name in model.state_dict()}
-    quantise_model(model, W4)
+    quantize_model(model, W4)
     assert {name.rpartition(".")[0] for name in model.state_dict()} == before

@@ -1,4 +1,4 @@
-"""Quantised matrices in the engine: computed by the kernels, where these were compiled and the model is on the CPU."""
+"""Quantized matrices in the engine: computed by the kernels, where these were compiled and the model is on the CPU."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
-from groundup.quantize.convert import compute_with, quantise_model, require_floating
-from groundup.quantize.matrix import WEIGHT_FORMATS, QuantisedMatrix
+from groundup.quantize.convert import compute_with, quantize_model, require_floating
+from groundup.quantize.matrix import WEIGHT_FORMATS, QuantizedMatrix
 from groundup.quantize.modules import Arithmetic
 
 
-def _linear(x_mk: Tensor, matrix: QuantisedMatrix, bias_n: Tensor | None) -> Tensor:
-    return kernels.linear(kernels.quantise(x_mk), matrix, bias_n)
+def _linear(x_mk: Tensor, matrix: QuantizedMatrix, bias_n: Tensor | None) -> Tensor:
+    return kernels.linear(kernels.quantize(x_mk), matrix, bias_n)
 
 
 KERNELS = Arithmetic(_linear, kernels.gather)
 
 
 def use_kernels(model: LanguageModel) -> None:
-    """Have the kernels compute a quantised model's products, if they can; another model is left as it is."""
+    """Have the kernels compute a quantized model's products, if they can; another model is left as it is."""
     if library.path() is not None and model.device.type == "cpu":
         compute_with(model, KERNELS)
 
@@ -29,12 +29,12 @@ def use_kernels(model: LanguageModel) -> None:
 def load_for_engine(folder: Path, quantize: str | None) -> LanguageModel:
     """The model of a folder, its weights rounded to the nearest of the format of this name unless that is None.
 
-    Raises UserError for a folder that cannot be read or quantised, ValueError for an unknown format.
+    Raises UserError for a folder that cannot be read or quantized, ValueError for an unknown format.
     """
     if quantize is not None and quantize not in WEIGHT_FORMATS:
         raise ValueError(f"`quantize` must be one of {', '.join(WEIGHT_FORMATS)} or None, not {quantize!r}")
     model = load_language_model(folder)
     if quantize is not None:
-        require_floating(model, "quantised again")
-        quantise_model(model, WEIGHT_FORMATS[quantize])
+        require_floating(model, "quantized again")
+        quantize_model(model, WEIGHT_FORMATS[quantize])
     return model

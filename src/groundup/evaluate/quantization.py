@@ -19,13 +19,13 @@ from torch import Tensor
 
 from groundup.corpus.config import CorpusConfig
 from groundup.corpus.sources import read_documents
-from groundup.engine.quantised import use_kernels
+from groundup.engine.quantized import use_kernels
 from groundup.errors import UserError
 from groundup.formats.folder import CONFIG, SHARDS, SINGLE
 from groundup.formats.huggingface import load_language_model, save_folder
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.calibrate import calibrated, observe
-from groundup.quantize.convert import Quantise, nearest, places, quantise_model, require_floating
+from groundup.quantize.convert import Quantize, nearest, places, quantize_model, require_floating
 from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat
 from groundup.record.metrics import Progress
 from groundup.storage import hash_file, staged, write_json
@@ -45,10 +45,10 @@ LIMITS = {"w8": 0.1, "w4": 1.5, "w4_g32": 1.5}
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """How a folder is quantised.
+    """How a folder is quantized.
 
     format: one of WEIGHT_FORMATS. method: `nearest`; `calibrated`, GPTQ on text of the kind that the model will see;
-        `trained`, with the scales that training for this format took (`--quantise`); None: calibrated where there is
+        `trained`, with the scales that training for this format took (`--quantize`); None: calibrated where there is
         text for it, else trained if the folder was trained for the format, else nearest.
     calibration, heldout: files of text, as `paths` of [corpus]; without held-out text the model must be `unmeasured`.
     context: tokens of text read at a time. calibration_windows: how many such windows, spread over the text.
@@ -117,17 +117,17 @@ class TextStream:
         return self._tokens[start:stop]
 
 
-def quantise_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str, Any]:
+def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str, Any]:
     """Write the model of `folder` to a new folder `out`, whole or not at all; returns its record, `quantization.json`.
 
-    Raises UserError for a model that cannot be quantised or, if it is to be measured, does not go on from a text.
+    Raises UserError for a model that cannot be quantized or, if it is to be measured, does not go on from a text.
     """
     if out.exists():
         raise UserError(f"{out} is there already; name a folder that is not")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent}: there is no such folder to write into")
     model, format = load_language_model(folder), WEIGHT_FORMATS[config.format]
-    require_floating(model, "quantised again")
+    require_floating(model, "quantized again")
     if not (config.unmeasured or model.config.causal):
         raise UserError(
             f"{folder} holds a {model.config.family} model, which has no bits per byte to measure: it does not go on "
@@ -136,8 +136,8 @@ def quantise_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
     words, method = Tokenizer.load(folder), config.method or _usual_method(config, folder)
     texts = {name: TextStream(paths, words) for name, paths in _named_texts(config).items()}
     window = min(config.context, model.config.max_positions)
-    quantised = load_language_model(folder)
-    _quantise(quantised, format, _rounding(method, format, model, texts.get("calibration"), config, window, words))
+    quantized = load_language_model(folder)
+    _quantize(quantized, format, _rounding(method, format, model, texts.get("calibration"), config, window, words))
     record: dict[str, Any] = {
         "format": format.name,
         "method": method,
@@ -150,11 +150,11 @@ def quantise_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
         "measured": not config.unmeasured,
     }
     if not config.unmeasured:
-        use_kernels(quantised)
-        compared = compare(model, quantised, texts["heldout"], window, words.bos_id).figures()
+        use_kernels(quantized)
+        compared = compare(model, quantized, texts["heldout"], window, words.bos_id).figures()
         record |= compared | {"good": compared["change_percent"] <= LIMITS[format.name]}
     with staged(out) as working:
-        save_folder(quantised, working, like=folder)
+        save_folder(quantized, working, like=folder)
         sizes = (sum(path.stat().st_size for path in _model_files(one)) for one in (folder, working))
         record |= dict(zip(("bytes_before", "bytes_after"), sizes, strict=True))
         write_json(working / RECORD, record)
@@ -189,7 +189,7 @@ def _rounding(
     config: QuantizeConfig,
     window: int,
     words: Tokenizer,
-) -> Quantise:
+) -> Quantize:
     if method == "trained":
         return lambda name, weight: nearest(weight, format, search=False)
     if text is None:
@@ -207,18 +207,18 @@ def _as_tensors(batches: Iterator[Rows], progress: Progress) -> Iterator[tuple[T
         progress.advance(input_ids.numel())
 
 
-def _quantise(model: LanguageModel, format: WeightFormat, quantise: Quantise) -> None:
+def _quantize(model: LanguageModel, format: WeightFormat, quantize: Quantize) -> None:
     """In place, with a word on how long it takes."""
     total = sum(place.module.weight.numel() for place in places(model))
     with Progress("quantize: matrices", total, "weights") as progress:
 
         def counted(name: str, weight: Tensor) -> Any:
-            matrices = quantise(name, weight)
+            matrices = quantize(name, weight)
             progress.advance(weight.numel())
             return matrices
 
         try:
-            quantise_model(model, format, counted)
+            quantize_model(model, format, counted)
         except ValueError as error:  # weights that are not finite, or too large
             raise UserError(str(error)) from None
 
@@ -228,7 +228,7 @@ def _usual_method(config: QuantizeConfig, folder: Path) -> Method:
         return "calibrated"
     path = folder / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return "trained" if summary.get("quantise") == config.format else "nearest"
+    return "trained" if summary.get("quantize") == config.format else "nearest"
 
 
 def _named_texts(config: QuantizeConfig) -> dict[str, tuple[str, ...]]:
