@@ -93,15 +93,6 @@ class Desk:
             for batch in batches
         ]
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        """Give up what is not finished."""
-        for job in jobs:
-            self._worker.do(partial(self._loop.cancel, job))
-
-    def _adapter(self, name: str | None) -> Adapter | None:
-        """Raises ValueError if there is none of this name."""
-        return None if name is None else self._loop.adapters.named(name)
-
     def submit(self, jobs: Sequence[Job]) -> None:
         """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
 
@@ -110,6 +101,15 @@ class Desk:
                 self._loop.begin(job)
 
         self._worker.do(begin)
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Give up what is not finished."""
+        for job in jobs:
+            self._worker.do(partial(self._loop.cancel, job))
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        """Raises ValueError if there is none of this name."""
+        return None if name is None else self._loop.adapters.named(name)
 
 
 def require_decoder(model: LanguageModel) -> None:
