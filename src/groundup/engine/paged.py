@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, Copy
-from groundup.engine.scheduler import Chunk
+from groundup.engine.sequence import Chunk
 
 
 class Remembered(NamedTuple):

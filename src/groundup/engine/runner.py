@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.paged import PagedStore, StepCache, lay_out
-from groundup.engine.scheduler import Chunk, Step
+from groundup.engine.sequence import Chunk, Step
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapters
 from groundup.model.rotary import DynamicScaling, LongRopeScaling
