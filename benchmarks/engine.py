@@ -26,7 +26,7 @@ from typing import Any
 
 from engine_models import KINDS, SHAPES, Forms, Missing
 from engine_sides import Side, sides
-from figures import arguments, show, write_figures
+from figures import arguments, settings, show, write_figures
 
 OURS = "groundup"
 
@@ -72,7 +72,7 @@ def main() -> None:
             show(title, rows, None, {})
     if options.json is not None:
         write_figures(
-            options.json, {"settings": vars(options), "left_out": left_out, "rounds": found, "tables": tables}
+            options.json, {"settings": settings(options), "left_out": left_out, "rounds": found, "tables": tables}
         )
 
 

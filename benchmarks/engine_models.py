@@ -92,7 +92,7 @@ class Forms:
                 _quantize(self.bfloat16(), Path(working), kind).rename(out)
         return out
 
-    def gguf(self, quantize: Callable[[Path, Path], None]) -> Path:
+    def gguf(self, quantize: Callable[[Path, Path], object]) -> Path:
         """A file of type q4_0. quantize: llama.cpp's own, from a file in half precision: it knows its best mixture."""
         out = self.folder / self.name / "gguf" / "q4_0.gguf"
         if not out.exists():
@@ -105,7 +105,7 @@ class Forms:
                 half.unlink()
         return out
 
-    def openvino(self, export: Callable[[Path, Path], None]) -> Path:
+    def openvino(self, export: Callable[[Path, Path], object]) -> Path:
         """A folder of OpenVINO, its weights in 4 bits. export: OpenVINO's own, from a model folder."""
         out = self.folder / self.name / "openvino"
         if not out.exists():

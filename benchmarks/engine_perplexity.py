@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from engine_models import Missing, byte_tokens
 from engine_sides import Side, sides
-from figures import arguments, show, write_figures
+from figures import arguments, settings, show, write_figures
 
 from groundup.evaluate.quantization import Method, QuantizeConfig, TextStream, quantize_folder
 from groundup.formats.gguf.model_file import save_gguf
@@ -48,8 +48,8 @@ def main() -> None:
     """Score the same windows with all sides and forms and print the table."""
     parser = arguments("What few bits cost a trained model, ours beside llama.cpp's and OpenVINO's.")
     parser.add_argument("folder", type=Path, help="a trained model of preset llama, with its tokenizer")
-    parser.add_argument("--heldout", nargs="+", required=True, help="text to score, as `paths` of [corpus]")
-    parser.add_argument("--calibration", nargs="+", required=True, help="text of the kind that it was trained on")
+    parser.add_argument("--heldout", type=Path, nargs="+", required=True, help="text to score, as `paths` of [corpus]")
+    parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="text like what it was trained on")
     parser.add_argument("--tokens", type=int, default=100_000, help="of the held-out text, in windows spread over it")
     parser.add_argument("--window", type=int, default=512, help="tokens that are read together")
     parser.add_argument("--side", nargs="+", help="only these sides (default: all)")
@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--openvino", type=Path, help="a Python that has optimum-intel, openvino and nncf")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    rows, left_out = [], {}
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         working = Path(name)
         texts = working / "texts.json"
@@ -74,13 +75,13 @@ def main() -> None:
     if rows:
         show(f"perplexity of {options.tokens:,} held-out tokens, windows of {options.window}", rows, None, {})
     if options.json is not None:
-        write_figures(options.json, {"settings": vars(options), "left_out": left_out, "rows": rows})
+        write_figures(options.json, {"settings": settings(options), "left_out": left_out, "rows": rows})
 
 
 def windows(options: Any) -> list[list[int]]:
     """Token ids of the texts to score, each begun with the begin of text; every other token is guessed once."""
     words = Tokenizer.load(options.folder)
-    stream, targets = TextStream(options.heldout, words), options.window - 1
+    stream, targets = TextStream(list(map(str, options.heldout)), words), options.window - 1
     rows = heldout_rows(stream, targets, words.bos_id, windows=max(1, options.tokens // targets))
     found = []
     for packed in rows:
@@ -112,8 +113,8 @@ def our_forms(side: Side, options: Any, working: Path) -> Iterator[Form]:
     yield Form("as trained", options.folder, options.folder / "model.safetensors")
     for format in WEIGHT_FORMATS:
         for method in METHODS:
-            calibration: Sequence[str] = options.calibration if method == "calibrated" else ()
-            config = QuantizeConfig(format, method, calibration=tuple(calibration), unmeasured=True)
+            calibration = tuple(map(str, options.calibration)) if method == "calibrated" else ()
+            config = QuantizeConfig(format, method, calibration=calibration, unmeasured=True)
             out = working / f"{format}-{method}"
             quantize_folder(config, options.folder, out)
             yield Form(f"{format}, {method}", out, out / "model.safetensors")
