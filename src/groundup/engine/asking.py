@@ -11,6 +11,7 @@ from groundup.engine.completion import Heard
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.prompts import Prompt
 from groundup.engine.sampling import Sampling
+from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
 from groundup.model.lora import Adapter
 
@@ -49,31 +50,34 @@ def jobs_for(
     text: StoppingText | None,
     listen: Listen,
     adapter: Adapter | None = None,
+    source: Source | None = None,
 ) -> list[Writing | Beaming]:
     """The jobs that answer a prompt; the first of them is begun, and begins the others.
 
     limit: tokens of an answer. chooser, text: of the first answer, others have copies of them. adapter: that the model
-    has for all of them, if any.
+    has for all of them, if any. source: that they are written for, if the model has an encoder.
     """
     sampling = chooser.sampling
     if sampling.beams > 1:
-        return [Beaming(prompt, limit, chooser, text, [listen() for _ in range(sampling.n)], adapter)]
-    leader = Writing(prompt, limit, chooser, text, listen(), adapter)
+        return [Beaming(prompt, limit, chooser, text, [listen() for _ in range(sampling.n)], adapter, source)]
+    leader = Writing(prompt, limit, chooser, text, listen(), adapter, source)
     for copy in range(1, sampling.written):
         own_text = None if text is None else text.copy()
-        leader.copies.append(Writing(prompt, limit, chooser.fork(copy), own_text, listen(), adapter))
+        leader.copies.append(Writing(prompt, limit, chooser.fork(copy), own_text, listen(), adapter, source))
     return [leader, *leader.copies]
 
 
 def require_room(job: Writing | Beaming | Scoring, pool: BlockPool, most_running: int) -> None:
     """Raises ValueError for a job that could never come to its end in this pool."""
-    blocks, texts = blocks_for(job.most_tokens), "a text"
+    source = job.source
+    blocks, texts = blocks_for(job.most_tokens) + (0 if source is None else source.blocks), "a text"
     if isinstance(job, Beaming):
         if job.beams > most_running:
             raise ValueError(f"`beams` must be at most {most_running}, the texts that this engine computes at a time")
         blocks, texts = job.most_blocks, f"a search with {job.beams} beams"
     if blocks > pool.count:
+        texts += f" of up to {job.most_tokens} tokens" + ("" if source is None else f" for a source of {source.length}")
         raise ValueError(
-            f"{texts} of up to {job.most_tokens} tokens does not fit into the cache of this engine, which holds "
+            f"{texts} does not fit into the cache of this engine, which holds "
             f"{pool.count * BLOCK_TOKENS}; ask for fewer `max_tokens` or give it more `cache_tokens`"
         )

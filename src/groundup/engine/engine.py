@@ -40,13 +40,16 @@ from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of
 from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece, Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
-from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.pairs import reader_of
+from groundup.engine.prompts import Prompt
 from groundup.engine.quantized import load_for_engine, use_kernels
-from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
+from groundup.engine.runner import decoder_of, depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
 from groundup.formats.peft import read_adapter
+from groundup.model.config import AudioConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
@@ -61,7 +64,8 @@ CACHE_BYTES = 2**30
 class Engine:
     """A model, and all that is asked of it.
 
-    model: a model folder, `hf:org/name`, or a model of text; decoders write and score, encoders only embed.
+    model: a model folder, `hf:org/name`, or a model; decoders write and score, encoder-decoders do for a source,
+        encoders only embed.
     tokenizer: of a model that is given as such; a folder has its own. Token ids need none.
     stop_ids: tokens that end a text; by default those of the folder's generation settings, or of the tokenizer.
     cache_tokens: how many tokens the cache holds for all requests together; by default as many as fit into 1 GiB, but
@@ -81,7 +85,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | PathLike[str] | LanguageModel,
+        model: str | PathLike[str] | LanguageModel | EncoderDecoder,
         tokenizer: Tokenizer | None = None,
         *,
         stop_ids: Collection[int] | None = None,
@@ -93,15 +97,19 @@ class Engine:
         quantize: str | None = None,
         speculate: PromptLookup | DraftModel | None = None,
     ) -> None:
-        if isinstance(model, LanguageModel) and quantize is not None:
-            raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
-        folder = None if isinstance(model, LanguageModel) else local_folder(model)
-        self.model = model if isinstance(model, LanguageModel) else load_for_engine(local_folder(model), quantize)
-        use_kernels(self.model)
-        self._reader = Reader(self.model.config, folder, tokenizer)
+        if isinstance(model, LanguageModel | EncoderDecoder):
+            if quantize is not None:
+                raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
+            self.model, folder = model, None
+        else:
+            folder = local_folder(model)
+            self.model = load_for_engine(folder, quantize)
+        decoder = decoder_of(self.model)
+        use_kernels(decoder)
+        self._reader = reader_of(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
         self._most_running = most_running
-        dtype = cache_dtype(self.model, cache_type)
+        dtype = cache_dtype(decoder, cache_type)
         cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
         if host_tokens is None:
             host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
@@ -110,13 +118,13 @@ class Engine:
             self._pool,
             step_tokens,
             most_running,
-            recurrent=is_recurrent(self.model),
-            whole_prompts=depends_on_the_longest(self.model),
-            reach=reach(self.model),
+            recurrent=is_recurrent(decoder),
+            whole_prompts=depends_on_the_longest(decoder),
+            reach=reach(decoder),
         )
         speculation = None
         if speculate is not None:
-            speculation = speculation_of(speculate, self.model, self._pool.count, step_tokens, most_running)
+            speculation = speculation_of(speculate, decoder, self._pool.count, step_tokens, most_running)
         runner = runner_of(self.model, self._pool.count, step_tokens, dtype, self._pool.host)
         self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)
@@ -128,15 +136,18 @@ class Engine:
 
     @property
     def max_positions(self) -> int:
-        """Tokens of prompt and answer together that the model is meant for; texts end there."""
+        """Tokens of prompt and answer together that the model is meant for; texts end there. A source has its own."""
         return self.model.config.max_positions
 
     def add_adapter(self, name: str, folder: str | PathLike[str]) -> None:
         """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
 
-        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken.
+        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken, and
+        for a model that is no decoder.
         """
         self._check_decoder()
+        if isinstance(self.model, EncoderDecoder):
+            raise ValueError(f"adapters are for decoders; a {self.model.config.family} model can have none here")
         dtype = self.model.compute_dtype or next(self.model.parameters()).dtype
         changes = read_adapter(Path(folder), self.model.config, dtype, self.model.device)
         self._do(partial(self._loop.adapters.add, Adapter(name, changes))).result()
@@ -156,6 +167,7 @@ class Engine:
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
 
+        prompts: to encoder-decoders a prompt is a source, or a `Pair` of one and of how the text for it begins.
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
         adapter: the name of the one that the model is to have for these texts.
@@ -225,8 +237,7 @@ class Engine:
     def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
 
-        adapter: as for `generate`.
-
+        texts: to encoder-decoders a `Pair` each, whose target is scored. adapter: as for `generate`.
         Raises ValueError as `generate` does.
         """
         inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in listed(texts)]
@@ -240,11 +251,13 @@ class Engine:
     def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
         """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
 
+        Where there is an encoder, it is what leaves that.
+
         Raises ValueError as `generate` does.
         """
         batches, found = self._begin_embedding(texts, pooling)
         try:
-            return in_order([future.result() for future in found], batches, self.model.config.width)
+            return in_order([future.result() for future in found], batches, decoder_of(self.model).width)
         finally:
             for future in found:
                 future.cancel()
@@ -288,7 +301,7 @@ class Engine:
         """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""
         batches, found = self._begin_embedding(texts, pooling)
         try:
-            return in_order([await wrap_future(future) for future in found], batches, self.model.config.width)
+            return in_order([await wrap_future(future) for future in found], batches, decoder_of(self.model).width)
         finally:
             for future in found:
                 future.cancel()
@@ -335,10 +348,10 @@ class Engine:
         adapted = self._adapter(adapter)
         groups: list[list[Writing | Beaming]] = []
         for index, prompt in enumerate(prompts):
-            ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
+            ids, source = self._reader.read(prompt, f"prompts[{index}]", room=1)
             limit = min(sampling.max_tokens, self.max_positions - len(ids))
             chooser = make_chooser(sampling, ids, constraint)
-            groups.append(jobs_for(ids, limit, chooser, self._reader.text(sampling.stop), listen, adapted))
+            groups.append(jobs_for(ids, limit, chooser, self._reader.text(sampling.stop), listen, adapted, source))
             self._require_room(groups[-1][0])
         self._submit([leader for leader, *_ in groups])
         return [leader.prompt for leader, *_ in groups], [job for group in groups for job in group]
@@ -351,9 +364,9 @@ class Engine:
     ) -> list[Scoring]:
         """Check the texts, then hand them to the thread."""
         self._check_decoder()
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
+        read = [self._reader.read(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
         adapted = self._adapter(adapter)
-        jobs = [Scoring(ids, tell, adapted) for ids, tell in zip(all_ids, tells, strict=True)]
+        jobs = [Scoring(ids, tell, adapted, source) for (ids, source), tell in zip(read, tells, strict=True)]
         for job in jobs:
             self._require_room(job)
         self._submit(jobs)
@@ -366,7 +379,7 @@ class Engine:
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
-        batches = batches_of(all_ids, 1 if depends_on_the_longest(self.model) else EMBED_BATCH)
+        batches = batches_of(all_ids, 1 if depends_on_the_longest(decoder_of(self.model)) else EMBED_BATCH)
         return batches, [
             self._do(partial(embed, self.model, [all_ids[index] for index in batch], pooling)) for batch in batches
         ]
@@ -408,10 +421,13 @@ class Engine:
         require_room(job, self._pool, self._most_running)
 
     def _check_decoder(self) -> None:
-        if not self.model.config.causal:
+        if not decoder_of(self.model).config.causal:
             raise ValueError(f"a {self.model.config.family} model cannot go on from a text; this engine only embeds")
 
 
-def _usual_cache_tokens(model: LanguageModel, most_running: int, dtype: torch.dtype) -> int:
+def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model, dtype), most_running * longest))
+    if isinstance(model, EncoderDecoder):
+        encoder = model.config.encoder
+        longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
+    return max(longest, min(CACHE_BYTES // token_bytes(decoder_of(model), dtype), most_running * longest))

@@ -10,6 +10,7 @@ from typing import Literal
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.rows import Logits
 from groundup.engine.scheduler import Sequence
+from groundup.engine.source import Source
 from groundup.engine.speculate import verify
 from groundup.engine.text import StoppingText
 from groundup.model.lora import Adapter
@@ -63,6 +64,7 @@ class Writing:
     text: what its tokens spell; None where there is no tokenizer.
     tell: is given each piece, or the error that ends it.
     adapter: that the model has while it writes this text, if any.
+    source: that the text is written for, if the model has an encoder.
     copies: others with the same prompt, which is computed once; they begin when it is.
     """
 
@@ -72,6 +74,7 @@ class Writing:
     text: StoppingText | None
     tell: Callable[[Piece | Exception], None]
     adapter: Adapter | None = None
+    source: Source | None = None
     copies: list["Writing"] = field(default_factory=list)
     sequence: Sequence | None = None
     written: int = 0
@@ -121,6 +124,7 @@ class Scoring:
     prompt: list[int]
     tell: Callable[[list[float] | Exception], None]
     adapter: Adapter | None = None
+    source: Source | None = None
     sequence: Sequence | None = None
     found: list[float] = field(default_factory=list)
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence as Items
 from typing import Any, NamedTuple
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Copy, blocks_for
+from groundup.engine.source import Source
 from groundup.model.lora import Adapter
 
 
@@ -34,6 +35,7 @@ class Sequence:
     reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
     order: sequences are served in this order.
     adapter: that it is computed with, if any; those with different ones share nothing.
+    source: that it is written for, if the model has an encoder; those for different ones share nothing.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Sequence:
         order: tuple[int, int],
         reuses: bool = True,
         adapter: Adapter | None = None,
+        source: Source | None = None,
     ) -> None:
         self.tokens = list(tokens)
         self.guessed = 0
@@ -51,7 +54,7 @@ class Sequence:
         self.state: Any | None = None
         self.reuses = reuses
         self.order = order
-        self.adapter = adapter
+        self.adapter, self.source = adapter, source
         self.table = BlockTable(pool)
         self._pool = pool
         self._hashes: list[bytes] = []
@@ -66,9 +69,14 @@ class Sequence:
         return len(self.tokens) - self.guessed
 
     @property
+    def unread(self) -> int:
+        """Places of the source that the encoder has to read before anything else is computed."""
+        return 0 if self.source is None or self.source.is_read else self.source.length
+
+    @property
     def is_written(self) -> bool:
         """Whether one token more is all that has to be computed before the next can be chosen, or guessed."""
-        return self.pending > 0 and self.computed >= self.certain - 1
+        return self.pending > 0 and self.computed >= self.certain - 1 and not self.unread
 
     @property
     def guesses(self) -> list[int]:
@@ -88,9 +96,9 @@ class Sequence:
         return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
 
     def block_hash(self, index: int) -> bytes:
-        """The hash of a whole block and all before it, the adapter included."""
+        """The hash of a whole block and all before it, adapter and source included."""
         while len(self._hashes) <= index:
-            root = b"" if self.adapter is None else self.adapter.key
+            root = b"".join(one.key for one in (self.adapter, self.source) if one is not None)
             before = self._hashes[-1] if self._hashes else root
             self._hashes.append(self._pool.chained_hash(before, self.block_tokens(len(self._hashes))))
         return self._hashes[index]
@@ -107,6 +115,12 @@ class Chunk(NamedTuple):
     def is_last(self) -> bool:
         """Whether its last logits are those of the next token."""
         return self.start + self.length == len(self.sequence.tokens)
+
+    @property
+    def seen(self) -> int:
+        """What its last token may see: the sequence up to itself, and all of its source."""
+        source = self.sequence.source
+        return self.start + self.length + (0 if source is None else source.length)
 
 
 class Step(NamedTuple):
@@ -144,17 +158,22 @@ class Scheduler:
         self._arrivals = self._forks = 0
 
     def add(
-        self, tokens: Items[int], most_tokens: int, reuses: bool = True, adapter: Adapter | None = None
+        self,
+        tokens: Items[int],
+        most_tokens: int,
+        reuses: bool = True,
+        adapter: Adapter | None = None,
+        source: Source | None = None,
     ) -> Sequence:
         """A new sequence, which will have no more than `most_tokens` to compute.
 
-        Raises ValueError if these do not fit into the pool even when it is empty.
+        Raises ValueError if these, and its source, do not fit into the pool even when it is empty.
         """
-        if blocks_for(most_tokens) > self.pool.count:
+        if blocks_for(most_tokens) + (0 if source is None else source.blocks) > self.pool.count:
             raise ValueError(
                 f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.count * BLOCK_TOKENS}"
             )
-        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter)
+        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter, source)
         self._arrivals += 1
         self.waiting.append(sequence)
         return sequence
@@ -165,11 +184,12 @@ class Scheduler:
         It is younger than all forks before it, and older than what arrived after the first of its line.
         """
         self._forks += 1
-        child = Sequence(parent.tokens, self.pool, (parent.order[0], self._forks), parent.reuses, parent.adapter)
+        order = parent.order[0], self._forks
+        child = Sequence(parent.tokens, self.pool, order, parent.reuses, parent.adapter, parent.source)
         child.cached = parent.cached
         if parent in self.running and len(self.running) < self._most_running:
             child.table, child.computed, child.state = parent.table.fork(), parent.computed, parent.state
-            insort(self.running, child, key=lambda sequence: sequence.order)
+            self._let_run(child)
         else:
             self._wait(child)
         return child
@@ -270,6 +290,7 @@ class Scheduler:
             sequence = self.waiting[0]
             found, state = self._cached_beginning(sequence)
             taken = blocks_for(len(sequence.tokens)) - sum(self.pool.is_held(block) for block in found)
+            taken += 0 if sequence.source is None else sequence.source.wanted
             # Each running text may soon want another block.
             if taken + len(self.running) > self.pool.available:
                 return
@@ -280,7 +301,13 @@ class Scheduler:
                 sequence.cached = sequence.computed
             sequence.state = state
             sequence.table.grow(len(sequence.tokens), sequence.computed)
-            insort(self.running, sequence, key=lambda one: one.order)
+            self._let_run(sequence)
+
+    def _let_run(self, sequence: Sequence) -> None:
+        """Put a sequence among those that run; while it does, its source is held."""
+        if sequence.source is not None:
+            sequence.source.hold(sequence, self.pool)
+        insort(self.running, sequence, key=lambda one: one.order)
 
     def _cached_beginning(self, sequence: Sequence) -> tuple[list[int], Any | None]:
         """Known blocks that the sequence begins with, and the state after them; one token is always left to compute."""
@@ -300,7 +327,10 @@ class Scheduler:
         return [], None
 
     def _prompt_chunks(self, prompts: Items[Sequence], budget: int) -> list[Chunk]:
-        """Chunks of prompts, oldest first: each takes at most half of what is left, all of it if it is the last."""
+        """Chunks of prompts, oldest first: each takes at most half of what is left, all of it if it is the last.
+
+        A source is read as a whole, and counts; so it may be more than is left, and is then the last.
+        """
         chunks: list[Chunk] = []
         for index, sequence in enumerate(prompts):
             if budget == 0:
@@ -312,7 +342,7 @@ class Scheduler:
             elif self._recurrent:
                 count = _to_boundary(sequence.computed, count)
             chunks.append(Chunk(sequence, sequence.computed, count))
-            budget = max(0, budget - count)
+            budget = max(0, budget - count - sequence.unread)
         return chunks
 
     def _preempt_youngest(self) -> Sequence:
@@ -338,6 +368,8 @@ def _strip(sequence: Sequence) -> None:
     """Take from a sequence all but its tokens, guesses too."""
     sequence.keep(0)
     sequence.table.release()
+    if sequence.source is not None:
+        sequence.source.let_go(sequence)
     sequence.computed, sequence.state = 0, None
 
 
