@@ -18,7 +18,7 @@ from groundup.engine.blocks import blocks_for
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.jobs import Piece, next_piece
 from groundup.engine.rows import Logits
-from groundup.engine.scheduler import Sequence
+from groundup.engine.sequence import Sequence
 from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
 from groundup.model.lora import Adapter

@@ -6,7 +6,7 @@ numbers do not depend on the others. What the program cannot express is left to 
 Shape suffixes: m tokens, d model width, s sequences, p positions, f frequencies.
 """
 
-from itertools import chain
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from groundup.engine.kernels.program import Program, StepTables
 from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, write_norm
 from groundup.engine.paged import at_once
 from groundup.engine.runner import Runner, StepRunner, depends_on_the_longest
-from groundup.engine.scheduler import Chunk, Step
+from groundup.engine.sequence import Chunk, Step
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
@@ -88,11 +88,8 @@ class CompiledRunner(StepRunner):
         self._copy(step.copies)
         tables, written = step_tables(step.chunks), self._written_for(step.chunks)
         tokens = len(tables.positions_m)
-        ids = chain.from_iterable(
-            chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in step.chunks
-        )
-        ids_m = torch.from_numpy(np.fromiter(ids, dtype=np.int64, count=tokens))
-        positions_m = torch.from_numpy(tables.positions_m.astype(np.int64))
+        ids = [token for one in step.chunks for token in one.sequence.tokens[one.start : one.start + one.length]]
+        ids_m, positions_m = torch.tensor(ids), torch.from_numpy(tables.positions_m.astype(np.int64))
         written.enters_md[:tokens] = self.model.embed(ids_m[None], positions_m[None])[0]
         written.program.run(tables)
         hidden_md = self.model.leave(written.leaves_md[:tokens])
@@ -108,6 +105,7 @@ class CompiledRunner(StepRunner):
         adapters = [chunk.sequence.adapter for chunk in chunks]
         present = dict.fromkeys(adapter for adapter in adapters if adapter is not None)
         if not present:
+            self._adapters_of_step = []  # one that is dropped is not kept in memory by the last step that had it
             return self._plain
         number_m = np.repeat(np.arange(len(chunks)), [chunk.length for chunk in chunks])
         self._adapters_of_step = [
@@ -150,20 +148,28 @@ class _Written(NamedTuple):
 
 
 def step_tables(chunks: list[Chunk]) -> StepTables:
-    """Where the tokens of these chunks stand, one chunk behind the other."""
-    starts_s = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-    lengths_s = np.array([chunk.length for chunk in chunks], dtype=np.int32)
-    ends = [chunk.sequence.table.dropped + len(chunk.sequence.table.blocks) for chunk in chunks]
-    block_table = np.zeros((len(chunks), max(ends)), dtype=np.int32)
-    for row, chunk, end in zip(block_table, chunks, ends, strict=True):
-        row[chunk.sequence.table.dropped : end] = chunk.sequence.table.blocks
-    query_starts = np.zeros(len(chunks) + 1, dtype=np.int32)
-    np.cumsum(lengths_s, out=query_starts[1:])
-    sequence_m = np.repeat(np.arange(len(chunks)), lengths_s)
-    positions_m = np.arange(query_starts[-1], dtype=np.int32) + (starts_s - query_starts[:-1])[sequence_m]
-    blocks_m = block_table[sequence_m, positions_m // BLOCK_TOKENS].astype(np.int64)
-    slots_m = blocks_m * BLOCK_TOKENS + positions_m % BLOCK_TOKENS
-    return StepTables(positions_m, slots_m, block_table, query_starts, starts_s + lengths_s)
+    """Where the tokens of these chunks stand, one chunk behind the other.
+
+    Token by token in Python: most steps have one of each text, for which arrays would take longer.
+    """
+    blocks = [chunk.sequence.table.numbers() for chunk in chunks]
+    block_table = np.zeros((len(chunks), max(map(len, blocks))), dtype=np.int32)
+    positions: list[int] = []
+    slots: list[int] = []
+    for row, numbers, (sequence, start, length) in zip(block_table, blocks, chunks, strict=True):
+        row[: len(numbers)] = numbers
+        for position in range(start, start + length):
+            block = sequence.table.block_of(position // BLOCK_TOKENS)
+            positions.append(position)
+            slots.append(block * BLOCK_TOKENS + position % BLOCK_TOKENS)
+    lengths = [chunk.length for chunk in chunks]
+    return StepTables(
+        np.array(positions, dtype=np.int32),
+        np.array(slots, dtype=np.int64),
+        block_table,
+        np.array(list(accumulate(lengths, initial=0)), dtype=np.int32),
+        np.array([chunk.start + chunk.length for chunk in chunks], dtype=np.int32),
+    )
 
 
 def is_compilable(model: LanguageModel) -> bool:

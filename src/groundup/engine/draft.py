@@ -20,7 +20,7 @@ from groundup.engine.quantized import use_kernels
 from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent, reach
 from groundup.engine.scheduler import Scheduler
-from groundup.engine.scheduler import Sequence as Text
+from groundup.engine.sequence import Sequence as Text
 from groundup.formats.folder import local_folder
 from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel

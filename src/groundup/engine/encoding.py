@@ -13,7 +13,7 @@ from torch import Tensor
 
 from groundup.engine.paged import PagedStore, slots_of
 from groundup.engine.prompts import left_padded
-from groundup.engine.scheduler import Chunk
+from groundup.engine.sequence import Chunk
 from groundup.engine.source import Source
 from groundup.model.audio import AudioTower
 from groundup.model.context import Memory

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockTable, Copy
-from groundup.engine.scheduler import Chunk
+from groundup.engine.sequence import Chunk
 
 
 class Remembered(NamedTuple):

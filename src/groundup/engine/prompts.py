@@ -84,6 +84,10 @@ class Reader:
         """What turns tokens into text; None where there is no tokenizer. Raises UserError if stop strings need one."""
         return StoppingText(self.tokenizer, stops) if stops or isinstance(self._words, Tokenizer) else None
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of token ids; none where there is no tokenizer."""
+        return self._words.decode(ids) if isinstance(self._words, Tokenizer) else ""
+
     def usual_stops(self) -> Collection[int]:
         """The tokens that end a text by the folder's generation settings or, without any, by the tokenizer."""
         found = self._settings.get("eos_token_id")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from groundup.engine.encoding import Encoding
 from groundup.engine.paged import PagedStore, StepCache, lay_out
-from groundup.engine.scheduler import Chunk, Step
+from groundup.engine.sequence import Chunk, Step
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapters

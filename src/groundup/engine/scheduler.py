@@ -1,9 +1,5 @@
 """Which tokens of which sequences are computed in the next step.
 
-There is one notion for everything: a sequence has tokens, and some of them have been computed. A prompt that has just
-come, one whose beginning was found in the cache, a running text with its newest token, and a text that lost its blocks
-and is computed anew differ only in how many are left.
-
 A step takes a budget of tokens. Texts that are being written come first, one token each, so that none of them ever
 waits for a prompt. What is left goes to guesses at what follows these, at most half of it if there are prompts, and to
 prompts in chunks, the oldest first, and none so much that a short one behind it would have to wait. Guesses are the
@@ -17,117 +13,12 @@ grow, the youngest gives its blocks back and is computed anew later: nothing is 
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence as Items
-from typing import Any, NamedTuple
+from typing import Any
 
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Copy, blocks_for
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from groundup.engine.sequence import Chunk, Sequence, Step
 from groundup.engine.source import Source
 from groundup.model.lora import Adapter
-
-
-class Sequence:
-    """A text that is computed.
-
-    tokens: prompt and answer so far, and guesses; whoever owns the sequence appends to it.
-    guessed: how many of the last tokens are guesses.
-    computed: how many of them have their keys, values and states.
-    cached: how many were found in the cache when it was first admitted, None before.
-    state: of recurrent layers after these; the scheduler only hands it on.
-    reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
-    order: sequences are served in this order.
-    adapter: that it is computed with, if any; those with different ones share nothing.
-    source: that it is written for, if the model has an encoder; those for different ones share nothing.
-    """
-
-    def __init__(
-        self,
-        tokens: Items[int],
-        pool: BlockPool,
-        order: tuple[int, int],
-        reuses: bool = True,
-        adapter: Adapter | None = None,
-        source: Source | None = None,
-    ) -> None:
-        self.tokens = list(tokens)
-        self.guessed = 0
-        self.computed = 0
-        self.cached: int | None = None
-        self.state: Any | None = None
-        self.reuses = reuses
-        self.order = order
-        self.adapter, self.source = adapter, source
-        self.table = BlockTable(pool)
-        self._pool = pool
-        self._hashes: list[bytes] = []
-
-    @property
-    def pending(self) -> int:
-        return len(self.tokens) - self.computed
-
-    @property
-    def certain(self) -> int:
-        """Tokens that are no guesses."""
-        return len(self.tokens) - self.guessed
-
-    @property
-    def unread(self) -> int:
-        """Places of the source that the encoder has to read before anything else is computed."""
-        return 0 if self.source is None or self.source.is_read else self.source.length
-
-    @property
-    def is_written(self) -> bool:
-        """Whether one token more is all that has to be computed before the next can be chosen, or guessed."""
-        return self.pending > 0 and self.computed >= self.certain - 1 and not self.unread
-
-    @property
-    def guesses(self) -> list[int]:
-        return self.tokens[self.certain :]
-
-    def guess(self, tokens: Items[int]) -> None:
-        """Append guesses at what follows."""
-        self.tokens += tokens
-        self.guessed += len(tokens)
-
-    def keep(self, guesses: int) -> None:
-        """Take back all guesses but the first; those count as guesses still."""
-        del self.tokens[self.certain + guesses :]
-        self.guessed = min(self.guessed, guesses)
-
-    def block_tokens(self, index: int) -> list[int]:
-        return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
-
-    def block_hash(self, index: int) -> bytes:
-        """The hash of a whole block and all before it, adapter and source included."""
-        while len(self._hashes) <= index:
-            root = b"".join(one.key for one in (self.adapter, self.source) if one is not None)
-            before = self._hashes[-1] if self._hashes else root
-            self._hashes.append(self._pool.chained_hash(before, self.block_tokens(len(self._hashes))))
-        return self._hashes[index]
-
-
-class Chunk(NamedTuple):
-    """Tokens start … start + length - 1 of a sequence, to be computed in one step."""
-
-    sequence: Sequence
-    start: int
-    length: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether its last logits are those of the next token."""
-        return self.start + self.length == len(self.sequence.tokens)
-
-    @property
-    def seen(self) -> int:
-        """What its last token may see: the sequence up to itself, and all of its source."""
-        source = self.sequence.source
-        return self.start + self.length + (0 if source is None else source.length)
-
-
-class Step(NamedTuple):
-    """copies: of blocks, one after the other before anything is computed."""
-
-    chunks: list[Chunk]
-    copies: list[Copy]
 
 
 class Scheduler:
@@ -210,29 +101,43 @@ class Scheduler:
         return Step(chunks, self.pool.take_copies())
 
     def _next(self) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        preempted = False
-        for sequence in [one for one in self.running if one.pending]:
-            if sequence not in self.running:
-                continue  # gave its blocks to an older one
-            # A prompt has had its blocks since it was admitted, but it may have grown meanwhile.
-            tokens = sequence.computed + 1 if sequence.is_written else len(sequence.tokens)
-            while sequence.table.wanted(tokens, sequence.computed) > self.pool.available:
-                preempted = True
-                if self._preempt_youngest() is sequence:
-                    break
-            else:
-                sequence.table.grow(tokens, sequence.computed)
-                if sequence.is_written:
-                    chunks.append(Chunk(sequence, sequence.computed, 1))
-        if not preempted:
+        before = len(self.running)
+        chunks = self._tokens_of_running()
+        if len(self.running) == before:  # else there is no room for more
             self._admit()
-        served = {chunk.sequence for chunk in chunks}
-        prompts = [one for one in self.running if one.pending and one not in served]
+        prompts: list[Sequence] = []
+        if len(chunks) < len(self.running):
+            served = {chunk.sequence for chunk in chunks}
+            prompts = [one for one in self.running if one.pending and one not in served]
         spare = self._budget - len(chunks)
-        chunks = self._with_guesses(chunks, spare // 2 if prompts else spare)
-        spare = self._budget - sum(chunk.length for chunk in chunks)
-        return chunks + self._prompt_chunks(prompts, spare)
+        if any(chunk.sequence.guessed for chunk in chunks):
+            chunks = self._with_guesses(chunks, spare // 2 if prompts else spare)
+            spare = self._budget - sum(chunk.length for chunk in chunks)
+        return chunks + self._prompt_chunks(prompts, spare) if prompts else chunks
+
+    def _tokens_of_running(self) -> list[Chunk]:
+        """The next token of each text that is being written; all that run get the blocks that they need."""
+        chunks: list[Chunk] = []
+        running = list(self.running)
+        for sequence in running:
+            gave_way = len(self.running) < len(running) and sequence not in self.running
+            if gave_way or not sequence.pending:
+                continue
+            # A prompt has had its blocks since it was admitted, but it may have grown meanwhile.
+            is_written = sequence.is_written
+            tokens = sequence.computed + 1 if is_written else len(sequence.tokens)
+            has_room = sequence.table.has_room(tokens, sequence.computed) or self._make_room(sequence, tokens)
+            if has_room and is_written:
+                chunks.append(Chunk(sequence, sequence.computed, 1))
+        return chunks
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Blocks for so many tokens, the youngest giving way; False if that is the sequence itself."""
+        while sequence.table.wanted(tokens, sequence.computed) > self.pool.available:
+            if self._preempt_youngest() is sequence:
+                return False
+        sequence.table.grow(tokens, sequence.computed)
+        return True
 
     def _with_guesses(self, chunks: Items[Chunk], budget: int) -> list[Chunk]:
         """The chunks with the guesses behind them, as far as there is room; without it, they are taken back."""
@@ -256,6 +161,8 @@ class Scheduler:
 
     def settle(self, sequence: Sequence, right: int) -> None:
         """Of a sequence's guesses the first `right` were; they are tokens like others now, and the rest are gone."""
+        if not sequence.guessed:
+            return
         start = sequence.certain
         sequence.keep(right)
         sequence.guessed = 0
@@ -265,7 +172,7 @@ class Scheduler:
 
     def _account(self, sequence: Sequence, start: int) -> None:
         """What follows from tokens from `start` on being computed."""
-        if not self._whole_prompts:
+        if not self._whole_prompts and sequence.computed // BLOCK_TOKENS > start // BLOCK_TOKENS:
             self._publish(sequence, start)
         if self._reach is not None:
             # One token stays in any case: by what is before it a layer tells that a token is not the first.
