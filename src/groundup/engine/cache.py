@@ -1,5 +1,7 @@
 """The cache of one generation: per layer the keys and values of every token so far, or a recurrent state."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,16 @@ from groundup.model.language_model import LanguageModel
 class LayerKeyValues:
     """Keys and values of one layer, (batch, kv heads, tokens, head_dim), in buffers that double when full.
 
-    state, memory, load: see `model/context.py`.
+    state, load: see `model/context.py`.
     """
 
     def __init__(self) -> None:
         self.length = 0
         self.state: tuple[Tensor, ...] | None = None
-        self.memory: tuple[Tensor, Tensor] | None = None
         self.load: Tensor | None = None
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
+        self._memory: tuple[Tensor, Tensor] | None = None
 
     def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens; returns all keys and all values."""
@@ -26,6 +28,12 @@ class LayerKeyValues:
         self._keys = _append(self._keys, k_bhtk, start)
         self._values = _append(self._values, v_bhtk, start)
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+    def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder's output, computed once."""
+        if self._memory is None:
+            self._memory = compute()
+        return self._memory
 
 
 class KeyValueCache:

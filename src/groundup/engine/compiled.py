@@ -20,6 +20,7 @@ from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, write
 from groundup.engine.paged import at_once
 from groundup.engine.runner import Runner, StepRunner, depends_on_the_longest
 from groundup.engine.sequence import Chunk, Step
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.model.positions import rope_tables
@@ -35,13 +36,13 @@ CACHE_TYPES: dict[CacheType, torch.dtype] = {
 
 
 def runner_of(
-    model: LanguageModel, blocks: int, most_tokens: int, dtype: torch.dtype, host_blocks: int = 0
+    model: LanguageModel | EncoderDecoder, blocks: int, most_tokens: int, dtype: torch.dtype, host_blocks: int = 0
 ) -> StepRunner:
     """What computes the model's steps: the kernels if they can, else the model itself.
 
     dtype: of keys and values, one that `cache_dtype` gives. blocks, host_blocks: see `BlockPool`.
     """
-    if is_compilable(model):
+    if isinstance(model, LanguageModel) and is_compilable(model):
         return CompiledRunner(model, blocks + host_blocks, most_tokens, dtype)
     return Runner(model, blocks, host_blocks)
 

@@ -38,13 +38,16 @@ from groundup.engine.embedding import Pooling, in_order
 from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
 from groundup.engine.loop import Loop, Worker
-from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.pairs import reader_of
+from groundup.engine.prompts import Prompt
 from groundup.engine.quantized import load_for_engine, use_kernels
-from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
+from groundup.engine.runner import decoder_of, depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
 from groundup.formats.peft import read_adapter
+from groundup.model.config import AudioConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
@@ -57,7 +60,8 @@ CACHE_BYTES = 2**30
 class Engine:
     """A model, and all that is asked of it.
 
-    model: a model folder, `hf:org/name`, or a model of text; decoders write and score, encoders only embed.
+    model: a model folder, `hf:org/name`, or a model; decoders write and score, encoder-decoders do for a source,
+        encoders only embed.
     tokenizer: of a model that is given as such; a folder has its own. Token ids need none.
     stop_ids: tokens that end a text; by default those of the folder's generation settings, or of the tokenizer.
     cache_tokens: how many tokens the cache holds for all requests together; by default as many as fit into 1 GiB, but
@@ -77,7 +81,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | PathLike[str] | LanguageModel,
+        model: str | PathLike[str] | LanguageModel | EncoderDecoder,
         tokenizer: Tokenizer | None = None,
         *,
         stop_ids: Collection[int] | None = None,
@@ -89,14 +93,18 @@ class Engine:
         quantize: str | None = None,
         speculate: PromptLookup | DraftModel | None = None,
     ) -> None:
-        if isinstance(model, LanguageModel) and quantize is not None:
-            raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
-        folder = None if isinstance(model, LanguageModel) else local_folder(model)
-        self.model = model if isinstance(model, LanguageModel) else load_for_engine(local_folder(model), quantize)
-        use_kernels(self.model)
-        self._reader = Reader(self.model.config, folder, tokenizer)
+        if isinstance(model, LanguageModel | EncoderDecoder):
+            if quantize is not None:
+                raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
+            self.model, folder = model, None
+        else:
+            folder = local_folder(model)
+            self.model = load_for_engine(folder, quantize)
+        decoder = decoder_of(self.model)
+        use_kernels(decoder)
+        self._reader = reader_of(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
-        dtype = cache_dtype(self.model, cache_type)
+        dtype = cache_dtype(decoder, cache_type)
         cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
         if host_tokens is None:
             host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
@@ -105,13 +113,13 @@ class Engine:
             self._pool,
             step_tokens,
             most_running,
-            recurrent=is_recurrent(self.model),
-            whole_prompts=depends_on_the_longest(self.model),
-            reach=reach(self.model),
+            recurrent=is_recurrent(decoder),
+            whole_prompts=depends_on_the_longest(decoder),
+            reach=reach(decoder),
         )
         speculation = None
         if speculate is not None:
-            speculation = speculation_of(speculate, self.model, self._pool.count, step_tokens, most_running)
+            speculation = speculation_of(speculate, decoder, self._pool.count, step_tokens, most_running)
         runner = runner_of(self.model, self._pool.count, step_tokens, dtype, self._pool.host)
         self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)
@@ -124,15 +132,18 @@ class Engine:
 
     @property
     def max_positions(self) -> int:
-        """Tokens of prompt and answer together that the model is meant for; texts end there."""
+        """Tokens of prompt and answer together that the model is meant for; texts end there. A source has its own."""
         return self.model.config.max_positions
 
     def add_adapter(self, name: str, folder: str | PathLike[str]) -> None:
         """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
 
-        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken.
+        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken, and
+        for a model that is no decoder.
         """
         require_decoder(self.model)
+        if isinstance(self.model, EncoderDecoder):
+            raise ValueError(f"adapters are for decoders; a {self.model.config.family} model can have none here")
         dtype = self.model.compute_dtype or next(self.model.parameters()).dtype
         changes = read_adapter(Path(folder), self.model.config, dtype, self.model.device)
         self._worker.result_of(partial(self._loop.adapters.add, Adapter(name, changes))).result()
@@ -152,6 +163,7 @@ class Engine:
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
 
+        prompts: to encoder-decoders a prompt is a source, or a `Pair` of one and of how the text for it begins.
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
         adapter: the name of the one that the model is to have for these texts.
@@ -221,8 +233,7 @@ class Engine:
     def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
 
-        adapter: as for `generate`.
-
+        texts: to encoder-decoders a `Pair` each, whose target is scored. adapter: as for `generate`.
         Raises ValueError as `generate` does.
         """
         inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in listed(texts)]
@@ -236,11 +247,13 @@ class Engine:
     def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
         """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
 
+        Where there is an encoder, it is what leaves that.
+
         Raises ValueError as `generate` does.
         """
         batches, found = self._desk.begin_embedding(texts, pooling)
         try:
-            return in_order([future.result() for future in found], batches, self.model.config.width)
+            return in_order([future.result() for future in found], batches, decoder_of(self.model).width)
         finally:
             for future in found:
                 future.cancel()
@@ -284,7 +297,7 @@ class Engine:
         """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""
         batches, found = self._desk.begin_embedding(texts, pooling)
         try:
-            return in_order([await wrap_future(future) for future in found], batches, self.model.config.width)
+            return in_order([await wrap_future(future) for future in found], batches, decoder_of(self.model).width)
         finally:
             for future in found:
                 future.cancel()
@@ -318,6 +331,9 @@ class Engine:
             raise
 
 
-def _usual_cache_tokens(model: LanguageModel, most_running: int, dtype: torch.dtype) -> int:
+def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model, dtype), most_running * longest))
+    if isinstance(model, EncoderDecoder):
+        encoder = model.config.encoder
+        longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
+    return max(longest, min(CACHE_BYTES // token_bytes(decoder_of(model), dtype), most_running * longest))

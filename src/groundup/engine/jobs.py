@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.rows import Logits
 from groundup.engine.sequence import Sequence as Computed
+from groundup.engine.source import Source
 from groundup.engine.speculate import verify
 from groundup.engine.text import StoppingText
 from groundup.model.lora import Adapter
@@ -62,6 +63,7 @@ class Writing:
     text: what its tokens spell; None where there is no tokenizer.
     tell: is given each piece, or the error that ends it.
     adapter: that the model has while it writes this text, if any.
+    source: that the text is written for, if the model has an encoder.
     copies: others with the same prompt, which is computed once; they begin when it is.
     """
 
@@ -71,6 +73,7 @@ class Writing:
     text: StoppingText | None
     tell: Callable[[Piece | Exception], None]
     adapter: Adapter | None = None
+    source: Source | None = None
     copies: list["Writing"] = field(default_factory=list)
     sequence: Computed | None = None
     written: int = 0
@@ -120,6 +123,7 @@ class Scoring:
     prompt: list[int]
     tell: Callable[[list[float] | Exception], None]
     adapter: Adapter | None = None
+    source: Source | None = None
     sequence: Computed | None = None
     found: list[float] = field(default_factory=list)
 

@@ -52,7 +52,7 @@ class Loop:
             return
         # All tokens of a text to score are computed, as their logits are wanted.
         reuses = not isinstance(job, Scoring)
-        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter)
+        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter, job.source)
         job.begin(sequence)
         self._jobs[sequence] = job
 

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from groundup.engine import kernels
 from groundup.engine.kernels import library
-from groundup.formats.huggingface import load_language_model
+from groundup.errors import UserError
+from groundup.formats.huggingface import load_model
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import compute_with, quantize_model, require_floating
 from groundup.quantize.matrix import WEIGHT_FORMATS, QuantizedMatrix
@@ -26,15 +28,20 @@ def use_kernels(model: LanguageModel) -> None:
         compute_with(model, KERNELS)
 
 
-def load_for_engine(folder: Path, quantize: str | None) -> LanguageModel:
+def load_for_engine(folder: Path, quantize: str | None) -> LanguageModel | EncoderDecoder:
     """The model of a folder, its weights rounded to the nearest of the format of this name unless that is None.
 
-    Raises UserError for a folder that cannot be read or quantized, ValueError for an unknown format.
+    Raises UserError for a folder that cannot be read or quantized, or whose model is none of texts, ValueError for an
+    unknown format.
     """
     if quantize is not None and quantize not in WEIGHT_FORMATS:
         raise ValueError(f"`quantize` must be one of {', '.join(WEIGHT_FORMATS)} or None, not {quantize!r}")
-    model = load_language_model(folder)
+    model = load_model(folder)
+    if not isinstance(model, LanguageModel | EncoderDecoder):
+        raise UserError(f"{folder} holds a {model.config.family} model; this needs one of texts, such as llama")
     if quantize is not None:
+        if isinstance(model, EncoderDecoder):
+            raise UserError(f"{folder} holds a {model.config.family} model; only models of text alone can be quantized")
         require_floating(model, "quantized again")
         quantize_model(model, WEIGHT_FORMATS[quantize])
     return model

@@ -17,6 +17,7 @@ from typing import Any
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from groundup.engine.sequence import Chunk, Sequence, Step
+from groundup.engine.source import Source
 from groundup.model.lora import Adapter
 
 
@@ -48,17 +49,22 @@ class Scheduler:
         self._arrivals = self._forks = 0
 
     def add(
-        self, tokens: Items[int], most_tokens: int, reuses: bool = True, adapter: Adapter | None = None
+        self,
+        tokens: Items[int],
+        most_tokens: int,
+        reuses: bool = True,
+        adapter: Adapter | None = None,
+        source: Source | None = None,
     ) -> Sequence:
         """A new sequence, which will have no more than `most_tokens` to compute.
 
-        Raises ValueError if these do not fit into the pool even when it is empty.
+        Raises ValueError if these, and its source, do not fit into the pool even when it is empty.
         """
-        if blocks_for(most_tokens) > self.pool.count:
+        if blocks_for(most_tokens) + (0 if source is None else source.blocks) > self.pool.count:
             raise ValueError(
                 f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.count * BLOCK_TOKENS}"
             )
-        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter)
+        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter, source)
         self._arrivals += 1
         self.waiting.append(sequence)
         return sequence
@@ -69,11 +75,12 @@ class Scheduler:
         It is younger than all forks before it, and older than what arrived after the first of its line.
         """
         self._forks += 1
-        child = Sequence(parent.tokens, self.pool, (parent.order[0], self._forks), parent.reuses, parent.adapter)
+        order = parent.order[0], self._forks
+        child = Sequence(parent.tokens, self.pool, order, parent.reuses, parent.adapter, parent.source)
         child.cached = parent.cached
         if parent in self.running and len(self.running) < self._most_running:
             child.table, child.computed, child.state = parent.table.fork(), parent.computed, parent.state
-            insort(self.running, child, key=lambda sequence: sequence.order)
+            self._let_run(child)
         else:
             self._wait(child)
         return child
@@ -190,6 +197,7 @@ class Scheduler:
             sequence = self.waiting[0]
             found, state = self._cached_beginning(sequence)
             taken = blocks_for(len(sequence.tokens)) - sum(self.pool.is_held(block) for block in found)
+            taken += 0 if sequence.source is None else sequence.source.wanted
             # Each running text may soon want another block.
             if taken + len(self.running) > self.pool.available:
                 return
@@ -200,7 +208,13 @@ class Scheduler:
                 sequence.cached = sequence.computed
             sequence.state = state
             sequence.table.grow(len(sequence.tokens), sequence.computed)
-            insort(self.running, sequence, key=lambda one: one.order)
+            self._let_run(sequence)
+
+    def _let_run(self, sequence: Sequence) -> None:
+        """Put a sequence among those that run; while it does, its source is held."""
+        if sequence.source is not None:
+            sequence.source.hold(sequence, self.pool)
+        insort(self.running, sequence, key=lambda one: one.order)
 
     def _cached_beginning(self, sequence: Sequence) -> tuple[list[int], Any | None]:
         """Known blocks that the sequence begins with, and the state after them; one token is always left to compute."""
@@ -220,7 +234,10 @@ class Scheduler:
         return [], None
 
     def _prompt_chunks(self, prompts: Items[Sequence], budget: int) -> list[Chunk]:
-        """Chunks of prompts, oldest first: each takes at most half of what is left, all of it if it is the last."""
+        """Chunks of prompts, oldest first: each takes at most half of what is left, all of it if it is the last.
+
+        A source is read as a whole, and counts; so it may be more than is left, and is then the last.
+        """
         chunks: list[Chunk] = []
         for index, sequence in enumerate(prompts):
             if budget == 0:
@@ -232,7 +249,7 @@ class Scheduler:
             elif self._recurrent:
                 count = _to_boundary(sequence.computed, count)
             chunks.append(Chunk(sequence, sequence.computed, count))
-            budget = max(0, budget - count)
+            budget = max(0, budget - count - sequence.unread)
         return chunks
 
     def _preempt_youngest(self) -> Sequence:
@@ -258,6 +275,8 @@ def _strip(sequence: Sequence) -> None:
     """Take from a sequence all but its tokens, guesses too."""
     sequence.keep(0)
     sequence.table.release()
+    if sequence.source is not None:
+        sequence.source.let_go(sequence)
     sequence.computed, sequence.state = 0, None
 
 

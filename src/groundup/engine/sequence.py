@@ -9,6 +9,7 @@ from collections.abc import Sequence as Items
 from typing import Any, NamedTuple
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Copy
+from groundup.engine.source import Source
 from groundup.model.lora import Adapter
 
 
@@ -23,6 +24,7 @@ class Sequence:
     reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
     order: sequences are served in this order.
     adapter: that it is computed with, if any; those with different ones share nothing.
+    source: that it is written for, if the model has an encoder; those for different ones share nothing.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Sequence:
         order: tuple[int, int],
         reuses: bool = True,
         adapter: Adapter | None = None,
+        source: Source | None = None,
     ) -> None:
         self.tokens = list(tokens)
         self.guessed = 0
@@ -40,7 +43,7 @@ class Sequence:
         self.state: Any | None = None
         self.reuses = reuses
         self.order = order
-        self.adapter = adapter
+        self.adapter, self.source = adapter, source
         self.table = BlockTable(pool)
         self._pool = pool
         self._hashes: list[bytes] = []
@@ -55,9 +58,14 @@ class Sequence:
         return len(self.tokens) - self.guessed
 
     @property
+    def unread(self) -> int:
+        """Places of the source that the encoder has to read before anything else is computed."""
+        return 0 if self.source is None or self.source.is_read else self.source.length
+
+    @property
     def is_written(self) -> bool:
         """Whether one token more is all that has to be computed before the next can be chosen, or guessed."""
-        return self.pending > 0 and self.computed >= self.certain - 1
+        return self.pending > 0 and self.computed >= self.certain - 1 and not self.unread
 
     @property
     def guesses(self) -> list[int]:
@@ -77,9 +85,9 @@ class Sequence:
         return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
 
     def block_hash(self, index: int) -> bytes:
-        """The hash of a whole block and all before it, the adapter included."""
+        """The hash of a whole block and all before it, adapter and source included."""
         while len(self._hashes) <= index:
-            root = b"" if self.adapter is None else self.adapter.key
+            root = b"".join(one.key for one in (self.adapter, self.source) if one is not None)
             before = self._hashes[-1] if self._hashes else root
             self._hashes.append(self._pool.chained_hash(before, self.block_tokens(len(self._hashes))))
         return self._hashes[index]
@@ -96,6 +104,12 @@ class Chunk(NamedTuple):
     def is_last(self) -> bool:
         """Whether its last logits are those of the next token."""
         return self.start + self.length == len(self.sequence.tokens)
+
+    @property
+    def seen(self) -> int:
+        """What its last token may see: the sequence up to itself, and all of its source."""
+        source = self.sequence.source
+        return self.start + self.length + (0 if source is None else source.length)
 
 
 class Step(NamedTuple):
