@@ -19,7 +19,7 @@ from groundup.model.rotary import (
 )
 
 # What the kinds of scaling are called, and those of their fields that are called otherwise here.
-KINDS = {
+KINDS: dict[type, str] = {
     LinearScaling: "linear",
     DynamicScaling: "dynamic",
     Llama3Scaling: "llama3",

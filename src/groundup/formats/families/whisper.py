@@ -75,12 +75,12 @@ def _side_keys(side: str) -> ConfigMap:
     }
 
 
-ENCODER_KEYS = {
+ENCODER_KEYS: ConfigMap = {
     **_side_keys("encoder"),
     "num_mel_bins": Field("mel_bins", Keys.size, default=80),
     "max_source_positions": Field("positions", Keys.size, default=1500),
 }
-DECODER_KEYS = {
+DECODER_KEYS: ConfigMap = {
     **without_effect(WITHOUT_EFFECT),
     **_side_keys("decoder"),
     "max_target_positions": fields.POSITIONS.usually(448),
