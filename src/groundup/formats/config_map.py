@@ -161,9 +161,9 @@ def model_of(family: str, facts: Facts) -> ModelConfig:
 
 def stack_of(kind: type[Stack], facts: Facts) -> Stack:
     """Layers with what is around them; the last norm is that of the layers, unless the facts say otherwise."""
-    facts = {"final_norm": norm_of} | facts
-    own = {place: one(facts) if callable(one) else one for place, one in facts.items() if "." not in place}
-    return kind(**own | {"layers": layers_of(facts)})
+    whole: Facts = {"final_norm": norm_of, **facts}
+    own: Facts = {place: one(whole) if callable(one) else one for place, one in whole.items() if "." not in place}
+    return kind(**{**own, "layers": layers_of(facts)})
 
 
 def norm_of(facts: Facts) -> Norm:

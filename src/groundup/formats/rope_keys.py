@@ -115,8 +115,10 @@ def write_ropes(ropes: Mapping[str, Rope], thetas: Mapping[str, tuple[str, float
 
     v4's alone would not do: v5 takes OLMo 3's `rope_theta` for layers of full attention only.
     """
+    usual = ropes.get("full_attention") or next(iter(ropes.values()))
     scalings = {kind: _write_scaling(rope.scaling) for kind, rope in ropes.items()}
     return {
+        thetas["full_attention"][0]: usual.theta,  # also where all layers have windows, or v4 would have none at all
         **{thetas[kind][0]: rope.theta for kind, rope in ropes.items()},
         "rope_scaling": scalings.get("full_attention"),
         "rope_parameters": {
