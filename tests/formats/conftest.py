@@ -1,8 +1,26 @@
-"""What the tests of GGUF share."""
+"""What the tests of folders and those of GGUF share."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+Reference = Callable[[str, bool], nn.Module]
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Reference, str, bool], Path]:
+    """The folder that `transformers` saves a variant's tiny model as, with default or with hot weights; made once."""
+
+    @cache
+    def folder(reference: Reference, variant: str, hot: bool) -> Path:
+        made = tmp_path_factory.mktemp("published")
+        reference(variant, hot).save_pretrained(made)
+        return made
+
+    return folder
 
 
 @pytest.fixture(scope="session")

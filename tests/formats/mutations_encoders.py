@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundup.formats.families.llama import with_layers, with_mixers
 from groundup.model.build import AnyConfig, AnyModel, build
 from groundup.model.classifier import SequenceClassifier
 from groundup.model.config import ClassifierConfig, LearnedPositions, ModelConfig
@@ -18,6 +17,17 @@ from groundup.model.specs import LayerSpec, Norm
 from groundup.model.stack import Block
 
 Mutation = Callable[[AnyModel], nn.Module]
+
+
+def with_layers(config: ModelConfig, **changes: Any) -> ModelConfig:
+    return replace(config, layers=tuple(replace(layer, **changes) for layer in config.layers))
+
+
+def with_mixers(config: ModelConfig, **changes: Any) -> ModelConfig:
+    mixers = (replace(layer.attention, **changes) for layer in config.layers)
+    return replace(
+        config, layers=tuple(replace(one, mixer=mixer) for one, mixer in zip(config.layers, mixers, strict=True))
+    )
 
 
 def _config(change: Callable[[Any], AnyConfig]) -> Mutation:

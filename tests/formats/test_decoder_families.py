@@ -1,6 +1,7 @@
 """Every decoder family gives the logits of its reference in float64, whoever wrote the folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from groundup.engine.cache import KeyValueCache
 from groundup.formats.huggingface import load_model, save_model
 
 TIME = 24
+Published = Callable[..., Path]
 VARIANTS = pytest.mark.parametrize("variant", DECODERS)
 HEAT = pytest.mark.parametrize("hot", [False, True], ids=["default weights", "hot weights"])
 
@@ -37,9 +39,8 @@ def _assert_equal(ours: Tensor, theirs: Tensor) -> None:
 @HEAT
 @VARIANTS
 @torch.no_grad()
-def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool, tmp_path: Path):
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    reference(variant, hot).save_pretrained(theirs)
+def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool, published: Published, tmp_path: Path):
+    theirs, ours = published(reference, variant, hot), tmp_path / "ours"
     ids = random_ids(2, TIME)
     model = load_model(theirs, torch.float64)
     logits = model(ids)
@@ -50,10 +51,9 @@ def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool,
 
 
 @VARIANTS
-def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    reference(variant, hot=True).save_pretrained(theirs)
-    model = load_model(theirs)
+def test_what_is_saved_comes_back_to_the_bit(variant: str, published: Published, tmp_path: Path):
+    ours = tmp_path / "ours"
+    model = load_model(published(reference, variant, True))
     ours.mkdir()
     save_model(model, ours, bos_id=1, eos_ids=[2], pad_id=0)
     again = load_model(ours)
@@ -67,10 +67,9 @@ def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
 
 @VARIANTS
 @torch.no_grad()
-def test_however_the_tokens_come_the_logits_are_the_same(variant: str, tmp_path: Path):
+def test_however_the_tokens_come_the_logits_are_the_same(variant: str, published: Published):
     """Cached = uncached, in chunks = at once, left-padded = unpadded, a batch = each row alone."""
-    reference(variant, hot=True).save_pretrained(tmp_path)
-    model = load_model(tmp_path, torch.float64)
+    model = load_model(published(reference, variant, True), torch.float64)
     ids = random_ids(2, TIME)
     expected = model(ids)
     # The frequencies of these depend on how much text there is already.

@@ -1,6 +1,7 @@
 """T5, Switch and Whisper give the logits of their reference in float64, whoever wrote the folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from groundup.errors import UserError
 from groundup.formats.huggingface import load_model, save_model
 from groundup.model.encoder_decoder import EncoderDecoder
 
+Published = Callable[..., Path]
 ALL = pytest.mark.parametrize("variant", VARIANTS)
 OF_TEXT = pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not variant.startswith("whisper")])
 HEAT = pytest.mark.parametrize("hot", [False, True], ids=["default weights", "hot weights"])
@@ -46,26 +48,26 @@ def _save(model: EncoderDecoder, folder: Path) -> Path:
 @HEAT
 @ALL
 @torch.no_grad()
-def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool, tmp_path: Path):
-    reference_pair(variant, hot).save_pretrained(tmp_path / "theirs")
+def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool, published: Published, tmp_path: Path):
+    theirs = published(reference_pair, variant, hot)
     source, target = inputs_of(variant)
-    model = _load(tmp_path / "theirs")
+    model = _load(theirs)
     logits = model(source, target)
-    assert_equal(logits, their_logits(variant, tmp_path / "theirs", source, target))
+    assert_equal(logits, their_logits(variant, theirs, source, target))
     ours = _save(model, tmp_path / "ours")
     assert_equal(logits, their_logits(variant, ours, source, target))
 
 
 @ALL
-def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
-    reference_pair(variant, hot=True).save_pretrained(tmp_path / "theirs")
-    model = _load(tmp_path / "theirs", dtype=None)
+def test_what_is_saved_comes_back_to_the_bit(variant: str, published: Published, tmp_path: Path):
+    folder = published(reference_pair, variant, True)
+    model = _load(folder, dtype=None)
     again = _load(_save(model, tmp_path / "ours"), dtype=None)
     assert again.config == model.config
     for (name, one), (other_name, other) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert name == other_name
         assert torch.equal(one, other)
-    theirs, ours = (load_file(tmp_path / who / "model.safetensors") for who in ("theirs", "ours"))
+    theirs, ours = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "ours"))
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert json.loads((tmp_path / "ours" / "generation_config.json").read_text())["decoder_start_token_id"] == 3
@@ -73,9 +75,9 @@ def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
 
 @ALL
 @torch.no_grad()
-def test_however_the_target_comes_the_logits_are_the_same(variant: str, tmp_path: Path):
+def test_however_the_target_comes_the_logits_are_the_same(variant: str, published: Published):
     """Cached = uncached, in chunks = at once, left-padded = unpadded, a batch = each row alone."""
-    model = _loaded(variant, tmp_path)
+    model = _load(published(reference_pair, variant, True))
     source, target = inputs_of(variant)
     expected = model(source, target)
     memory = model.read(source)
@@ -100,8 +102,8 @@ def test_however_the_target_comes_the_logits_are_the_same(variant: str, tmp_path
 @OF_TEXT
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
 @torch.no_grad()
-def test_a_padded_source_is_the_source(variant: str, left: bool, tmp_path: Path):
-    model = _loaded(variant, tmp_path)
+def test_a_padded_source_is_the_source(variant: str, left: bool, published: Published):
+    model = _load(published(reference_pair, variant, True))
     source, target = inputs_of(variant)
     expected = model(source, target)
     parts, mask = [torch.full((2, 6), 5), source], torch.ones(2, SOURCE + 6, dtype=torch.long)
@@ -119,8 +121,8 @@ def test_a_padded_source_is_the_source(variant: str, left: bool, tmp_path: Path)
 
 @ALL
 @torch.no_grad()
-def test_the_encoder_is_read_once_for_a_whole_generation(variant: str, tmp_path: Path):
-    model = _loaded(variant, tmp_path)
+def test_the_encoder_is_read_once_for_a_whole_generation(variant: str, published: Published):
+    model = _load(published(reference_pair, variant, True))
     source, target = inputs_of(variant)
     memory, cache = model.read(source), KeyValueCache(model.decoder)
     model(None, target[:, :4], cache=cache, memory=memory)

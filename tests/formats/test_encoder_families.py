@@ -1,6 +1,7 @@
 """Every encoder, as masked language model and as classifier, gives the logits of its reference in float64."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from groundup.formats.huggingface import load_model, save_model
 from groundup.model.classifier import SequenceClassifier
 from groundup.model.language_model import LanguageModel
 
+Published = Callable[..., Path]
 ALL = pytest.mark.parametrize("variant", VARIANTS)
 HEAT = pytest.mark.parametrize("hot", [False, True], ids=["default weights", "hot weights"])
 
@@ -25,9 +27,8 @@ def _save(model: LanguageModel | SequenceClassifier, folder: Path) -> Path:
 
 @HEAT
 @ALL
-def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool, tmp_path: Path):
-    theirs = tmp_path / "theirs"
-    encoder(variant, hot).save_pretrained(theirs)
+def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool, published: Published, tmp_path: Path):
+    theirs = published(encoder, variant, hot)
     asked = batch(variant)
     model = load_model(theirs, torch.float64)
     logits = of_tokens(our_outputs(model, asked.inputs()), asked.mask)
@@ -37,10 +38,8 @@ def test_a_folder_gives_equal_logits_in_both_directions(variant: str, hot: bool,
 
 
 @ALL
-def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
-    theirs = tmp_path / "theirs"
-    encoder(variant, hot=True).save_pretrained(theirs)
-    model = load_model(theirs)
+def test_what_is_saved_comes_back_to_the_bit(variant: str, published: Published, tmp_path: Path):
+    model = load_model(published(encoder, variant, True))
     again = load_model(_save(model, tmp_path / "ours"))
     assert again.config == model.config
     for (name, one), (other_name, other) in zip(model.named_parameters(), again.named_parameters(), strict=True):
@@ -49,9 +48,8 @@ def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
 
 
 @ALL
-def test_padding_on_either_side_changes_nothing_and_a_batch_is_its_rows(variant: str, tmp_path: Path):
-    encoder(variant, hot=True).save_pretrained(tmp_path)
-    model, asked = load_model(tmp_path, torch.float64), batch(variant)
+def test_padding_on_either_side_changes_nothing_and_a_batch_is_its_rows(variant: str, published: Published):
+    model, asked = load_model(published(encoder, variant, True), torch.float64), batch(variant)
     together = our_outputs(model, asked.inputs())
     left = Batch(*(None if part is None else _padded_left(part, asked.mask) for part in asked))
     from_left = our_outputs(model, left.inputs())

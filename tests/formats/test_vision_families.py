@@ -1,6 +1,7 @@
 """ViT, CLIP, SigLIP and LLaVA give the outputs of their reference in float64, whoever wrote the folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from groundup.formats.keys import Keys
 from groundup.model.dual_encoder import DualEncoder
 from groundup.model.vision_language import VisionLanguageModel
 
+Published = Callable[..., Path]
 ALL = pytest.mark.parametrize("variant", VARIANTS)
 HEAT = pytest.mark.parametrize("hot", [False, True], ids=["default weights", "hot weights"])
 LLAVA = pytest.mark.parametrize("variant", [one for one in VARIANTS if one.startswith("llava")])
@@ -54,9 +56,8 @@ def distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
 
 @HEAT
 @ALL
-def test_a_folder_gives_equal_outputs_in_both_directions(variant: str, hot: bool, tmp_path: Path):
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    vision_reference(variant, hot).save_pretrained(theirs)
+def test_a_folder_gives_equal_outputs_in_both_directions(variant: str, hot: bool, published: Published, tmp_path: Path):
+    theirs, ours = published(vision_reference, variant, hot), tmp_path / "ours"
     model = load_model(theirs, torch.float64)
     outputs = our_outputs(model, variant)
     assert distance(outputs, their_outputs(variant, theirs)) <= 1e-9
@@ -66,10 +67,9 @@ def test_a_folder_gives_equal_outputs_in_both_directions(variant: str, hot: bool
 
 
 @ALL
-def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    vision_reference(variant, hot=True).save_pretrained(theirs)
-    model = load_model(theirs)
+def test_what_is_saved_comes_back_to_the_bit(variant: str, published: Published, tmp_path: Path):
+    ours = tmp_path / "ours"
+    model = load_model(published(vision_reference, variant, True))
     ours.mkdir()
     save_model(model, ours)
     again = load_model(ours)
@@ -81,10 +81,9 @@ def test_what_is_saved_comes_back_to_the_bit(variant: str, tmp_path: Path):
 
 @LLAVA
 @torch.no_grad()
-def test_however_a_text_with_images_comes_the_logits_are_the_same(variant: str, tmp_path: Path):
+def test_however_a_text_with_images_comes_the_logits_are_the_same(variant: str, published: Published):
     """Cached = uncached, in chunks = at once, left-padded = unpadded, a batch = each row alone."""
-    vision_reference(variant, hot=True).save_pretrained(tmp_path)
-    model = load_model(tmp_path, torch.float64)
+    model = load_model(published(vision_reference, variant, True), torch.float64)
     assert isinstance(model, VisionLanguageModel)
     ids, pixels = vision_inputs(variant).values()
     expected = model(ids, pixels)

@@ -6,9 +6,11 @@ import pytest
 from tiny import tiny_config
 
 from groundup.model.config import EncoderDecoderConfig, RelativePositions
+from groundup.model.delta_specs import GatedDeltaNet, ShortConvolution
 from groundup.model.presets import PRESETS, WIDTH_PER_LAYER, build_config, presets_by_kind
+from groundup.model.recurrent_specs import Mamba, Mamba2
 from groundup.model.rotary import Rope
-from groundup.model.specs import Attention, Induction, LatentAttention, Norm, QueryKeyNorm
+from groundup.model.specs import Attention, Induction, LatentAttention, Mixer, Norm, QueryKeyNorm
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -21,10 +23,22 @@ def test_one_dial_sets_the_sizes(preset: str, depth: int):
         assert len(stack.layers) == depth
         assert stack.width == depth * WIDTH_PER_LAYER
         for layer in stack.layers:
-            if isinstance(layer.mixer, Attention | LatentAttention):
-                latent = isinstance(layer.mixer, LatentAttention)
-                assert (layer.mixer.plain_dim if latent else layer.mixer.head_dim) == 32
-                assert layer.mixer.heads * 32 == stack.width
+            _assert_of_width(layer.mixer, stack.width)
+
+
+def _assert_of_width(mixer: Mixer, width: int) -> None:
+    """Heads have the asked 32 numbers each, and are as many as the width makes; states are twice as wide."""
+    match mixer:
+        case Attention(heads=heads, head_dim=head_dim) | LatentAttention(heads=heads, plain_dim=head_dim):
+            assert (head_dim, heads * head_dim) == (32, width)
+        case GatedDeltaNet(key_heads=heads, key_dim=key_dim, value_dim=value_dim):
+            assert (key_dim, value_dim, heads * key_dim, mixer.values) == (32, 32, width, 2 * width)
+        case Mamba2(head_dim=head_dim):
+            assert (head_dim, mixer.channels) == (32, 2 * width)
+        case Mamba(channels=channels):
+            assert channels == 2 * width
+        case _:
+            assert isinstance(mixer, ShortConvolution), "this mixer's sizes are compared nowhere"
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

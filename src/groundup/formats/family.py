@@ -1,13 +1,16 @@
 """A family of published models, as data: what its config.json says and what its tensors are called."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from groundup.formats.config_map import Entry, Facts, model_of, read_facts, write_keys
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule
 from groundup.formats.tensor_files import TensorFiles
 from groundup.model.build import AnyConfig
+from groundup.model.config import ModelConfig
 
 Config = TypeVar("Config", bound=AnyConfig)
 
@@ -37,3 +40,20 @@ class Family(Generic[Config]):
     copies: tuple[tuple[str, str], ...] = ()
     other_rules: tuple[Callable[[Config], Sequence[Rule]], ...] = ()
     settle: Callable[[Config, TensorFiles], Config] = lambda config, files: config
+
+
+def mapped(
+    name: str,
+    architecture: str,
+    keys: Mapping[str, Entry],
+    rules: Callable[[ModelConfig], Sequence[Rule]],
+    *,
+    always: Facts | None = None,
+    **traits: Any,
+) -> Family[ModelConfig]:
+    """A family that a map of keys and a table of names say all of; always: what none of its files says."""
+
+    def read(found: Keys) -> ModelConfig:
+        return model_of(name, read_facts(keys, found, always))
+
+    return Family(name, architecture, read, partial(write_keys, keys), rules, **traits)

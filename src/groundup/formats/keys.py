@@ -5,8 +5,10 @@ A config.json is a stranger's: nothing of it reaches the model's arithmetic unch
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+Accepts = Callable[[Any], bool]
 
 _MISSING = object()
 # How transformers 5 writes infinity, for which JSON has no word.
@@ -44,30 +46,20 @@ class Keys:
 
     def count(self, *names: str, default: Any = _MISSING) -> int:
         """An integer from 0 on."""
-        return int(self._checked(names, default, lambda one: _is_size(one) or one == 0, "an integer from 0 on"))
+        return int(self._checked(names, default, _is_count, "an integer from 0 on"))
 
     def sizes(self, *names: str, default: Any = _MISSING) -> list[int]:
         """A list of positive integers."""
-        found = self._checked(
-            names, default, lambda one: isinstance(one, list) and all(map(_is_size, one)), "a list of positive integers"
-        )
-        return list(found)
+        return list(self._checked(names, default, _list_of(_is_size), "a list of positive integers"))
 
     def numbers(self, *names: str, default: Any = _MISSING) -> list[int]:
         """A list of integers from 0 on, such as layer numbers."""
-        found = self._checked(
-            names,
-            default,
-            lambda one: isinstance(one, list) and all(_is_size(item) or item == 0 for item in one),
-            "a list of layer numbers",
-        )
-        return list(found)
+        return list(self._checked(names, default, _list_of(_is_count), "a list of layer numbers"))
 
     def size_or_auto(self, *names: str, auto: int) -> int:
         """A positive integer, or the one given where the key is absent or says `auto`."""
-        found = self._checked(
-            names, "auto", lambda one: one == "auto" or _is_size(one), "a positive integer or the word auto"
-        )
+        accepted = "a positive integer or the word auto"
+        found = self._checked(names, "auto", lambda one: one == "auto" or _is_size(one), accepted)
         return auto if found == "auto" else int(found)
 
     def optional_numbers(self, name: str) -> list[int] | None:
@@ -77,7 +69,7 @@ class Keys:
 
     def optional_size(self, *names: str, default: int | None = None) -> int | None:
         """A positive integer or null."""
-        found = self._checked(names, default, lambda one: one is None or _is_size(one), "a positive integer or null")
+        found = self._checked(names, default, _or_null(_is_size), "a positive integer or null")
         return None if found is None else int(found)
 
     def positive(self, *names: str, default: Any = _MISSING) -> float:
@@ -86,18 +78,12 @@ class Keys:
 
     def optional_positive(self, *names: str, default: float | None = None) -> float | None:
         """A positive, finite number or null."""
-        found = self._checked(names, default, lambda one: one is None or _is_positive(one), "a positive number or null")
+        found = self._checked(names, default, _or_null(_is_positive), "a positive number or null")
         return None if found is None else float(found)
 
     def positives(self, *names: str, default: Any = _MISSING) -> tuple[float, ...]:
         """A list of positive, finite numbers."""
-        found = self._checked(
-            names,
-            default,
-            lambda one: isinstance(one, list) and all(map(_is_positive, one)),
-            "a list of positive numbers",
-        )
-        return tuple(map(float, found))
+        return tuple(map(float, self._checked(names, default, _list_of(_is_positive), "a list of positive numbers")))
 
     def limits(self, *names: str) -> tuple[float, float]:
         """Two numbers from 0 on, the lower first; from 0 to infinity where the key is absent."""
@@ -107,40 +93,30 @@ class Keys:
 
     def flag(self, *names: str, default: Any = _MISSING) -> bool:
         """True or false."""
-        return bool(self._checked(names, default, lambda one: isinstance(one, bool), "true or false"))
+        return bool(self._checked(names, default, _is_a(bool), "true or false"))
 
     def flags(self, name: str, *, default: list[bool]) -> list[bool]:
         """A list of true and false."""
-        found = self._checked(
-            (name,),
-            default,
-            lambda one: isinstance(one, list) and all(isinstance(item, bool) for item in one),
-            "a list of true and false",
-        )
-        return list(found)
+        return list(self._checked((name,), default, _list_of(_is_a(bool)), "a list of true and false"))
 
     def choice(self, *names: str, among: Mapping[str, Any], default: Any = _MISSING) -> Any:
         """What `among` has for the key's text."""
-        text = self._checked(
-            names, default, lambda one: isinstance(one, str) and one in among, f"one of {', '.join(among)}"
-        )
-        return among[text]
+        return among[self._checked(names, default, _is_among(among), f"one of {', '.join(among)}")]
 
     def optional_choice(self, *names: str, among: Mapping[str, Any]) -> Any:
         """The same, or None where the key is absent or null."""
-        wanted = f"one of {', '.join(among)} or null"
-        text = self._checked(names, None, lambda one: one is None or (isinstance(one, str) and one in among), wanted)
+        text = self._checked(names, None, _or_null(_is_among(among)), f"one of {', '.join(among)} or null")
         return None if text is None else among[text]
-
-    def table(self, *names: str) -> "Keys | None":
-        """An object of its own keys, or None where it is absent or null."""
-        found = self._checked(names, None, lambda one: one is None or isinstance(one, dict), "an object or null")
-        return Keys(found, f"{self._prefix}{names[0]}.") if found else None
 
     def mapping(self, name: str) -> dict[str, Any] | None:
         """An object of any keys, such as the names of classes, or None where it is absent or null."""
-        found = self._checked((name,), None, lambda one: one is None or isinstance(one, dict), "an object or null")
+        found = self._checked((name,), None, _or_null(_is_a(dict)), "an object or null")
         return None if found is None else dict(found)
+
+    def table(self, name: str) -> "Keys | None":
+        """An object of its own keys, or None where it is absent, null or empty."""
+        found = self.mapping(name)
+        return Keys(found, f"{self._prefix}{name}.") if found else None
 
     def section(self, name: str, defaults: Mapping[str, Any] | None = None) -> "Keys":
         """An object that is the configuration of a part; empty where it is absent or null.
@@ -148,8 +124,7 @@ class Keys:
         Keys without effect here have none there either, and those that nobody reads there count as unread here.
         defaults: the values of keys that the object leaves out.
         """
-        found = self._checked((name,), None, lambda one: one is None or isinstance(one, dict), "an object or null")
-        part = Keys({**(defaults or {}), **(found or {})}, f"{self._prefix}{name}.")
+        part = Keys({**(defaults or {}), **(self.mapping(name) or {})}, f"{self._prefix}{name}.")
         part.without_effect(*self._without_effect)
         self._sections.append(part)
         return part
@@ -158,7 +133,7 @@ class Keys:
         """A positive integer, which stands for two equal ones, or a list of two."""
 
         def accepts(one: Any) -> bool:
-            return _is_size(one) or (isinstance(one, list) and len(one) == 2 and all(map(_is_size, one)))
+            return _is_size(one) or (_list_of(_is_size)(one) and len(one) == 2)
 
         found = self._checked((name,), default, accepts, "a positive integer or a list of two")
         first, second = (found, found) if isinstance(found, int) else found
@@ -168,24 +143,14 @@ class Keys:
         """An integer, which stands for a list of one, or a list of them; negative ones too."""
 
         def accepts(one: Any) -> bool:
-            return isinstance(one, int) and not isinstance(one, bool)
+            return _is_integer(one) or (_list_of(_is_integer)(one) and bool(one))
 
-        found = self._checked(
-            (name,),
-            default,
-            lambda one: accepts(one) or (isinstance(one, list) and bool(one) and all(map(accepts, one))),
-            "an integer or a list of them",
-        )
+        found = self._checked((name,), default, accepts, "an integer or a list of them")
         return list(found) if isinstance(found, list) else [int(found)]
 
     def texts(self, name: str) -> list[str] | None:
         """A list of strings, or None where it is absent or null."""
-        found = self._checked(
-            (name,),
-            None,
-            lambda one: one is None or (isinstance(one, list) and all(isinstance(item, str) for item in one)),
-            "a list of strings",
-        )
+        found = self._checked((name,), None, _or_null(_list_of(_is_a(str))), "a list of strings")
         return None if found is None else list(found)
 
     def fixed(self, **expected: Any) -> None:
@@ -212,7 +177,7 @@ class Keys:
         own = [self._prefix + name for name in sorted(set(self._values) - self._read)]
         return own + [name for part in self._sections for name in part.unread()]
 
-    def _checked(self, names: tuple[str, ...], default: Any, accepts: Any, accepted: str) -> Any:
+    def _checked(self, names: tuple[str, ...], default: Any, accepts: Accepts, accepted: str) -> Any:
         self._read.update(names)
         for name in names:
             if name in self._values:
@@ -228,8 +193,32 @@ class Keys:
         return default
 
 
+def _is_a(kind: type) -> Accepts:
+    return lambda one: isinstance(one, kind)
+
+
+def _is_among(words: Mapping[str, Any]) -> Accepts:
+    return lambda one: isinstance(one, str) and one in words
+
+
+def _or_null(accepts: Accepts) -> Accepts:
+    return lambda one: one is None or accepts(one)
+
+
+def _list_of(accepts: Accepts) -> Accepts:
+    return lambda one: isinstance(one, list) and all(map(accepts, one))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_integer(value) and value > 0
 
 
 def _is_positive(value: Any) -> bool:

@@ -18,6 +18,22 @@ from groundup.model.rotary import (
     YarnScaling,
 )
 
+# What the kinds of scaling are called, and those of their fields that are called otherwise here.
+KINDS: dict[type, str] = {
+    LinearScaling: "linear",
+    DynamicScaling: "dynamic",
+    Llama3Scaling: "llama3",
+    YarnScaling: "yarn",
+    LongRopeScaling: "longrope",
+}
+NAMES = {
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "original": "original_max_position_embeddings",
+    "short": "short_factor",
+    "long": "long_factor",
+}
+
 
 def read_rope(
     keys: Keys,
@@ -99,8 +115,10 @@ def write_ropes(ropes: Mapping[str, Rope], thetas: Mapping[str, tuple[str, float
 
     v4's alone would not do: v5 takes OLMo 3's `rope_theta` for layers of full attention only.
     """
+    usual = ropes.get("full_attention") or next(iter(ropes.values()))
     scalings = {kind: _write_scaling(rope.scaling) for kind, rope in ropes.items()}
     return {
+        thetas["full_attention"][0]: usual.theta,  # also where all layers have windows, or v4 would have none at all
         **{thetas[kind][0]: rope.theta for kind, rope in ropes.items()},
         "rope_scaling": scalings.get("full_attention"),
         "rope_parameters": {
@@ -125,7 +143,7 @@ def _refuse_unread(table: Keys) -> None:
 
 
 def _read_scaling(table: Keys, positions: int, original: int | None) -> RopeScaling | None:
-    kinds = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
+    kinds = ("default", *KINDS.values(), "su")
     kind = table.choice("rope_type", "type", among={kind: kind for kind in kinds}, default="default")
     if kind == "default":
         return None
@@ -158,37 +176,11 @@ def _yarn_attention_factor(table: Keys, factor: float) -> float:
 
 
 def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    match scaling:
-        case None:
-            return None
-        case LinearScaling(factor):
-            return {"rope_type": "linear", "factor": factor}
-        case DynamicScaling(factor):
-            return {"rope_type": "dynamic", "factor": factor}
-        case Llama3Scaling(factor, low, high, original):
-            return {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original,
-            }
-        case YarnScaling(factor, original, attention_factor, fast, slow, truncate):
-            return {
-                "rope_type": "yarn",
-                "factor": factor,
-                "original_max_position_embeddings": original,
-                "attention_factor": attention_factor,
-                "beta_fast": fast,
-                "beta_slow": slow,
-                "truncate": truncate,
-            }
-        case LongRopeScaling(short, long, original, attention_factor):
-            return {
-                "rope_type": "longrope",
-                "short_factor": list(short),
-                "long_factor": list(long),
-                "original_max_position_embeddings": original,
-                "attention_factor": attention_factor,
-            }
-    raise TypeError(f"no such rope scaling: {scaling!r}")
+    if scaling is None:
+        return None
+    fields = {
+        NAMES.get(name, name): list(one) if isinstance(one, tuple) else one for name, one in vars(scaling).items()
+    }
+    if isinstance(scaling, DynamicScaling):  # its original length is the model's
+        del fields[NAMES["original"]]
+    return {"rope_type": KINDS[type(scaling)]} | fields

@@ -7,7 +7,7 @@ layer; a rule whose tensors a model does not have (a head that is tied, a bias t
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -171,6 +171,12 @@ class Rule:
 def same(names: Mapping[str, str]) -> list[Rule]:
     """Rules for tensors that only change their name: ours → that on disk."""
     return [Rule((ours,), (disk,)) for ours, disk in names.items()]
+
+
+def named(names: Mapping[str, str]) -> Callable[[Any], list[Rule]]:
+    """A table that is the same for every configuration: names alone, of weights and of the biases beside them."""
+    rules = with_biases(same(names))
+    return lambda config: rules
 
 
 def with_biases(rules: Sequence[Rule]) -> list[Rule]:

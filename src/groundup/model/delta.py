@@ -20,6 +20,7 @@ from groundup.model.context import LayerCache, Shared
 from groundup.model.convolution import CausalConvolution
 from groundup.model.delta_specs import CHUNK, GatedDeltaNet
 from groundup.model.parts import Linear, Normalise, activate
+from groundup.model.scan import in_chunks, widen
 from groundup.model.specs import Norm
 
 # Keeps queries and keys of length one finite where they are zero.
@@ -63,7 +64,7 @@ class GatedDelta(nn.Module):
     def _heads(self, mixed_btc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of each value head, in at least float32; queries and keys of length one."""
         spec = self.spec
-        q_btk, k_btk, v_btv = _widened(mixed_btc).split((spec.keys, spec.keys, spec.values), dim=-1)
+        q_btk, k_btk, v_btv = widen(mixed_btc).split((spec.keys, spec.keys, spec.values), dim=-1)
         q_bthk, k_bthk = (unit(x_btk.unflatten(-1, (spec.key_heads, -1))) for x_btk in (q_btk, k_btk))
         served = spec.value_heads // spec.key_heads
         q_bthk, k_bthk = (x_bthk.repeat_interleave(served, dim=2) for x_bthk in (q_bthk, k_bthk))
@@ -71,14 +72,14 @@ class GatedDelta(nn.Module):
 
     def _gates(self, x_btd: Tensor) -> tuple[Tensor, Tensor]:
         """ln α and β of each token and value head, in at least float32."""
-        step_bth, strength_bth = _widened(self.step(x_btd)), _widened(self.strength(x_btd))
+        step_bth, strength_bth = widen(self.step(x_btd)), widen(self.strength(x_btd))
         rate_h, bias_h = self.log_rate.to(step_bth.dtype).exp(), self.step_bias.to(step_bth.dtype)
         return -rate_h * F.softplus(step_bth + bias_h), torch.sigmoid(strength_bth)
 
     def _gated(self, out_bthv: Tensor, gate_btd: Tensor) -> Tensor:
         """Normed first, then gated: the gate decides how much of each head there is, which a norm would undo."""
         normed_btd = self.norm(out_bthv).flatten(2)
-        return (_widened(normed_btd) * F.silu(_widened(gate_btd))).to(out_bthv.dtype)
+        return (widen(normed_btd) * F.silu(widen(gate_btd))).to(out_bthv.dtype)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -112,14 +113,10 @@ def chunked(
     writes, u_i = β_i (v_i − γ_i Sᵀk_i − Σ_{j<i} D_ij (k_j·k_i) u_j), is a triangular system, solved for all i at once
     and, as it is linear in S, before S is known: U = own − seen S (the WY representation).
     """
-    time = q_bthk.shape[1]
-    chunks = -(-time // CHUNK)
-    size = -(-time // chunks)
 
     def split(x: Tensor) -> Tensor:
         """(b, t, h, …) as (b, h, n, c, …); what fills up the last chunk writes nothing and lets nothing decay."""
-        filled = F.pad(x, (0, 0) * (x.ndim - 2) + (0, chunks * size - time))
-        return filled.unflatten(1, (chunks, size)).movedim(3, 1)
+        return in_chunks(x, CHUNK).movedim(3, 1)
 
     q_bhnck, k_bhnck, v_bhncv = split(q_bthk), split(k_bthk), split(v_bthv)
     strength_bhnc1, log_decay_bhnc = split(strength_bth)[..., None], split(log_decay_bth)
@@ -141,7 +138,7 @@ def chunked(
         state_bhkv = kept_bh11 * state_bhkv + k_bhkc @ written[-1]
     within_bhncs = q_bhnck @ k_bhnck.mT * decay_bhncs
     out_bhncv = (q_bhnck * since_start_bhnc1) @ torch.stack(states, 2) + within_bhncs @ torch.stack(written, 2)
-    return out_bhncv.movedim(1, 3).flatten(1, 2)[:, :time], state_bhkv
+    return out_bhncv.movedim(1, 3).flatten(1, 2)[:, : q_bthk.shape[1]], state_bhkv
 
 
 def _decays_between(log_decay_bhnc: Tensor) -> Tensor:
@@ -154,7 +151,3 @@ def _decays_between(log_decay_bhnc: Tensor) -> Tensor:
     later_cs = torch.ones(size, size, dtype=torch.bool, device=log_decay_bhnc.device).tril(-1)
     steps_bhncs = log_decay_bhnc[..., None].expand(*log_decay_bhnc.shape, size)
     return steps_bhncs.masked_fill(~later_cs, 0.0).cumsum(-2).exp().tril()
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

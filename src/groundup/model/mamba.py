@@ -19,7 +19,7 @@ from groundup.model.context import LayerCache, Shared
 from groundup.model.convolution import CausalConvolution
 from groundup.model.parts import Linear, Normalise, activate
 from groundup.model.recurrent_specs import Mamba
-from groundup.model.scan import linear_scan, widen
+from groundup.model.scan import in_chunks, linear_scan, widen
 
 # Tokens that one chunk walks through; the compiler makes one loop of it, in which states never leave the registers.
 CHUNK = 16
@@ -133,17 +133,12 @@ def _scan_span(
 ) -> tuple[Tensor, Tensor]:
     """All chunks of a span walk their few tokens side by side: once from nothing, to see what each adds to the state,
     and once more from the states that then are known."""
-    time = x_btc.shape[1]
-    chunks = -(-time // CHUNK)
-    size = -(-time // chunks)
-
-    def split(part_bt: Tensor) -> Tensor:
-        """(b, t, …) as (b, k, l, …); what fills up the last chunk has steps of zero, which change nothing."""
-        filled = F.pad(part_bt, (0, 0) * (part_bt.ndim - 2) + (0, chunks * size - time))
-        return filled.unflatten(1, (chunks, size))
-
-    steps, entries, into, out_of = map(split, (step_btc, step_btc * x_btc, into_btn, out_of_btn))
-    kept_bkl = None if starts_bt is None else ~split(starts_bt)
+    # What fills up the last chunk has steps of zero, which change nothing.
+    steps, entries, into, out_of = (
+        in_chunks(part_bt, CHUNK) for part_bt in (step_btc, step_btc * x_btc, into_btn, out_of_btn)
+    )
+    chunks, size = steps.shape[1:3]
+    kept_bkl = None if starts_bt is None else ~in_chunks(starts_bt, CHUNK)
 
     def walk(state_bknc: Tensor, outputs: list[Tensor] | None) -> Tensor:
         """The states after the last tokens."""
@@ -167,4 +162,4 @@ def _scan_span(
     outputs: list[Tensor] = []
     last_bknc = walk(before_bknc, outputs)
     # A copy of the last state, or a cache would hold those of all chunks.
-    return torch.stack(outputs, dim=2).flatten(1, 2)[:, :time], last_bknc[:, -1].clone()
+    return torch.stack(outputs, dim=2).flatten(1, 2)[:, : x_btc.shape[1]], last_bknc[:, -1].clone()

@@ -10,6 +10,8 @@ a segment finds a state of zeros. Shape suffixes: b batch, t time, d model width
 heads of a group, p channels of a head, n numbers of the state, k chunks, i and l tokens of a chunk (later, earlier).
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from groundup.model.context import LayerCache, Shared
 from groundup.model.convolution import CausalConvolution
 from groundup.model.parts import Linear, Normalise, activate
 from groundup.model.recurrent_specs import SSD_CHUNK, Mamba2
-from groundup.model.scan import linear_scan, widen
+from groundup.model.scan import in_chunks, linear_scan, widen
 from groundup.model.specs import Norm
 
 
@@ -116,14 +118,7 @@ def chunked(
     of x, decays and states in at least float32.
     """
     dtype, time = x_btgjp.dtype, x_btgjp.shape[1]
-    chunks = -(-time // SSD_CHUNK)
-    size = -(-time // chunks)
-
-    def split(part_bt: Tensor) -> Tensor:
-        """(b, t, …) as (b, k, l, …); what fills up the last chunk has steps of zero, which change nothing."""
-        filled = F.pad(part_bt, (0, 0) * (part_bt.ndim - 2) + (0, chunks * size - time))
-        return filled.unflatten(1, (chunks, size))
-
+    split = partial(in_chunks, longest=SSD_CHUNK)  # what fills up the last chunk has steps of zero: it changes nothing
     starts_bkl = None if starts_bt is None else split(starts_bt)
     between_bkgjil, since_start_bkgji = _decays(split(-step_btgj * rate_gj), starts_bkl)
     into_bkgln, out_of_bkgin = split(into_btgn).transpose(2, 3), split(out_of_btgn).transpose(2, 3)
@@ -132,7 +127,7 @@ def chunked(
     weights_bkgjil = scores_bkgil[:, :, :, None] * between_bkgjil
     y_bkgjip = widen(weights_bkgjil.to(dtype) @ entry_bkgjlp.to(dtype))
     state = None
-    if chunks > 1 or state_bgnjp is not None:
+    if time > SSD_CHUNK or state_bgnjp is not None:
         lasting_bkglc = (between_bkgjil[..., -1, :, None] * entry_bkgjlp).to(dtype).transpose(3, 4).flatten(4)
         added_bkgnjp = widen(into_bkgln.mT @ lasting_bkglc).unflatten(-1, x_btgjp.shape[-2:])
         before_bgnjp = torch.zeros_like(added_bkgnjp[:, 0]) if state_bgnjp is None else state_bgnjp

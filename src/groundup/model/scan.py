@@ -1,4 +1,4 @@
-"""A linear recurrence, computed in a number of steps that grows with the logarithm of its length.
+"""What scans share: chunks, and a linear recurrence in a number of steps that grows with the logarithm of its length.
 
 Each step h → decay · h + entry is an affine map, and two of them after each other are one again (Blelloch 1990), so
 pairs are joined, the sequence of half the length is solved, and what lies between is filled in. Decays are only ever
@@ -27,6 +27,17 @@ def linear_scan(decay: Tensor, entry: Tensor, initial: Tensor) -> Tensor:
     if time % 2:
         odd = F.pad(odd, (0, 0) * (odd.ndim - 2) + (0, 1))
     return torch.stack((even, odd), dim=2).flatten(1, 2)[:, :time]
+
+
+def in_chunks(x: Tensor, longest: int) -> Tensor:
+    """(batch, time, …) as (batch, chunks, tokens, …), in as few chunks of at most `longest` tokens as there can be.
+
+    They are equally long; what fills up the last one is zeros.
+    """
+    time = x.shape[1]
+    chunks = -(-time // longest)
+    size = -(-time // chunks)
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, chunks * size - time)).unflatten(1, (chunks, size))
 
 
 def widen(x: Tensor) -> Tensor:

@@ -150,6 +150,11 @@ class LatentAttention:
             raise ValueError(f"the rotated part of a head must be even, not {self.rotated_dim}")
 
     @property
+    def kv_heads(self) -> int:
+        """Each head has keys and values of its own."""
+        return self.heads
+
+    @property
     def head_dim(self) -> int:
         """The dimensions that rotary positions are for."""
         return self.rotated_dim

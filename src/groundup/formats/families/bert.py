@@ -5,19 +5,33 @@ everywhere; `architectures` says which of them a folder holds. Sources: Devlin e
 first position has the row after that of the padding token's id); Sanh et al. 2019 (no kinds of tokens).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from groundup.formats.families.gpt import read_heads
-from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name
+from groundup.formats import fields
+from groundup.formats.config_map import (
+    OFF,
+    ConfigMap,
+    Entry,
+    Facts,
+    Field,
+    Several,
+    fixed,
+    model_of,
+    norm_of,
+    read_facts,
+    without_effect,
+    write_keys,
+)
+from groundup.formats.families.gpt import PLAIN, PLAIN_KEYS
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.label_keys import classifier_keys, named_class, write_classifier
-from groundup.formats.rules import Doubled, Rule, same, with_biases
-from groundup.model.config import ClassifierConfig, HeadTransform, LearnedPositions, ModelConfig
-from groundup.model.specs import Activation, Attention, FeedForward, LayerSpec, Norm
+from groundup.formats.rules import Doubled, Rule, placed, same, with_biases, without_prefix
+from groundup.model.config import ClassifierConfig, HeadTransform, ModelConfig
+from groundup.model.specs import Activation
 
 EncoderConfig = ModelConfig | ClassifierConfig
 
@@ -72,8 +86,6 @@ DISTILBERT_HEAD = {
     "head.weight": "vocab_projector.weight",
 }
 DISTILBERT_CLASSIFIER = {"transform.linear.weight": "pre_classifier.weight", "head.weight": "classifier.weight"}
-# No file says it.
-DISTILBERT_NORM = Norm("layer", 1e-12, bias=True)
 
 # Dropout, tokens' ids, and what older versions of `transformers` wrote into every file or only BERT's own files say.
 WITHOUT_EFFECT = (
@@ -81,7 +93,7 @@ WITHOUT_EFFECT = (
     "finetuning_task gradient_checkpointing hidden_dropout_prob num_labels output_past pooler_fc_size "
     "pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type qa_dropout seq_classif_dropout "
     "sinusoidal_pos_embds tie_weights_ torchscript"
-).split()
+)
 
 
 def encoder_rules(
@@ -92,13 +104,10 @@ def encoder_rules(
     prefix: of the body's names on disk, where there is a head beside it.
     """
     if isinstance(config, ClassifierConfig):
-        inside = [Rule(tuple(f"encoder.{name}" for name in rule.ours), rule.disk, rule.operation) for rule in body]
-        return with_biases([*inside, *same(classifier)])
+        return with_biases([*placed(body, "encoder.", ""), *same(classifier)])
     if _has_head(config):
         return with_biases([*body, *same(head)])
-    return with_biases(
-        [Rule(rule.ours, tuple(name.removeprefix(prefix) for name in rule.disk), rule.operation) for rule in body]
-    )
+    return with_biases(without_prefix(body, prefix))
 
 
 def with_head(
@@ -137,77 +146,43 @@ def encoder_of(config: EncoderConfig) -> ModelConfig:
     return config if isinstance(config, ModelConfig) else config.encoder
 
 
-def _encoder(
-    family: str,
-    heads: tuple[int, int, int],
-    layers: int,
-    feed_forward: int,
-    activation: Activation,
-    norm: Norm,
-    **sizes: Any,
-) -> ModelConfig:
-    """An encoder of BERT's shape, without a head; heads: see `read_heads`."""
-    width, count, head_dim = heads
-    layer = LayerSpec(
-        Attention(count, count, head_dim, bias=ALL, causal=False),
-        FeedForward(feed_forward, activation, gated=False, bias=True),
-        norm,
-        "post",
-    )
-    return ModelConfig(
-        family=family,
-        width=width,
-        layers=(layer,) * layers,
-        final_norm=None,
-        embedding_norm=norm,
-        tied_head=True,
-        **sizes,
-    )
-
-
-def _positions(keys: Keys, offset: int = 0) -> dict[str, Any]:
+def _read_positions(keys: Keys, facts: Facts, offset: int = 0) -> None:
     """The table of positions, of which the first `offset` rows are no position's, and how many there are."""
     rows = keys.size("max_position_embeddings", default=512)
     if rows <= offset:
         raise ValueError(f"`max_position_embeddings` must be more than {offset}, the rows before the first position")
-    return {"max_positions": rows - offset, "learned_positions": LearnedPositions(rows - offset, offset)}
+    facts |= {"max_positions": rows - offset, "learned_positions": fields.learned_positions(offset)}
 
 
-def _read_bert(keys: Keys, stem: str = "Bert", offset: int = 0, head: Activation | None = None) -> EncoderConfig:
-    """head: activation before the head of a masked language model, where it is not the layers' own."""
-    keys.without_effect(*WITHOUT_EFFECT)
-    keys.off("pruned_heads")
-    keys.fixed(position_embedding_type="absolute")
-    activation = keys.choice("hidden_act", among=ACTIVATIONS, default="gelu")
-    norm = Norm("layer", keys.positive("layer_norm_eps", default=1e-12), bias=True)
-    encoder = _encoder(
-        stem.lower(),
-        read_heads(keys, "hidden_size", "num_attention_heads"),
-        keys.size("num_hidden_layers"),
-        keys.size("intermediate_size"),
-        activation,
-        norm,
-        vocab_size=keys.size("vocab_size"),
-        token_types=keys.size("type_vocab_size", default=2),
-        **_positions(keys, offset),
-    )
-    return with_head(keys, encoder, stem, HeadTransform(head or activation, norm), HeadTransform("tanh", None))
+def _write_positions(config: ModelConfig) -> dict[str, Any]:
+    positions = config.learned_positions
+    return {"max_position_embeddings": config.max_positions + (0 if positions is None else positions.offset)}
 
 
-def _write_bert(config: EncoderConfig, stem: str = "Bert") -> dict[str, Any]:
-    encoder = encoder_of(config)
-    layer, positions = encoder.layers[0], encoder.learned_positions
-    return write_head(config, stem) | {
-        "hidden_act": activation_name(layer.network.activation),
-        "hidden_size": encoder.width,
-        "intermediate_size": layer.network.width,
-        "layer_norm_eps": layer.norm.eps,
-        "max_position_embeddings": encoder.max_positions if positions is None else positions.rows + positions.offset,
-        "num_attention_heads": layer.attention.heads,
-        "num_hidden_layers": len(encoder.layers),
-        "type_vocab_size": encoder.token_types,
-        "vocab_size": encoder.vocab_size,
+SHARED_KEYS: ConfigMap = {
+    **without_effect(WITHOUT_EFFECT),
+    "pruned_heads": OFF,
+    "max_position_embeddings": Several(_read_positions, _write_positions),
+    "vocab_size": fields.VOCABULARY,
+}
+BERT_KEYS = (
+    PLAIN_KEYS
+    | SHARED_KEYS
+    | {
+        "layer_norm_eps": fields.EPS.usually(1e-12),
+        "position_embedding_type": fixed("absolute"),
+        "type_vocab_size": Field("token_types", Keys.size, default=2),
     }
+)
+# Every token sees every other; without a head, which `with_head` adds.
+ALWAYS: Facts = PLAIN | {
+    "mixer.bias": fields.ALL,
+    "mixer.causal": False,
+    "layer.placement": "post",
+    "final_norm": None,
+    "embedding_norm": norm_of,
+    "tied_head": True,
+}
 
 
 def _bias_rule(config: EncoderConfig, bias: str, matrix_bias: str, transformers: int) -> Rule:
@@ -234,15 +209,17 @@ def _tensorflow_rules(config: EncoderConfig) -> list[Rule]:
     return [Rule(rule.ours, tuple(map(old, rule.disk)), rule.operation) for rule in _bert_rules(config)]
 
 
-def _read_roberta(keys: Keys) -> EncoderConfig:
-    return _read_bert(keys, "Roberta", offset=keys.count("pad_token_id", default=1) + 1, head="gelu")
+def _read_roberta_positions(keys: Keys, facts: Facts) -> None:
+    _read_positions(keys, facts, offset=keys.count("pad_token_id", default=1) + 1)
 
 
-def _write_roberta(config: EncoderConfig) -> dict[str, Any]:
-    positions = encoder_of(config).learned_positions
-    # Positions are counted from it, whatever the tokenizer pads with.
-    pad = {} if positions is None else {"pad_token_id": positions.offset - 1}
-    return _write_bert(config, "Roberta") | pad
+def _write_roberta_positions(config: ModelConfig) -> dict[str, Any]:
+    """Positions are counted from the padding token's id, whatever the tokenizer pads with."""
+    pad = {} if config.learned_positions is None else {"pad_token_id": config.learned_positions.offset - 1}
+    return _write_positions(config) | pad
+
+
+ROBERTA_KEYS = BERT_KEYS | {"max_position_embeddings": Several(_read_roberta_positions, _write_roberta_positions)}
 
 
 def _roberta_rules(config: EncoderConfig, transformers: int = 5) -> list[Rule]:
@@ -250,36 +227,13 @@ def _roberta_rules(config: EncoderConfig, transformers: int = 5) -> list[Rule]:
     return [*encoder_rules(config, "roberta.", same(ROBERTA_NAMES), ROBERTA_HEAD, ROBERTA_CLASSIFIER), bias]
 
 
-def _read_distilbert(keys: Keys) -> EncoderConfig:
-    keys.without_effect(*WITHOUT_EFFECT)
-    keys.off("pruned_heads")
-    activation = keys.choice("activation", among=ACTIVATIONS, default="gelu")
-    encoder = _encoder(
-        "distilbert",
-        read_heads(keys, "dim", "n_heads"),
-        keys.size("n_layers"),
-        keys.size("hidden_dim"),
-        activation,
-        DISTILBERT_NORM,
-        vocab_size=keys.size("vocab_size"),
-        **_positions(keys),
-    )
-    head = HeadTransform(activation, DISTILBERT_NORM)
-    return with_head(keys, encoder, "DistilBert", head, HeadTransform("relu", None))
-
-
-def _write_distilbert(config: EncoderConfig) -> dict[str, Any]:
-    encoder = encoder_of(config)
-    layer = encoder.layers[0]
-    return write_head(config, "DistilBert") | {
-        "activation": activation_name(layer.network.activation),
-        "dim": encoder.width,
-        "hidden_dim": layer.network.width,
-        "max_position_embeddings": encoder.max_positions,
-        "n_heads": layer.attention.heads,
-        "n_layers": len(encoder.layers),
-        "vocab_size": encoder.vocab_size,
-    }
+DISTILBERT_KEYS = SHARED_KEYS | {
+    "dim": fields.WIDTH,
+    "n_heads": fields.EqualHeads("dim"),
+    "n_layers": fields.LAYERS,
+    "hidden_dim": fields.INNER,
+    "activation": fields.ACTIVATION.usually("gelu"),
+}
 
 
 def _distilbert_rules(config: EncoderConfig) -> list[Rule]:
@@ -287,32 +241,57 @@ def _distilbert_rules(config: EncoderConfig) -> list[Rule]:
     return [*encoder_rules(config, "distilbert.", same(DISTILBERT_NAMES), DISTILBERT_HEAD, DISTILBERT_CLASSIFIER), bias]
 
 
+def _encoder(
+    stem: str,
+    table: Mapping[str, Entry],
+    rules: Callable[[EncoderConfig], Sequence[Rule]],
+    *,
+    always: Facts = ALWAYS,
+    head: Activation | None = None,
+    pooler: Activation = "tanh",
+    **traits: Any,
+) -> Family[EncoderConfig]:
+    """A family of encoders; stem: of the names of its classes.
+
+    head, pooler: activations before the head of a masked language model, by default the layers' own, and before that of
+        a classifier.
+    """
+
+    def read(keys: Keys) -> EncoderConfig:
+        encoder = model_of(stem.lower(), read_facts(table, keys, always))
+        layer = encoder.layers[0]
+        masked = HeadTransform(head or layer.network.activation, layer.norm)
+        return with_head(keys, encoder, stem, masked, HeadTransform(pooler, None))
+
+    def write(config: EncoderConfig) -> dict[str, Any]:
+        return write_head(config, stem) | write_keys(table, encoder_of(config))
+
+    return Family(stem.lower(), f"{stem}ForMaskedLM", read, write, rules, **traits)
+
+
 # What pre-training alone needed: whether one sentence follows the other, and the pooler before that.
-BERT = Family(
-    "bert",
-    "BertForMaskedLM",
-    _read_bert,
-    _write_bert,
+BERT = _encoder(
+    "Bert",
+    BERT_KEYS,
     _bert_rules,
     ignored=("*embeddings.position_ids", "bert.pooler.*", "pooler.*", "cls.seq_relationship.*"),
     copies=(("cls.predictions.decoder.bias", "cls.predictions.bias"),),
     other_rules=(partial(_bert_rules, transformers=4), _tensorflow_rules),
 )
-ROBERTA = Family(
-    "roberta",
-    "RobertaForMaskedLM",
-    _read_roberta,
-    _write_roberta,
+ROBERTA = _encoder(
+    "Roberta",
+    ROBERTA_KEYS,
     _roberta_rules,
+    head="gelu",
     ignored=("*embeddings.position_ids", "roberta.pooler.*", "pooler.*"),
     copies=(("lm_head.decoder.bias", "lm_head.bias"),),
     other_rules=(partial(_roberta_rules, transformers=4),),
 )
-DISTILBERT = Family(
-    "distilbert",
-    "DistilBertForMaskedLM",
-    _read_distilbert,
-    _write_distilbert,
+DISTILBERT = _encoder(
+    "DistilBert",
+    DISTILBERT_KEYS,
     _distilbert_rules,
+    always=ALWAYS | {"norm.eps": 1e-12},  # no file says it
+    pooler="relu",
     ignored=("*embeddings.position_ids",),
 )

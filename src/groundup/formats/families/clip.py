@@ -5,16 +5,26 @@ Sources: Radford et al. 2021 (causal text, pooled where it ends; class token; so
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from groundup.formats.families.gpt import read_heads
-from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name
+from groundup.formats import fields
+from groundup.formats.config_map import (
+    OFF,
+    Facts,
+    Field,
+    layers_of,
+    model_of,
+    norm_of,
+    read_facts,
+    stack_of,
+    without_effect,
+    write_keys,
+)
+from groundup.formats.families.gpt import PLAIN, PLAIN_KEYS
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Joined, Reshaped, Rule, placed, same, with_biases
-from groundup.model.config import LearnedPositions, ModelConfig, StackConfig
-from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm
+from groundup.model.config import ModelConfig
 from groundup.model.vision_config import AttentionPool, DualEncoderConfig, PatchConfig, Projection
 
 # What a tower's keys are where a file leaves them out, as version 4 does for those that have these values.
@@ -58,7 +68,7 @@ WITHOUT_EFFECT = (
     "num_beams num_return_sequences output_scores prefix remove_invalid_values repetition_penalty "
     "return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss "
     "tie_encoder_decoder tie_word_embeddings top_k top_p torchscript typical_p use_bfloat16"
-).split()
+)
 # The number that OpenAI's models were first converted with as the one that ends a text, though it is 49,407. Where a
 # file has it, the token with the highest number stands for a text.
 MISTAKEN_END = 2
@@ -93,40 +103,56 @@ POSITION_NUMBERS = ("*.embeddings.position_ids",)
 
 
 def read_part(keys: Keys, name: str, defaults: Mapping[str, Any]) -> Keys:
-    """The keys of a tower. Raises ValueError for switches that would change what it computes."""
+    """The keys of a tower, in which nothing may be on that would change what it computes."""
     part = keys.section(name, defaults)
-    part.without_effect(*WITHOUT_EFFECT)
-    part.off("add_cross_attention", "cross_attention_hidden_size", "pruned_heads")
+    read_facts(TOWER_KEYS, part)
     return part
+
+
+def _square(place: str) -> Field:
+    return Field(place, Keys.size, ours=lambda size: (size, size), theirs=lambda size: size[0])
+
+
+# Of any tower.
+TOWER_KEYS = without_effect(WITHOUT_EFFECT) | dict.fromkeys(
+    ("add_cross_attention", "cross_attention_hidden_size", "pruned_heads"), OFF
+)
+TEXT_KEYS = PLAIN_KEYS | {"max_position_embeddings": fields.POSITIONS, "vocab_size": fields.VOCABULARY}
+IMAGE_KEYS = PLAIN_KEYS | {
+    "image_size": _square("image_size"),
+    "patch_size": _square("patch_size"),
+    "num_channels": Field("channels", Keys.size),
+}
+CLIP_IMAGE_KEYS = without_effect("projection_dim vocab_size") | IMAGE_KEYS
+SIGLIP_IMAGE_KEYS = IMAGE_KEYS | {
+    "vision_use_head": Field("pool", Keys.flag, ours=lambda on: _pool if on else None, theirs=lambda pool: bool(pool))
+}
+LAYERS = PLAIN | {"mixer.bias": fields.ALL}
+TEXT = LAYERS | {"tied_head": True, "learned_positions": fields.learned_positions()}
+IMAGE = LAYERS | {"mixer.causal": False}
 
 
 def read_clip_image(keys: Keys) -> PatchConfig:
     """CLIP's image tower, from the keys of its `vision_config`."""
-    keys.without_effect("projection_dim", "vocab_size")
-    config = _read_image(keys, patch_bias=False, class_token=True)
-    return replace(config, embedding_norm=config.final_norm)
+    always = IMAGE | {"patch_bias": False, "class_token": True, "embedding_norm": norm_of}
+    return stack_of(PatchConfig, read_facts(CLIP_IMAGE_KEYS, keys, always))
 
 
 def read_siglip_image(keys: Keys) -> PatchConfig:
     """SigLIP's image tower, from the keys of its `vision_config`."""
-    config = _read_image(keys, patch_bias=True, class_token=False)
-    layer = config.layers[0]
-    pool = AttentionPool(layer.attention, layer.network, layer.norm)
-    return replace(config, pool=pool if keys.flag("vision_use_head") else None)
+    return stack_of(PatchConfig, read_facts(SIGLIP_IMAGE_KEYS, keys, IMAGE | {"class_token": False}))
 
 
 def write_image(config: PatchConfig) -> dict[str, Any]:
     """The keys that `read_clip_image` reads, or `read_siglip_image`."""
-    kind = "clip" if config.class_token else "siglip"
-    pool = {} if config.class_token else {"vision_use_head": config.pool is not None}
-    return {
-        **_write_layers(config),
-        **pool,
-        "image_size": config.image_size[0],
-        "model_type": f"{kind}_vision_model",
-        "num_channels": config.channels,
-        "patch_size": config.patch_size[0],
-    }
+    if config.class_token:
+        return write_keys(CLIP_IMAGE_KEYS, config) | {"model_type": "clip_vision_model"}
+    return write_keys(SIGLIP_IMAGE_KEYS, config) | {"model_type": "siglip_vision_model"}
+
+
+def _pool(facts: Facts) -> AttentionPool:
+    layer = layers_of(facts)[0]
+    return AttentionPool(layer.attention, layer.network, layer.norm)
 
 
 def image_rules(config: PatchConfig) -> list[Rule]:
@@ -142,60 +168,8 @@ def image_rules(config: PatchConfig) -> list[Rule]:
     ]
 
 
-def _read_layers(keys: Keys, *, causal: bool) -> tuple[LayerSpec, ...]:
-    _, heads, head_dim = read_heads(keys, "hidden_size", "num_attention_heads")
-    activation = keys.choice("hidden_act", among=ACTIVATIONS)
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, bias=ALL, causal=causal),
-        FeedForward(keys.size("intermediate_size"), activation, gated=False, bias=True),
-        Norm("layer", keys.positive("layer_norm_eps"), bias=True),
-    )
-    return (layer,) * keys.size("num_hidden_layers")
-
-
-def _read_image(keys: Keys, *, patch_bias: bool, class_token: bool) -> PatchConfig:
-    layers = _read_layers(keys, causal=False)
-    return PatchConfig(
-        width=keys.size("hidden_size"),
-        layers=layers,
-        final_norm=layers[0].norm,
-        image_size=(keys.size("image_size"),) * 2,
-        patch_size=(keys.size("patch_size"),) * 2,
-        channels=keys.size("num_channels"),
-        patch_bias=patch_bias,
-        class_token=class_token,
-    )
-
-
-def _read_text(keys: Keys, family: str, *, causal: bool) -> ModelConfig:
-    layers, positions = _read_layers(keys, causal=causal), keys.size("max_position_embeddings")
-    return ModelConfig(
-        family=family,
-        vocab_size=keys.size("vocab_size"),
-        width=keys.size("hidden_size"),
-        layers=layers,
-        final_norm=layers[0].norm,
-        tied_head=True,
-        max_positions=positions,
-        learned_positions=LearnedPositions(positions),
-    )
-
-
-def _write_layers(config: StackConfig) -> dict[str, Any]:
-    layer = config.layers[0]
-    return {
-        "hidden_act": activation_name(layer.network.activation),
-        "hidden_size": config.width,
-        "intermediate_size": layer.network.width,
-        "layer_norm_eps": layer.norm.eps,
-        "num_attention_heads": layer.attention.heads,
-        "num_hidden_layers": len(config.layers),
-    }
-
-
 def _write_text(config: ModelConfig, kind: str) -> dict[str, Any]:
-    sizes = {"max_position_embeddings": config.max_positions, "vocab_size": config.vocab_size}
-    return _write_layers(config) | sizes | {"model_type": kind}
+    return write_keys(TEXT_KEYS, config) | {"model_type": kind}
 
 
 def _rules(config: DualEncoderConfig) -> list[Rule]:
@@ -223,7 +197,7 @@ def _read_clip(keys: Keys) -> DualEncoderConfig:
     end, projection = text.count("eos_token_id"), Projection(keys.size("projection_dim", default=512))
     return DualEncoderConfig(
         family="clip",
-        text=_read_text(text, "clip", causal=True),
+        text=model_of("clip", read_facts(TEXT_KEYS, text, TEXT)),
         image=read_clip_image(image),
         text_pooling="highest" if end == MISTAKEN_END else "end",
         end_token=None if end == MISTAKEN_END else end,
@@ -256,7 +230,7 @@ def _siglip_rules(config: DualEncoderConfig) -> Sequence[Rule]:
 def _read_siglip(keys: Keys) -> DualEncoderConfig:
     keys.without_effect("initializer_factor")
     text_keys = read_part(keys, "text_config", SIGLIP_TEXT)
-    text = _read_text(text_keys, "siglip", causal=False)
+    text = model_of("siglip", read_facts(TEXT_KEYS, text_keys, TEXT | {"mixer.causal": False}))
     return DualEncoderConfig(
         family="siglip",
         text=text,

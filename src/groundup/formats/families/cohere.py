@@ -5,97 +5,55 @@ pairs, SwiGLU, a tied head whose logits are scaled. Command R+ norms each query 
 Cohere 2 has windows in three of four layers and no positions in the fourth.
 """
 
-from dataclasses import replace
-from typing import Any
-
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, PerLayer, Several, fixed, without_effect
 from groundup.formats.families import llama
-from groundup.formats.family import Family
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
-from groundup.model.config import ModelConfig
-from groundup.model.specs import QueryKeyNorm
 
-
-def read_parallel(
-    keys: Keys, family: str, *, logit_scale: float, eps: float = 1e-5, theta: float = 10_000.0, positions: int = 8192
-) -> ModelConfig:
-    """A model of parallel, gated layers without biases, with rotary positions in neighbouring pairs and a tied head.
-
-    The arguments are what a family's own defaults are where a file does not say.
-    """
-    config = llama.read_base(
-        keys,
-        family,
-        norm="layer",
-        eps=("layer_norm_eps", eps),
-        theta=theta,
-        positions=positions,
-        tied=True,
-    )
-    layer = config.layers[0]
-    assert layer.attention.rope is not None
-    mixer = replace(layer.attention, rope=replace(layer.attention.rope, interleaved=True))
-    layer = replace(layer, mixer=mixer, placement="parallel")
-    return replace(
-        config,
-        layers=(layer,) * len(config.layers),
-        logit_scale=keys.positive("logit_scale", default=logit_scale),
-    )
-
-
-def write_parallel(config: ModelConfig) -> dict[str, Any]:
-    """The keys that `read_parallel` reads."""
-    return llama.write_base(config) | {
-        "layer_norm_eps": config.layers[0].norm.eps,
-        "logit_scale": config.logit_scale,
+# Parallel, gated layers without biases, rotary positions in neighbouring pairs, a tied head with scaled logits.
+PARALLEL_KEYS = llama.SHAPE | {
+    "layer_norm_eps": fields.EPS.usually(1e-5),
+    "max_position_embeddings": fields.POSITIONS.usually(8192),
+    "tie_word_embeddings": fields.TIED.usually(True),
+    "rope_theta": fields.Rotary(interleaved=True),
+    "logit_scale": fields.LOGIT_SCALE.usually(0.0625),
+}
+PARALLEL = llama.GATED | {"norm.kind": "layer", "layer.placement": "parallel"}
+COHERE_KEYS = (
+    PARALLEL_KEYS
+    | llama.ATTENTION_BIAS
+    | without_effect("model_max_length")
+    | {
+        "rope_theta": fields.Rotary(500_000.0, interleaved=True),
+        "use_qk_norm": fields.query_key_norm(over="each_head").usually(False),
     }
+)
 
 
-def _read(keys: Keys, family: str, theta: float) -> ModelConfig:
-    keys.without_effect("model_max_length")
-    config = read_parallel(keys, family, logit_scale=0.0625, theta=theta)
-    return llama.with_mixers(config, bias=llama.ALL if keys.flag("attention_bias", default=False) else ())
-
-
-def _read_cohere(keys: Keys) -> ModelConfig:
-    config = _read(keys, "cohere", theta=500_000.0)
-    if not keys.flag("use_qk_norm", default=False):
-        return config
-    return llama.with_mixers(config, query_key_norm=QueryKeyNorm(config.layers[0].norm, over="each_head"))
-
-
-def _write_cohere(config: ModelConfig) -> dict[str, Any]:
-    mixer = config.layers[0].attention
-    return write_parallel(config) | {
-        "attention_bias": bool(mixer.bias),
-        "use_qk_norm": mixer.query_key_norm is not None,
-    }
-
-
-def _read_cohere2(keys: Keys) -> ModelConfig:
-    config = _read(keys, "cohere2", theta=10_000.0)
-    pattern = keys.size("sliding_window_pattern", default=4)
-    keys.without_effect("cache_implementation", "use_parallel_embedding")
+def _read_layers(keys: Keys, facts: Facts) -> None:
+    """Layers that see everything have no positions."""
     # Written by Cohere's own code, never other than this.
-    keys.fixed(order_of_interleaved_layers="local_attn_first", layer_switch=pattern)
-    keys.fixed(position_embedding_type="rope_gptj", rotary_pct=1.0, use_qk_norm=False)
-    keys.fixed(use_parallel_block=True, use_gated_activation=True, use_embedding_sharing=config.tied_head)
-    kinds = keys.texts("layer_types") or [
-        "sliding_attention" if (index + 1) % pattern else "full_attention" for index in range(len(config.layers))
-    ]
-    config = llama.with_windows(config, keys.optional_size("sliding_window", default=4096), kinds)
-    layers = (
-        one if one.attention.window is not None else replace(one, mixer=replace(one.attention, rope=None))
-        for one in config.layers
-    )
-    return replace(config, layers=tuple(layers))
+    keys.fixed(layer_switch=keys.size("sliding_window_pattern", default=4), use_embedding_sharing=facts["tied_head"])
+    rope, windows = facts["mixer.rope"], facts["mixer.window"].values
+    facts["mixer.rope"] = PerLayer(tuple(None if window is None else rope for window in windows))
 
 
-def _write_cohere2(config: ModelConfig) -> dict[str, Any]:
-    windows = llama.write_windows(config)
-    # `transformers` wants a number even where no layer uses it.
-    windows["sliding_window"] = windows["sliding_window"] or config.max_positions
-    return write_parallel(config) | windows | {"attention_bias": bool(config.layers[0].attention.bias)}
+COHERE2_KEYS = (
+    PARALLEL_KEYS
+    | llama.ATTENTION_BIAS
+    | without_effect("model_max_length cache_implementation use_parallel_embedding")
+    | {
+        "sliding_window": fields.Windows(4096, period=4, period_key="sliding_window_pattern"),
+        "layer_switch": Several(_read_layers),
+        "order_of_interleaved_layers": fixed("local_attn_first"),
+        "position_embedding_type": fixed("rope_gptj"),
+        "rotary_pct": fixed(1.0),
+        "use_gated_activation": fixed(True),
+        "use_parallel_block": fixed(True),
+        "use_qk_norm": fixed(False),
+    }
+)
 
-
-COHERE = Family("cohere", "CohereForCausalLM", _read_cohere, _write_cohere, llama.rules)
-COHERE2 = Family("cohere2", "Cohere2ForCausalLM", _read_cohere2, _write_cohere2, llama.rules)
+COHERE = mapped("cohere", "CohereForCausalLM", COHERE_KEYS, llama.rules, always=PARALLEL)
+COHERE2 = mapped("cohere2", "Cohere2ForCausalLM", COHERE2_KEYS, llama.rules, always=PARALLEL)

@@ -1,16 +1,18 @@
 """DeepSeek-V3 (2024): latent attention, experts chosen in groups by corrected sigmoid scores, first layers dense."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Field, Several, experts_of, fixed, without_effect
 from groundup.formats.families import llama
-from groundup.formats.families.mixtral import BLOCK, MATRICES, expert_rules, experts_of, with_experts
-from groundup.formats.family import Family
+from groundup.formats.families.mixtral import BLOCK, MATRICES, expert_rules
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
+from groundup.formats.rope_keys import write_rope
 from groundup.formats.rules import Rule, same, with_biases
 from groundup.model.config import ModelConfig
-from groundup.model.specs import Attention, Experts, FeedForward, LatentAttention, LayerSpec, Norm, Router
+from groundup.model.specs import LatentAttention, LayerSpec, Norm
 
 # Of what passes through the ranks; `rms_norm_eps` is for the other norms only.
 LATENT_NORM = Norm("rms", 1e-6)
@@ -30,63 +32,73 @@ def rules(config: ModelConfig) -> Sequence[Rule]:
     """LLaMA's names for what is like LLaMA, and those of latent attention and experts."""
     query = "q_proj" if _latent(config.layers[0]).query_rank is None else "q_b_proj"
     names = llama.NAMES | NAMES | {"layers.*.mixer.query.weight": f"model.layers.*.self_attn.{query}.weight"}
-    if not any(isinstance(layer.feed_forward, Experts) for layer in config.layers):
-        return with_biases(same(names))
     correction = same({f"{BLOCK}correction": "model.layers.*.mlp.gate.e_score_correction_bias"})
     return [*with_biases(same(names)), *correction, *expert_rules(config, "model.layers.*.mlp.", MATRICES)]
 
 
-def read(keys: Keys) -> ModelConfig:
-    """The configuration of a folder."""
-    keys.without_effect("qk_head_dim", "ep_size", "aux_loss_alpha", "seq_aux", "num_mtp_layers")
-    keys.without_effect("num_nextn_predict_layers")  # they only speculate; what a model says they do not change
-    keys.fixed(scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
-    config = llama.read_base(keys, "deepseek_v3", positions=4096, kv_heads=128)
-    plain = config.layers[0].attention
-    if plain.kv_heads != plain.heads:
-        raise ValueError(f"`num_key_value_heads` ({plain.kv_heads}) must be the number of heads ({plain.heads})")
-    layer = replace(config.layers[0], mixer=_read_latent(keys, plain))
-    config = replace(config, layers=(layer,) * len(config.layers))
-    dense = keys.count("first_k_dense_replace", default=3)
-    experts = _read_experts(keys, config.layers[0].network)
-    return with_experts(config, experts, [index >= dense for index in range(len(config.layers))])
+def _read_latent(keys: Keys, facts: Facts) -> None:
+    """The heads, and their rotary positions; with YaRN scores may grow too."""
+    heads, kv_heads = facts["mixer.heads"], facts["mixer.kv_heads"]
+    if kv_heads != heads:
+        raise ValueError(f"`num_key_value_heads` ({kv_heads}) must be the number of heads ({heads})")
+    fields.Rotary(interleaved=keys.flag("rope_interleave", default=True)).read("rope_theta", keys, facts)
+    rope = facts["mixer.rope"]
+    table = keys.table("rope_parameters") or keys.table("rope_scaling")
+    if table is not None and rope.scaling is not None:
+        facts["latent.yarn_mscale"] = table.optional_positive("mscale_all_dim") or 0.0
+    facts |= {"latent.heads": heads, "latent.rope": rope}
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json."""
-    latent, layer = _latent(config.layers[0]), config.layers[0]
-    stand_in = Attention(latent.heads, latent.heads, latent.rotated_dim, rope=latent.rope)
-    dense = sum(not isinstance(one.feed_forward, Experts) for one in config.layers)
-    keys = llama.write_base(replace(config, layers=tuple(replace(one, mixer=stand_in) for one in config.layers)))
+def _write_latent(config: ModelConfig) -> dict[str, Any]:
+    latent = _latent(config.layers[0])
+    written = write_rope(latent.rope, latent.head_dim)
     if latent.yarn_mscale:
-        keys["rope_scaling"]["mscale_all_dim"] = latent.yarn_mscale
-    keys |= {
-        "attention_bias": latent.bias,
-        "first_k_dense_replace": dense,
-        "kv_lora_rank": latent.latent_rank,
-        "q_lora_rank": latent.query_rank,
-        "qk_nope_head_dim": latent.plain_dim,
-        "qk_rope_head_dim": latent.rotated_dim,
-        "rms_norm_eps": layer.norm.eps,
-        "rope_interleave": latent.rope.interleaved,
-        "v_head_dim": latent.value_dim,
-    }
-    if dense == len(config.layers):
-        return keys
-    experts, router = experts_of(config), experts_of(config).router
-    assert experts.shared is not None
-    dense_width = next((one.network.width for one in config.layers if not isinstance(one.feed_forward, Experts)), None)
-    return keys | {
-        "intermediate_size": dense_width or experts.expert.width,
-        "moe_intermediate_size": experts.expert.width,
-        "n_group": router.groups,
-        "n_routed_experts": router.experts,
-        "n_shared_experts": experts.shared.width // experts.expert.width,
-        "norm_topk_prob": router.normalised,
-        "num_experts_per_tok": router.chosen,
-        "routed_scaling_factor": router.scale,
-        "topk_group": router.chosen_groups,
-    }
+        written["rope_scaling"]["mscale_all_dim"] = latent.yarn_mscale
+    return written | {"rope_interleave": latent.rope.interleaved}
+
+
+def _read_shared(keys: Keys, facts: Facts) -> None:
+    facts["shared.width"] = facts["expert.width"] * keys.size("n_shared_experts", default=1)
+
+
+def _write_shared(config: ModelConfig) -> dict[str, Any]:
+    experts = experts_of(config)
+    if experts is None or experts.shared is None:
+        return {}
+    return {"n_shared_experts": experts.shared.width // experts.expert.width}
+
+
+KEYS = llama.KEYS | {
+    **without_effect("qk_head_dim ep_size aux_loss_alpha seq_aux num_mtp_layers"),
+    **without_effect("num_nextn_predict_layers"),  # they only speculate; what a model says they do not change
+    "scoring_func": fixed("sigmoid"),
+    "topk_method": fixed("noaux_tc"),
+    "moe_layer_freq": fixed(1),
+    "num_key_value_heads": fields.KV_HEADS.usually(128),
+    "max_position_embeddings": fields.POSITIONS.usually(4096),
+    "rope_theta": Several(_read_latent, _write_latent),
+    "attention_bias": Field("latent.bias", Keys.flag, default=False),
+    "q_lora_rank": Field("latent.query_rank", Keys.optional_size, default=1536),
+    "kv_lora_rank": Field("latent.latent_rank", Keys.size, default=512),
+    "qk_nope_head_dim": Field("latent.plain_dim", Keys.size, default=128),
+    "qk_rope_head_dim": Field("latent.rotated_dim", Keys.size, default=64),
+    "v_head_dim": Field("latent.value_dim", Keys.size, default=128),
+    "first_k_dense_replace": fields.DenseFirst(3),
+    "moe_intermediate_size": fields.EXPERT_WIDTH.usually(2048),
+    "n_shared_experts": Several(_read_shared, _write_shared),
+    "n_routed_experts": fields.EXPERTS.also("num_local_experts").usually(256),
+    "num_experts_per_tok": fields.CHOSEN.usually(8),
+    "norm_topk_prob": fields.NORMALISED.usually(True),
+    "n_group": Field("router.groups", Keys.size, default=8),
+    "topk_group": Field("router.chosen_groups", Keys.size, default=4),
+    "routed_scaling_factor": fields.ROUTER_SCALE.usually(2.5),
+}
+ALWAYS = llama.GATED | {
+    "layer.mixer": "latent",
+    "latent.norm": LATENT_NORM,
+    "router.score": "sigmoid",
+    "router.correction": True,
+}
 
 
 def _latent(layer: LayerSpec) -> LatentAttention:
@@ -94,46 +106,12 @@ def _latent(layer: LayerSpec) -> LatentAttention:
     return layer.mixer
 
 
-def _read_latent(keys: Keys, plain: Attention) -> LatentAttention:
-    assert plain.rope is not None
-    table = keys.table("rope_parameters") or keys.table("rope_scaling")
-    stretched = table is not None and plain.rope.scaling is not None
-    return LatentAttention(
-        plain.heads,
-        keys.optional_size("q_lora_rank", default=1536),
-        keys.size("kv_lora_rank", default=512),
-        keys.size("qk_nope_head_dim", default=128),
-        keys.size("qk_rope_head_dim", default=64),
-        keys.size("v_head_dim", default=128),
-        replace(plain.rope, interleaved=keys.flag("rope_interleave", default=True)),
-        LATENT_NORM,
-        bias=keys.flag("attention_bias", default=False),
-        yarn_mscale=(table.optional_positive("mscale_all_dim") or 0.0) if stretched and table is not None else 0.0,
-    )
-
-
-def _read_experts(keys: Keys, dense: FeedForward) -> Experts:
-    width = keys.size("moe_intermediate_size", default=2048)
-    router = Router(
-        keys.size("n_routed_experts", "num_local_experts", default=256),
-        keys.size("num_experts_per_tok", default=8),
-        score="sigmoid",
-        normalised=keys.flag("norm_topk_prob", default=True),
-        correction=True,
-        groups=keys.size("n_group", default=8),
-        chosen_groups=keys.size("topk_group", default=4),
-        scale=keys.positive("routed_scaling_factor", default=2.5),
-    )
-    shared = replace(dense, width=width * keys.size("n_shared_experts", default=1))
-    return Experts(replace(dense, width=width), router, shared)
-
-
-DEEPSEEK_V3 = Family(
+DEEPSEEK_V3 = mapped(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
-    read,
-    write,
+    KEYS,
     rules,
+    always=ALWAYS,
     # The published model's layer for speculation; transformers passes over it likewise.
-    ("model.layers.61.*",),
+    ignored=("model.layers.61.*",),
 )

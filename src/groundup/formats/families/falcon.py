@@ -8,15 +8,14 @@ other, all heads their own, biases, and distances instead of rotary positions (P
 from collections.abc import Sequence
 from typing import Any
 
-from groundup.formats.families.gpt import read_heads
+from groundup.formats import fields
+from groundup.formats.config_map import ConfigMap, Facts, Several, fixed, without_effect
 from groundup.formats.families.gpt_neox import joined_by_head
-from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name
-from groundup.formats.family import Family
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
-from groundup.formats.rope_keys import read_rope, write_rope
 from groundup.formats.rules import Rule, same, with_biases
 from groundup.model.config import ModelConfig
-from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm, Placement
+from groundup.model.specs import Placement
 
 NAMES = {
     "embedding.weight": "transformer.word_embeddings.weight",
@@ -44,70 +43,24 @@ def rules(config: ModelConfig) -> Sequence[Rule]:
     return with_biases([*same(NAMES | norms), fused])
 
 
-def read(keys: Keys) -> ModelConfig:
-    """The configuration of a folder."""
-    keys.without_effect("attention_dropout", "ff_factor", "hidden_dropout")
-    keys.fixed(apply_residual_connection_post_layernorm=False)
-    width, heads, head_dim = read_heads(keys, "hidden_size", "num_attention_heads")
-    placement, kv_heads = _read_shape(keys, heads)
-    positions = keys.size("max_position_embeddings", default=2048)
-    rope = read_rope(keys, head_dim, positions)
-    if rope.dims is not None:
+def _read_positions(keys: Keys, facts: Facts) -> None:
+    """Rotary ones, or distances."""
+    fields.Rotary(fraction=1.0).read("rope_theta", keys, facts)
+    if facts["mixer.rope"].dims is not None:
         raise ValueError("`partial_rotary_factor` must be 1: all dimensions of a head are rotated")
-    far = keys.flag("alibi", default=False)
-    bias = keys.flag("bias", default=False)
-    norm = Norm("layer", keys.positive("layer_norm_epsilon", default=1e-5), bias=True)
-    mixer = Attention(
-        heads,
-        kv_heads,
-        head_dim,
-        rope=None if far else rope,
-        bias=ALL if bias else (),
+    if keys.flag("alibi", default=False):
         # The distances are added to the scores before these are scaled.
-        alibi=head_dim**-0.5 if far else None,
-    )
-    activation = keys.choice("activation", among=ACTIVATIONS, default="gelu")
-    inner = keys.optional_size("ffn_hidden_size") or 4 * width
-    layer = LayerSpec(mixer, FeedForward(inner, activation, gated=False, bias=bias), norm, placement)
-    return ModelConfig(
-        family="falcon",
-        vocab_size=keys.size("vocab_size"),
-        width=width,
-        layers=(layer,) * keys.size("num_hidden_layers"),
-        final_norm=norm,
-        tied_head=keys.flag("tie_word_embeddings", default=True),
-        max_positions=positions,
-    )
+        facts |= {"mixer.rope": None, "mixer.alibi": facts["mixer.head_dim"] ** -0.5}
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json."""
-    layer = config.layers[0]
-    mixer = layer.attention
-    grouped = layer.placement == "parallel_two_norms" or mixer.kv_heads not in (1, mixer.heads)
-    return {
-        "activation": activation_name(layer.network.activation),
-        "alibi": mixer.alibi is not None,
-        "bias": layer.network.bias,
-        "ffn_hidden_size": layer.network.width,
-        "hidden_size": config.width,
-        "layer_norm_epsilon": layer.norm.eps,
-        "max_position_embeddings": config.max_positions,
-        "multi_query": mixer.kv_heads == 1,
-        "new_decoder_architecture": grouped,
-        "num_attention_heads": mixer.heads,
-        "num_hidden_layers": len(config.layers),
-        "num_kv_heads": mixer.kv_heads,
-        "num_ln_in_parallel_attn": 2 if layer.placement == "parallel_two_norms" else 1,
-        "parallel_attn": layer.placement != "pre",
-        "tie_word_embeddings": config.tied_head,
-        "vocab_size": config.vocab_size,
-        **({} if mixer.rope is None else write_rope(mixer.rope, mixer.head_dim)),
-    }
+def _write_positions(config: ModelConfig) -> dict[str, Any]:
+    far = config.layers[0].attention.alibi is not None
+    return {"alibi": far} | fields.Rotary().write("rope_theta", config)
 
 
-def _read_shape(keys: Keys, heads: int) -> tuple[Placement, int]:
+def _read_shape(keys: Keys, facts: Facts) -> None:
     """Where the norms stand, and how many key-value heads there are."""
+    heads = facts["mixer.heads"]
     grouped = keys.flag("new_decoder_architecture", default=False)
     parallel = keys.flag("parallel_attn", default=True)
     one_kv_head = keys.flag("multi_query", default=True)
@@ -117,18 +70,50 @@ def _read_shape(keys: Keys, heads: int) -> tuple[Placement, int]:
         raise ValueError("`parallel_attn` must be true where `new_decoder_architecture` is")
     if parallel and norms not in ((1, 2) if grouped else (1,)):
         raise ValueError(f"`num_ln_in_parallel_attn` cannot be {norms} in a model of this architecture")
-    if grouped:
-        return ("parallel" if norms == 1 else "parallel_two_norms"), kv_heads
-    if not one_kv_head and kv_heads != heads:
+    if not grouped and not one_kv_head and kv_heads != heads:
         raise ValueError(f"`num_kv_heads` must be {heads}, one for each head, not {kv_heads}")
-    return ("parallel" if parallel else "pre"), 1 if one_kv_head else heads
+    facts["mixer.kv_heads"] = 1 if one_kv_head and not grouped else kv_heads
+    side_by_side: Placement = "parallel" if norms == 1 else "parallel_two_norms"
+    facts["layer.placement"] = side_by_side if parallel else "pre"
 
 
-FALCON = Family(
+def _write_shape(config: ModelConfig) -> dict[str, Any]:
+    layer, mixer = config.layers[0], config.layers[0].attention
+    two_norms = layer.placement == "parallel_two_norms"
+    return {
+        "multi_query": mixer.kv_heads == 1,
+        "new_decoder_architecture": two_norms or mixer.kv_heads not in (1, mixer.heads),
+        "num_kv_heads": mixer.kv_heads,
+        "num_ln_in_parallel_attn": 2 if two_norms else 1,
+        "parallel_attn": layer.placement != "pre",
+    }
+
+
+KEYS: ConfigMap = {
+    **without_effect("attention_dropout ff_factor hidden_dropout"),
+    "apply_residual_connection_post_layernorm": fixed(False),
+    "hidden_size": fields.WIDTH,
+    "num_attention_heads": fields.EqualHeads("hidden_size"),
+    "num_hidden_layers": fields.LAYERS,
+    "new_decoder_architecture": Several(_read_shape, _write_shape),
+    "max_position_embeddings": fields.POSITIONS.usually(2048),
+    "alibi": Several(_read_positions, _write_positions),
+    "bias": fields.AllBiases(False),
+    "layer_norm_epsilon": fields.EPS.usually(1e-5),
+    "activation": fields.ACTIVATION.usually("gelu"),
+    "ffn_hidden_size": fields.WIDER,
+    "vocab_size": fields.VOCABULARY,
+    "tie_word_embeddings": fields.TIED.usually(True),
+}
+
+
+FALCON = mapped(
     "falcon",
     "FalconForCausalLM",
-    read,
-    write,
+    KEYS,
     rules,
-    tuple(f"transformer.h.*.self_attention.{name}.inv_freq" for name in ("rotary", "maybe_rotary", "rotary_emb")),
+    always={"norm.kind": "layer", "norm.bias": True, "feed_forward.gated": False},
+    ignored=tuple(
+        f"transformer.h.*.self_attention.{name}.inv_freq" for name in ("rotary", "maybe_rotary", "rotary_emb")
+    ),
 )

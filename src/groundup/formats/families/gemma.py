@@ -7,17 +7,13 @@ have a window, and a base of their own for the rotation. Sources: Gemma team 202
 """
 
 from dataclasses import replace
-from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import OFF, Field, fixed, without_effect
 from groundup.formats.families import llama
-from groundup.formats.families.llama import with_layers, with_mixers, with_ropes, with_windows
-from groundup.formats.family import Family
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
-from groundup.formats.rope_keys import read_ropes
-from groundup.formats.rules import Rule, same, with_biases
-from groundup.model.config import ModelConfig
-from groundup.model.rotary import Rope
-from groundup.model.specs import QueryKeyNorm
+from groundup.formats.rules import named
 
 SANDWICH_NAMES = llama.NAMES | {
     "layers.*.mixer_output_norm.weight": "model.layers.*.post_attention_layernorm.weight",
@@ -28,105 +24,52 @@ SANDWICH_NAMES = llama.NAMES | {
 THETAS = {"full_attention": ("rope_theta", 1_000_000.0), "sliding_attention": ("rope_local_base_freq", 10_000.0)}
 
 
-def _sandwich_rules(config: ModelConfig) -> list[Rule]:
-    return with_biases(same(SANDWICH_NAMES))
-
-
-def _read_any(
-    keys: Keys, family: str, activation_key: str, *, kv_heads: int, positions: int = 8192, rope: Rope | None = None
-) -> ModelConfig:
-    """What the three have in common; kv_heads, positions: defaults."""
-    # Published files give the activation under two keys, and the window too; each reader takes the one that counts.
-    keys.without_effect("cache_implementation", "hidden_act", "hidden_activation", "sliding_window_size")
-    keys.off("use_bidirectional_attention")
-    config = llama.read_base(
-        keys,
-        family,
-        norm="rms_plus_one",
-        activation="gelu_pytorch_tanh",
-        activation_key=activation_key,
-        positions=positions,
-        head_dim=256,
-        tied=True,
-        rope=rope,
-    )
-    bias = llama.ALL if keys.flag("attention_bias", default=False) else ()
-    config = with_mixers(config, bias=bias, kv_heads=keys.size("num_key_value_heads", default=kv_heads))
-    return replace(config, embedding_scale=config.width**0.5)
-
-
-def _write_any(config: ModelConfig, activation_key: str) -> dict[str, Any]:
-    layer = config.layers[0]
-    return llama.write_base(config, activation_key) | {
-        "attention_bias": bool(layer.attention.bias),
-        "rms_norm_eps": layer.norm.eps,
+# Published files give the activation under two keys, and the window too; each map takes the one that counts.
+SHAPE = (
+    llama.KEYS
+    | llama.ATTENTION_BIAS
+    | without_effect("cache_implementation hidden_act hidden_activation sliding_window_size")
+    | {
+        "use_bidirectional_attention": OFF,
+        "head_dim": fields.HEAD_DIM.usually(256),
+        "num_key_value_heads": fields.SAID_KV_HEADS.usually(4),
+        "max_position_embeddings": fields.POSITIONS.usually(8192),
+        "tie_word_embeddings": fields.TIED.usually(True),
     }
+)
+# The first files say `gelu`, and mean the approximation.
+GEMMA_KEYS = SHAPE | {
+    "hidden_act": replace(
+        fields.ACTIVATION.usually("gelu_pytorch_tanh"), ours=lambda one: "gelu_tanh" if one == "gelu" else one
+    ),
+    "num_key_value_heads": fields.SAID_KV_HEADS.usually(16),
+}
+SANDWICH_KEYS = SHAPE | {
+    "hidden_activation": fields.ACTIVATION.usually("gelu_pytorch_tanh"),
+    "sliding_window": fields.Windows(4096, period=2),
+    "query_pre_attn_scalar": Field(
+        "mixer.scale", Keys.size, default=256, ours=lambda size: size**-0.5, theirs=lambda scale: round(scale**-2)
+    ),
+    "final_logit_softcapping": fields.LOGIT_SOFTCAP.usually(30.0),
+}
+GEMMA2_KEYS = SANDWICH_KEYS | {"attn_logit_softcapping": fields.SOFTCAP.usually(50.0)}
+GEMMA3_KEYS = SANDWICH_KEYS | {
+    **without_effect("_sliding_window_pattern"),  # beside the `layer_types` that were made from it
+    "attn_logit_softcapping": fixed(None),
+    "max_position_embeddings": fields.POSITIONS.usually(131_072),
+    "sliding_window": fields.Windows(4096, period=6, period_key="sliding_window_pattern"),
+    "rope_theta": fields.RotaryByKind(THETAS),
+    "final_logit_softcapping": fields.LOGIT_SOFTCAP.usually(None),
+}
+PLUS_ONE = llama.GATED | {"norm.kind": "rms_plus_one", "embedding_scale": lambda facts: facts["width"] ** 0.5}
+SANDWICH = PLUS_ONE | {"layer.placement": "sandwich"}
 
-
-def _read_gemma(keys: Keys) -> ModelConfig:
-    config = _read_any(keys, "gemma", "hidden_act", kv_heads=16)
-    feed_forward = config.layers[0].network
-    if feed_forward.activation == "gelu":  # so say the first files, and mean the approximation
-        return with_layers(config, feed_forward=replace(feed_forward, activation="gelu_tanh"))
-    return config
-
-
-def _write_gemma(config: ModelConfig) -> dict[str, Any]:
-    return _write_any(config, "hidden_act")
-
-
-def _read_sandwich(keys: Keys, config: ModelConfig, pattern: int) -> tuple[ModelConfig, list[str]]:
-    """What Gemma 2 and 3 add, and the kind of each layer: of `pattern` layers the last has no window."""
-    kinds = keys.texts("layer_types") or [
-        "sliding_attention" if (index + 1) % pattern else "full_attention" for index in range(len(config.layers))
-    ]
-    config = with_windows(config, keys.optional_size("sliding_window", default=4096), kinds)
-    config = with_mixers(config, scale=keys.size("query_pre_attn_scalar", default=256) ** -0.5)
-    return with_layers(config, placement="sandwich"), kinds
-
-
-def _write_sandwich(config: ModelConfig) -> dict[str, Any]:
-    scale, windows = config.layers[0].attention.scale, llama.write_windows(config)
-    assert scale is not None
-    # `transformers` wants a number even where no layer uses it.
-    windows["sliding_window"] = windows["sliding_window"] or config.max_positions
-    return {
-        **_write_any(config, "hidden_activation"),
-        **windows,
-        "final_logit_softcapping": config.logit_softcap,
-        "query_pre_attn_scalar": round(scale**-2),
-    }
-
-
-def _read_gemma2(keys: Keys) -> ModelConfig:
-    config, _ = _read_sandwich(keys, _read_any(keys, "gemma2", "hidden_activation", kv_heads=4), pattern=2)
-    return replace(
-        with_mixers(config, softcap=keys.optional_positive("attn_logit_softcapping", default=50.0)),
-        logit_softcap=keys.optional_positive("final_logit_softcapping", default=30.0),
-    )
-
-
-def _write_gemma2(config: ModelConfig) -> dict[str, Any]:
-    return _write_sandwich(config) | {"attn_logit_softcapping": config.layers[0].attention.softcap}
-
-
-def _read_gemma3(keys: Keys) -> ModelConfig:
-    keys.fixed(attn_logit_softcapping=None)
-    keys.without_effect("_sliding_window_pattern")  # beside the `layer_types` that were made from it
-    positions = keys.size("max_position_embeddings", default=131_072)
-    ropes = read_ropes(keys, keys.size("head_dim", default=256), positions, THETAS)
-    config = _read_any(
-        keys, "gemma3_text", "hidden_activation", kv_heads=4, positions=positions, rope=ropes["full_attention"]
-    )
-    config, kinds = _read_sandwich(keys, config, pattern=keys.size("sliding_window_pattern", default=6))
-    config = with_mixers(with_ropes(config, ropes, kinds), query_key_norm=QueryKeyNorm(config.layers[0].norm))
-    return replace(config, logit_softcap=keys.optional_positive("final_logit_softcapping"))
-
-
-def _write_gemma3(config: ModelConfig) -> dict[str, Any]:
-    return _write_sandwich(config) | llama.write_ropes_by_kind(config, THETAS)
-
-
-GEMMA = Family("gemma", "GemmaForCausalLM", _read_gemma, _write_gemma, llama.rules)
-GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", _read_gemma2, _write_gemma2, _sandwich_rules)
-GEMMA3 = Family("gemma3_text", "Gemma3ForCausalLM", _read_gemma3, _write_gemma3, _sandwich_rules)
+GEMMA = mapped("gemma", "GemmaForCausalLM", GEMMA_KEYS, llama.rules, always=PLUS_ONE)
+GEMMA2 = mapped("gemma2", "Gemma2ForCausalLM", GEMMA2_KEYS, named(SANDWICH_NAMES), always=SANDWICH)
+GEMMA3 = mapped(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    GEMMA3_KEYS,
+    named(SANDWICH_NAMES),
+    always=SANDWICH | {"mixer.query_key_norm": fields.normed_heads()},
+)

@@ -6,15 +6,14 @@ folder is laid out as one for groundup alone, with GPT-2's names and the keys wi
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name, with_windows, write_windows
-from groundup.formats.family import Family
+from groundup.formats import fields
+from groundup.formats.config_map import ConfigMap, Facts, PerLayer, Several, fixed, without_effect
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Joined, Rule, same, with_biases, without_prefix
-from groundup.model.config import LearnedPositions, ModelConfig
-from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm
+from groundup.model.config import ModelConfig
 
 GPT2_NAMES = {
     "embedding.weight": "transformer.wte.weight",
@@ -34,7 +33,7 @@ GPT2_TRANSPOSED = {
 GPT2_WITHOUT_EFFECT = (
     "attn_pdrop embd_pdrop n_ctx reorder_and_upcast_attn resid_pdrop summary_activation summary_first_dropout "
     "summary_proj_to_labels summary_type summary_use_proj task_specific_params"
-).split()
+)
 
 OPT_NAMES = {
     "embedding.weight": "model.decoder.embed_tokens.weight",
@@ -57,17 +56,6 @@ OPT_NORMS = {
 OPT_OFFSET = 2
 
 
-def read_heads(keys: Keys, width: str, heads: str) -> tuple[int, int, int]:
-    """The model's width, its heads, and what each head has of the width, by the names of the two keys.
-
-    Raises ValueError if the heads do not divide the width.
-    """
-    size, count = keys.size(width), keys.size(heads)
-    if size % count:
-        raise ValueError(f"`{width}` ({size}) must be a multiple of `{heads}` ({count})")
-    return size, count, size // count
-
-
 def gpt2_rules(config: ModelConfig) -> list[Rule]:
     """GPT-2's names; its matrices lie as (inputs, outputs), queries, keys and values as one."""
     projections = tuple(f"layers.*.mixer.{name}.weight" for name in ("query", "key", "value"))
@@ -76,64 +64,51 @@ def gpt2_rules(config: ModelConfig) -> list[Rule]:
     return with_biases([*same(GPT2_NAMES), fused, *transposed])
 
 
-def _read_gpt2(keys: Keys) -> ModelConfig:
-    keys.without_effect(*GPT2_WITHOUT_EFFECT)
-    keys.fixed(add_cross_attention=False)
-    width, heads, head_dim = read_heads(keys, "n_embd", "n_head")
-    positions = keys.size("n_positions", default=1024)
-    norm = Norm("layer", keys.positive("layer_norm_epsilon", default=1e-5), bias=True)
-    activation = keys.choice("activation_function", among=ACTIVATIONS, default="gelu_new")
-    feed_forward = FeedForward(keys.optional_size("n_inner") or 4 * width, activation, gated=False, bias=True)
-    scaled = keys.flag("scale_attn_weights", default=True)
+def _read_scales(keys: Keys, facts: Facts) -> None:
+    """Scores may lack their usual scale, and may be divided by the number of their layer."""
+    usual = keys.flag("scale_attn_weights", default=True)
     by_layer = keys.flag("scale_attn_by_inverse_layer_idx", default=False)
-
-    def layer(index: int) -> LayerSpec:
-        divisor = index + 1 if by_layer else 1
-        scale = None if scaled and divisor == 1 else (head_dim**-0.5 if scaled else 1.0) / divisor
-        return LayerSpec(Attention(heads, heads, head_dim, bias=ALL, scale=scale), feed_forward, norm)
-
-    return ModelConfig(
-        family="gpt2",
-        vocab_size=keys.size("vocab_size", default=50_257),
-        width=width,
-        layers=tuple(map(layer, range(keys.size("n_layer")))),
-        final_norm=norm,
-        tied_head=keys.flag("tie_word_embeddings", default=True),
-        max_positions=positions,
-        learned_positions=LearnedPositions(positions),
-    )
+    divisors = [index + 1 if by_layer else 1 for index in range(facts["layers"])]
+    scale = facts["mixer.head_dim"] ** -0.5 if usual else 1.0
+    facts["mixer.scale"] = PerLayer(tuple(None if usual and one == 1 else scale / one for one in divisors))
 
 
-def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
-    first, last = config.layers[0], config.layers[-1]
+def _write_scales(config: ModelConfig) -> dict[str, Any]:
+    first, last = config.layers[0].attention, config.layers[-1].attention
     return {
-        "activation_function": _gpt_activation(first.network),
-        "layer_norm_epsilon": first.norm.eps,
-        "n_embd": config.width,
-        "n_head": first.attention.heads,
-        "n_inner": first.network.width,
-        "n_layer": len(config.layers),
-        "n_positions": config.max_positions,
-        "scale_attn_by_inverse_layer_idx": last.attention.scale != first.attention.scale,
-        "scale_attn_weights": first.attention.scale is None,
-        "tie_word_embeddings": config.tied_head,
-        "vocab_size": config.vocab_size,
+        "scale_attn_by_inverse_layer_idx": last.scale != first.scale,
+        "scale_attn_weights": first.scale is None,
     }
 
 
-def _gpt_activation(feed_forward: FeedForward) -> str:
-    """The tanh approximation by the name that GPT-2's file has for it."""
-    return "gelu_new" if feed_forward.activation == "gelu_tanh" else activation_name(feed_forward.activation)
-
-
-def _read_gpt3(keys: Keys) -> ModelConfig:
-    config = replace(_read_gpt2(keys), family="gpt3")
-    kinds = keys.texts("layer_types") or ["full_attention"] * len(config.layers)
-    return with_windows(config, keys.optional_size("sliding_window"), kinds)
-
-
-def _write_gpt3(config: ModelConfig) -> dict[str, Any]:
-    return _write_gpt2(config) | write_windows(config)
+# What GPT-2 and GPT-J call the sizes of their layers.
+SHAPE: ConfigMap = {
+    **without_effect(GPT2_WITHOUT_EFFECT),
+    "n_embd": fields.WIDTH,
+    "n_head": fields.EqualHeads("n_embd"),
+    "n_inner": fields.WIDER,
+    "n_layer": fields.LAYERS,
+    "activation_function": fields.GPT_ACTIVATION.usually("gelu_new"),
+    "layer_norm_epsilon": fields.EPS.usually(1e-5),
+}
+# The usual names of the same, and what such layers have beside: no gate, biases everywhere.
+PLAIN_KEYS: ConfigMap = {
+    "hidden_size": fields.WIDTH,
+    "num_attention_heads": fields.EqualHeads("hidden_size"),
+    "num_hidden_layers": fields.LAYERS,
+    "intermediate_size": fields.INNER,
+    "hidden_act": fields.ACTIVATION.usually("gelu"),
+    "layer_norm_eps": fields.EPS.usually(1e-5),
+}
+PLAIN: Facts = {"norm.kind": "layer", "norm.bias": True, "feed_forward.gated": False, "feed_forward.bias": True}
+GPT2_KEYS = SHAPE | {
+    "n_positions": fields.POSITIONS.usually(1024),
+    "vocab_size": fields.VOCABULARY.usually(50_257),
+    "tie_word_embeddings": fields.TIED.usually(True),
+    "add_cross_attention": fixed(False),
+    "scale_attn_weights": Several(_read_scales, _write_scales),
+}
+GPT2_FACTS = PLAIN | {"mixer.bias": fields.ALL, "learned_positions": fields.learned_positions()}
 
 
 def opt_rules(config: ModelConfig) -> Sequence[Rule]:
@@ -143,72 +118,71 @@ def opt_rules(config: ModelConfig) -> Sequence[Rule]:
     return with_biases(same(OPT_NAMES | norms))
 
 
-def _read_opt(keys: Keys) -> ModelConfig:
-    keys.without_effect(
-        *("activation_dropout", "attention_dropout", "dropout", "init_std", "layerdrop", "prefix", "output_projection")
-    )
-    width, heads, head_dim = read_heads(keys, "hidden_size", "num_attention_heads")
-    bias, affine = (keys.flag(name, default=True) for name in ("enable_bias", "layer_norm_elementwise_affine"))
-    norm = Norm("layer", 1e-5, bias=True) if affine else Norm("layer_without_weight", 1e-5)
+def _read_norms(keys: Keys, facts: Facts) -> None:
+    """Where the norms stand, and whether they have weights."""
     first = keys.flag("do_layer_norm_before", default=True)
     bare = keys.flag("_remove_final_layer_norm", default=False)
-    positions = keys.size("max_position_embeddings", default=2048)
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, bias=ALL if bias else ()),
-        FeedForward(
-            keys.size("ffn_dim"),
-            keys.choice("activation_function", among=ACTIVATIONS, default="relu"),
-            gated=False,
-            bias=bias,
-        ),
-        norm,
-        "pre" if first else "post",
-    )
-    embedding_width = keys.optional_size("word_embed_proj_dim") or width
-    return ModelConfig(
-        family="opt",
-        vocab_size=keys.size("vocab_size", default=50_272),
-        width=width,
-        layers=(layer,) * keys.size("num_hidden_layers"),
-        final_norm=norm if first and not bare else None,
-        tied_head=keys.flag("tie_word_embeddings", default=True),
-        max_positions=positions,
-        learned_positions=LearnedPositions(positions, OPT_OFFSET),
-        embedding_width=None if embedding_width == width else embedding_width,
-    )
+    affine = keys.flag("layer_norm_elementwise_affine", default=True)
+    facts |= {"norm.kind": "layer" if affine else "layer_without_weight", "norm.bias": affine, "norm.eps": 1e-5}
+    facts["layer.placement"] = "pre" if first else "post"
+    if bare or not first:
+        facts["final_norm"] = None
 
 
-def _write_opt(config: ModelConfig) -> dict[str, Any]:
+def _write_norms(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
     first = layer.placement == "pre"
     return {
         "_remove_final_layer_norm": first and config.final_norm is None,
-        "activation_function": activation_name(layer.network.activation),
         "do_layer_norm_before": first,
-        "enable_bias": layer.network.bias,
-        "ffn_dim": layer.network.width,
-        "hidden_size": config.width,
         "layer_norm_elementwise_affine": layer.norm.has_weight,
-        "max_position_embeddings": config.max_positions,
-        "num_attention_heads": layer.attention.heads,
-        "num_hidden_layers": len(config.layers),
-        "tie_word_embeddings": config.tied_head,
-        "vocab_size": config.vocab_size,
-        "word_embed_proj_dim": config.table_width,
     }
+
+
+def _read_embedding_width(keys: Keys, facts: Facts) -> None:
+    width = keys.optional_size("word_embed_proj_dim") or facts["width"]
+    facts["embedding_width"] = None if width == facts["width"] else width
+
+
+OPT_KEYS: ConfigMap = {
+    **without_effect("activation_dropout attention_dropout dropout init_std layerdrop prefix output_projection"),
+    "hidden_size": fields.WIDTH,
+    "num_attention_heads": fields.EqualHeads("hidden_size"),
+    "num_hidden_layers": fields.LAYERS,
+    "enable_bias": fields.AllBiases(True),
+    "do_layer_norm_before": Several(_read_norms, _write_norms),
+    "max_position_embeddings": fields.POSITIONS.usually(2048),
+    "ffn_dim": fields.INNER,
+    "activation_function": fields.ACTIVATION.usually("relu"),
+    "word_embed_proj_dim": Several(_read_embedding_width, lambda config: {"word_embed_proj_dim": config.table_width}),
+    "vocab_size": fields.VOCABULARY.usually(50_272),
+    "tie_word_embeddings": fields.TIED.usually(True),
+}
 
 
 MASKS = ("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias")
 # OpenAI's own files leave out `transformer.`.
 BARE_MASKS = tuple(name.removeprefix("transformer.") for name in MASKS)
-GPT2 = Family(
+GPT2 = mapped(
     "gpt2",
     "GPT2LMHeadModel",
-    _read_gpt2,
-    _write_gpt2,
+    GPT2_KEYS,
     gpt2_rules,
+    always=GPT2_FACTS,
     ignored=MASKS + BARE_MASKS,
     other_rules=(lambda config: without_prefix(gpt2_rules(config), "transformer."),),
 )
-GPT3 = Family("gpt3", "GPT3LMHeadModel", _read_gpt3, _write_gpt3, gpt2_rules)
-OPT = Family("opt", "OPTForCausalLM", _read_opt, _write_opt, opt_rules)
+GPT3 = mapped(
+    "gpt3",
+    "GPT3LMHeadModel",
+    GPT2_KEYS | {"sliding_window": fields.Windows(None, period=1)},
+    gpt2_rules,
+    always=GPT2_FACTS,
+)
+OPT = mapped(
+    "opt",
+    "OPTForCausalLM",
+    OPT_KEYS,
+    opt_rules,
+    always={"feed_forward.gated": False, "learned_positions": fields.learned_positions(OPT_OFFSET)},
+)

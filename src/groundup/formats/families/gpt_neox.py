@@ -6,15 +6,14 @@ al. 2022, section 2.1 (two norms, pairs half a head apart; Pythia is of this fam
 
 from typing import Any
 
-from groundup.formats.families.gpt import GPT2_WITHOUT_EFFECT, MASKS, read_heads
-from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name
-from groundup.formats.family import Family
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Field, Several, fixed, without_effect
+from groundup.formats.families.gpt import MASKS, PLAIN, PLAIN_KEYS, SHAPE
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
-from groundup.formats.rope_keys import read_rope, write_rope
 from groundup.formats.rules import JoinedByGroup, Rule, same, with_biases
 from groundup.model.config import ModelConfig
 from groundup.model.rotary import Rope
-from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm
 
 NEOX_NAMES = {
     "embedding.weight": "gpt_neox.embed_in.weight",
@@ -57,102 +56,68 @@ def gptj_rules(config: ModelConfig) -> list[Rule]:
     return [*with_biases(same(GPTJ_NAMES)), *same({"head_bias": "lm_head.bias"})]
 
 
-def _read_neox(keys: Keys) -> ModelConfig:
-    keys.without_effect(
-        *("attention_dropout", "attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout"),
-        "hidden_dropout_prob",
-    )
-    width, heads, head_dim = read_heads(keys, "hidden_size", "num_attention_heads")
-    positions = keys.size("max_position_embeddings", default=2048)
+def _read_rope(keys: Keys, facts: Facts) -> None:
     theta, fraction = keys.positive("rotary_emb_base", default=10_000.0), keys.positive("rotary_pct", default=0.25)
     # Later versions wrote both names; what a file means where they differ depends on the version that reads it.
     keys.fixed(rope_theta=theta, partial_rotary_factor=fraction)
-    rope = read_rope(keys, head_dim, positions, theta=theta, fraction=fraction)
-    norm = Norm("layer", keys.positive("layer_norm_eps", default=1e-5), bias=True)
-    bias = ALL if keys.flag("attention_bias", default=True) else ()
-    activation = keys.choice("hidden_act", among=ACTIVATIONS, default="gelu")
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, rope=rope, bias=bias),
-        FeedForward(keys.size("intermediate_size"), activation, gated=False, bias=True),
-        norm,
-        "parallel_two_norms" if keys.flag("use_parallel_residual", default=True) else "pre",
-    )
-    return ModelConfig(
-        family="gpt_neox",
-        vocab_size=keys.size("vocab_size"),
-        width=width,
-        layers=(layer,) * keys.size("num_hidden_layers"),
-        final_norm=norm,
-        tied_head=keys.flag("tie_word_embeddings", default=False),
-        max_positions=positions,
-    )
+    fields.Rotary(theta, fraction).read("rotary_emb_base", keys, facts)
 
 
-def _write_neox(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
-    assert layer.attention.rope is not None
-    rope = write_rope(layer.attention.rope, layer.attention.head_dim)
+def _write_rope(config: ModelConfig) -> dict[str, Any]:
+    """Under its own names alone: transformers 5 does not read the usual ones here."""
+    written = fields.Rotary().write("rotary_emb_base", config)
     return {
-        "attention_bias": bool(layer.attention.bias),
-        "hidden_act": activation_name(layer.network.activation),
-        "hidden_size": config.width,
-        "intermediate_size": layer.network.width,
-        "layer_norm_eps": layer.norm.eps,
-        "max_position_embeddings": config.max_positions,
-        "num_attention_heads": layer.attention.heads,
-        "num_hidden_layers": len(config.layers),
-        "rope_scaling": rope["rope_scaling"],
-        # Under its own names alone: transformers 5 does not read the usual ones here.
-        "rotary_emb_base": rope["rope_theta"],
-        "rotary_pct": rope.get("partial_rotary_factor", 1.0),
-        "tie_word_embeddings": config.tied_head,
-        "use_parallel_residual": layer.placement == "parallel_two_norms",
-        "vocab_size": config.vocab_size,
+        "rope_scaling": written["rope_scaling"],
+        "rotary_emb_base": written["rope_theta"],
+        "rotary_pct": written.get("partial_rotary_factor", 1.0),
     }
 
 
-def _read_gptj(keys: Keys) -> ModelConfig:
-    keys.without_effect(*GPT2_WITHOUT_EFFECT, "gradient_checkpointing")
-    keys.fixed(rotary=True, scale_attn_weights=True)
-    width, heads, head_dim = read_heads(keys, "n_embd", "n_head")
+NEOX_KEYS = PLAIN_KEYS | {
+    **without_effect("attention_dropout attention_probs_dropout_prob classifier_dropout hidden_dropout"),
+    **without_effect("hidden_dropout_prob"),
+    "max_position_embeddings": fields.POSITIONS.usually(2048),
+    "rotary_emb_base": Several(_read_rope, _write_rope),
+    "attention_bias": fields.BIASES.usually(True),
+    "use_parallel_residual": Field(
+        "layer.placement",
+        Keys.flag,
+        default=True,
+        ours=lambda side_by_side: "parallel_two_norms" if side_by_side else "pre",
+        theirs=lambda placement: placement == "parallel_two_norms",
+    ),
+    "vocab_size": fields.VOCABULARY,
+    "tie_word_embeddings": fields.TIED.usually(False),
+}
+
+
+def _read_rotated(keys: Keys, facts: Facts) -> None:
     dims = keys.size("rotary_dim", default=64)
-    norm = Norm("layer", keys.positive("layer_norm_epsilon", default=1e-5), bias=True)
-    activation = keys.choice("activation_function", among=ACTIVATIONS, default="gelu_new")
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, rope=Rope(dims=None if dims == head_dim else dims, interleaved=True)),
-        FeedForward(keys.optional_size("n_inner") or 4 * width, activation, gated=False, bias=True),
-        norm,
-        "parallel",
-    )
-    return ModelConfig(
-        family="gptj",
-        vocab_size=keys.size("vocab_size"),
-        width=width,
-        layers=(layer,) * keys.size("n_layer"),
-        final_norm=norm,
-        tied_head=keys.flag("tie_word_embeddings", default=False),
-        max_positions=keys.size("n_positions", default=2048),
-        head_bias=True,
-    )
+    facts["mixer.rope"] = Rope(dims=None if dims == facts["mixer.head_dim"] else dims, interleaved=True)
 
 
-def _write_gptj(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
-    assert layer.attention.rope is not None
-    return {
-        "activation_function": activation_name(layer.network.activation),
-        "layer_norm_epsilon": layer.norm.eps,
-        "n_embd": config.width,
-        "n_head": layer.attention.heads,
-        "n_inner": layer.network.width,
-        "n_layer": len(config.layers),
-        "n_positions": config.max_positions,
-        "rotary_dim": layer.attention.rope.dims or layer.attention.head_dim,
-        "tie_word_embeddings": config.tied_head,
-        "vocab_size": config.vocab_size,
-    }
+def _write_rotated(config: ModelConfig) -> dict[str, Any]:
+    mixer = config.layers[0].attention
+    assert mixer.rope is not None
+    return {"rotary_dim": mixer.rope.dims or mixer.head_dim}
 
 
+GPTJ_KEYS = SHAPE | {
+    **without_effect("gradient_checkpointing"),
+    "rotary": fixed(True),
+    "scale_attn_weights": fixed(True),
+    "rotary_dim": Several(_read_rotated, _write_rotated),
+    "n_positions": fields.POSITIONS.usually(2048),
+    "vocab_size": fields.VOCABULARY,
+    "tie_word_embeddings": fields.TIED.usually(False),
+}
 NEOX_UNUSED = tuple(f"gpt_neox.layers.*.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq"))
-GPT_NEOX = Family("gpt_neox", "GPTNeoXForCausalLM", _read_neox, _write_neox, neox_rules, NEOX_UNUSED)
-GPTJ = Family("gptj", "GPTJForCausalLM", _read_gptj, _write_gptj, gptj_rules, MASKS)
+GPT_NEOX = mapped("gpt_neox", "GPTNeoXForCausalLM", NEOX_KEYS, neox_rules, always=PLAIN, ignored=NEOX_UNUSED)
+GPTJ = mapped(
+    "gptj",
+    "GPTJForCausalLM",
+    GPTJ_KEYS,
+    gptj_rules,
+    always=PLAIN | {"layer.placement": "parallel", "head_bias": True},
+    ignored=MASKS,
+)

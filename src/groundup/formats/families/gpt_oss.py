@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Field, Several, without_effect
 from groundup.formats.families import llama
-from groundup.formats.families.mixtral import BLOCK, TRAINING_KEYS, experts_of
-from groundup.formats.family import Family
+from groundup.formats.families.mixtral import BLOCK, TRAINING_KEYS
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import JoinedExperts, Rule, same, with_biases
 from groundup.model.config import ModelConfig
 from groundup.model.rotary import YarnScaling
-from groundup.model.specs import Experts, Router
 
 THETA = 150_000.0
 # 0.1 · ln(32) + 1, as YaRN wants it: what `transformers` takes where a file says nothing of rotary positions.
@@ -42,59 +43,48 @@ def _experts_rule(ours: Sequence[str], disk: str, transposed: bool) -> Rule:
     )
 
 
-def read(keys: Keys) -> ModelConfig:
-    """The configuration of a folder."""
-    # The last two repeat what other keys say; published files hold them.
-    keys.without_effect(*TRAINING_KEYS, "experts_per_token", "initial_context_length")
-    config = llama.read_base(
-        keys,
-        "gpt_oss",
-        eps=("rms_norm_eps", 1e-5),
-        theta=THETA,
-        fraction=None,
-        positions=131_072,
-        head_dim=64,
-        kv_heads=8,
-    )
-    config = llama.with_mixers(config, sinks=True, bias=llama.ALL if keys.flag("attention_bias", default=True) else ())
+def _read_scaling(keys: Keys, facts: Facts) -> None:
     if keys.table("rope_parameters") is None and keys.table("rope_scaling") is None:
-        rope = config.layers[0].attention.rope
-        assert rope is not None
-        config = llama.with_mixers(config, rope=replace(rope, scaling=DEFAULT_SCALING))
-    expert = replace(
-        config.layers[0].network,
-        activation="silu",  # whatever `hidden_act` says
-        bias=True,
-        sharpness=keys.positive("swiglu_alpha", default=1.702),
-        limit=keys.positive("swiglu_limit", default=7.0),
-        up_offset=1.0,
-    )
-    router = Router(
-        keys.size("num_local_experts", "num_experts", default=128),
-        keys.size("num_experts_per_tok", default=4),
-        bias=True,
-    )
-    config = llama.with_layers(config, feed_forward=Experts(expert, router))
-    kinds = keys.texts("layer_types") or [
-        "full_attention" if index % 2 else "sliding_attention" for index in range(len(config.layers))
-    ]
-    return llama.with_windows(config, keys.optional_size("sliding_window", default=128), kinds)
+        facts["mixer.rope"] = replace(facts["mixer.rope"], scaling=DEFAULT_SCALING)
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json."""
-    layer, experts = config.layers[0], experts_of(config)
-    keys = llama.write_base(config) | llama.write_windows(config)
-    return keys | {
-        "attention_bias": bool(layer.attention.bias),
-        "num_experts_per_tok": experts.router.chosen,
-        "num_local_experts": experts.router.experts,
-        "rms_norm_eps": layer.norm.eps,
-        # Nothing at all would mean the default scaling.
-        "rope_scaling": keys["rope_scaling"] or {"rope_type": "default"},
-        "swiglu_alpha": experts.expert.sharpness,
-        "swiglu_limit": experts.expert.limit,
+def _pass_over_activation(keys: Keys, facts: Facts) -> None:
+    """Whatever the key says, gates are SiLU's."""
+    keys.choice("hidden_act", among=fields.ACTIVATIONS, default="silu")
+
+
+def _write_scaling(config: ModelConfig) -> dict[str, Any]:
+    """Nothing at all would mean the default."""
+    rope = config.layers[0].attention.rope
+    return {} if rope is None or rope.scaling is not None else {"rope_scaling": {"rope_type": "default"}}
+
+
+# Two of the keys repeat what others say; published files hold them.
+KEYS = (
+    llama.KEYS
+    | TRAINING_KEYS
+    | without_effect("experts_per_token initial_context_length")
+    | {
+        "hidden_act": Several(_pass_over_activation, lambda config: {"hidden_act": "silu"}),
+        "rms_norm_eps": fields.EPS.usually(1e-5),
+        "head_dim": fields.HEAD_DIM.usually(64),
+        "num_key_value_heads": fields.KV_HEADS.usually(8),
+        "max_position_embeddings": fields.POSITIONS.usually(131_072),
+        "rope_theta": fields.Rotary(THETA),
+        "rope_scaling": Several(_read_scaling, _write_scaling),
+        "attention_bias": fields.BIASES.usually(True),
+        "sliding_window": fields.Windows(128, period=2),
+        "num_local_experts": fields.EXPERTS.also("num_experts").usually(128),
+        "num_experts_per_tok": fields.CHOSEN.usually(4),
+        "swiglu_alpha": Field("expert.sharpness", Keys.positive, default=1.702),
+        "swiglu_limit": Field("expert.limit", Keys.positive, default=7.0),
     }
-
-
-GPT_OSS = Family("gpt_oss", "GptOssForCausalLM", read, write, rules)
+)
+ALWAYS = llama.GATED | {
+    "mixer.sinks": True,
+    "feed_forward.activation": "silu",
+    "expert.bias": True,
+    "expert.up_offset": 1.0,
+    "router.bias": True,
+}
+GPT_OSS = mapped("gpt_oss", "GptOssForCausalLM", KEYS, rules, always=ALWAYS)

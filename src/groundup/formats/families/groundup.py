@@ -3,14 +3,15 @@
 No class in `transformers` has these parts; the folder is laid out as one for groundup alone.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
+from groundup.formats.config_map import Facts, Field, PerLayer, Several
 from groundup.formats.families import nanochat
-from groundup.formats.family import Family
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule, same
-from groundup.model.config import ModelConfig
+from groundup.model.config import ModelConfig, StackConfig
 from groundup.model.specs import Induction
 
 NAMES = {
@@ -31,35 +32,38 @@ def rules(config: ModelConfig) -> list[Rule]:
     return [*nanochat.rules(config), *same(NAMES | tables)]
 
 
-def read(keys: Keys) -> ModelConfig:
-    """The configuration that `write` wrote."""
-    base = nanochat.read(keys)
-    gated, with_values = frozenset(keys.numbers("head_gate_layers")), frozenset(keys.numbers("value_embedding_layers"))
-    layers = (
-        replace(layer, mixer=replace(layer.attention, head_gate=index in gated), value_embedding=index in with_values)
-        for index, layer in enumerate(base.layers)
-    )
-    return replace(
-        base,
-        family="groundup",
-        layers=tuple(layers),
-        ngram_buckets=tuple(keys.sizes("ngram_buckets")),
-        induction=Induction(tuple(keys.sizes("induction_lengths")), keys.size("induction_places")),
-        residual_mix=keys.flag("residual_mix"),
-    )
+@dataclass(frozen=True)
+class ChosenLayers:
+    """A switch that is on in the layers whose numbers the key lists."""
+
+    place: str
+
+    def read(self, key: str, keys: Keys, facts: Facts) -> None:
+        chosen = frozenset(keys.numbers(key))
+        facts[self.place] = PerLayer(tuple(index in chosen for index in range(facts["layers"])))
+
+    def write(self, key: str, config: StackConfig) -> dict[str, Any]:
+        part, name = self.place.split(".")
+        owners = [layer.mixer if part == "mixer" else layer for layer in config.layers]
+        return {key: [index for index, owner in enumerate(owners) if getattr(owner, name)]}
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """nanochat's keys of config.json and our own."""
+def _read_induction(keys: Keys, facts: Facts) -> None:
+    facts["induction"] = Induction(tuple(keys.sizes("induction_lengths")), keys.size("induction_places"))
+
+
+def _write_induction(config: ModelConfig) -> dict[str, Any]:
     assert config.induction is not None
-    return nanochat.write(config) | {
-        "head_gate_layers": [index for index, layer in enumerate(config.layers) if layer.attention.head_gate],
-        "induction_lengths": list(config.induction.lengths),
-        "induction_places": config.induction.places,
-        "ngram_buckets": list(config.ngram_buckets),
-        "residual_mix": config.residual_mix,
-        "value_embedding_layers": [index for index, layer in enumerate(config.layers) if layer.value_embedding],
-    }
+    return {"induction_lengths": list(config.induction.lengths), "induction_places": config.induction.places}
 
 
-GROUNDUP = Family("groundup", "GroundupForCausalLM", read, write, rules)
+KEYS = nanochat.KEYS | {
+    "head_gate_layers": ChosenLayers("mixer.head_gate"),
+    "value_embedding_layers": ChosenLayers("layer.value_embedding"),
+    "ngram_buckets": Field("ngram_buckets", Keys.sizes, ours=tuple, theirs=list),
+    "induction_lengths": Several(_read_induction, _write_induction),
+    "residual_mix": Field("residual_mix", Keys.flag),
+}
+
+
+GROUNDUP = mapped("groundup", "GroundupForCausalLM", KEYS, rules, always=nanochat.ALWAYS)

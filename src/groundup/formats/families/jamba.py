@@ -2,18 +2,18 @@
 in every second."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Field, PerLayer, Several, fixed, norm_of, without_effect
 from groundup.formats.families import llama
-from groundup.formats.families.mamba import expansion, mixer_rules
-from groundup.formats.families.mixtral import MATRICES, expert_rules, fused_expert_rules, with_experts
-from groundup.formats.family import Family
+from groundup.formats.families.mamba import Expansion, mixer_rules, rank
+from groundup.formats.families.mixtral import MATRICES, expert_rules, fused_expert_rules
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule, same, with_biases
 from groundup.model.config import ModelConfig
 from groundup.model.recurrent_specs import Mamba
-from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec, Router
+from groundup.model.specs import Attention, Experts
 
 NAMES = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -36,7 +36,7 @@ FEED_FORWARD = "model.layers.*.feed_forward."
 WITHOUT_EFFECT = (
     "calc_logits_for_entire_prompt n_ctx num_logits_to_keep router_aux_loss_coef use_associative_scan "
     "use_mamba_kernels use_mambapy"
-).split()
+)
 
 
 def _base_rules(config: ModelConfig) -> list[Rule]:
@@ -49,8 +49,6 @@ def _base_rules(config: ModelConfig) -> list[Rule]:
 
 def rules(config: ModelConfig) -> Sequence[Rule]:
     """LLaMA's and Mamba's names; experts one by one."""
-    if _experts(config) is None:
-        return _base_rules(config)
     return [*_base_rules(config), *expert_rules(config, FEED_FORWARD, MATRICES, router="router")]
 
 
@@ -58,68 +56,50 @@ def _fused_rules(config: ModelConfig) -> Sequence[Rule]:
     return [*_base_rules(config), *fused_expert_rules(FEED_FORWARD, router="router")]
 
 
-def read(keys: Keys) -> ModelConfig:
-    """The configuration of a folder."""
-    keys.without_effect(*WITHOUT_EFFECT)
-    keys.fixed(mamba_inner_layernorms=True, sliding_window=None)
-    config = llama.read_base(keys, "jamba", positions=262_144, kv_heads=8)
-    attention, count = replace(config.layers[0].attention, rope=None), len(config.layers)
-    mamba = Mamba(
-        channels=config.width * keys.size("mamba_expand", default=2),
-        state=keys.size("mamba_d_state", default=16),
-        rank=keys.size_or_auto("mamba_dt_rank", auto=-(-config.width // 16)),
-        kernel=keys.size("mamba_d_conv", default=4),
-        activation=config.layers[0].network.activation,
-        bias=keys.flag("mamba_proj_bias", default=False),
-        convolution_bias=keys.flag("mamba_conv_bias", default=True),
-        norm=config.final_norm,
-    )
-    attends = read_pattern(keys, "attn_layer", period=8, offset=4, count=count)
-    layers = tuple(replace(config.layers[0], mixer=attention if here else mamba) for here in attends)
-    experts = keys.size("num_experts", "num_local_experts", default=16)
-    sparse = read_pattern(keys, "expert_layer", period=2, offset=1, count=count)
-    chosen = keys.size("num_experts_per_tok", default=2)
-    config = replace(config, layers=layers)
-    if experts == 1 or not any(sparse):
-        return config
-    router = Router(experts, chosen, normalised=False)
-    return with_experts(config, Experts(layers[0].network, router), sparse)
+def _read_mixers(keys: Keys, facts: Facts) -> None:
+    attends = read_pattern(keys, "attn_layer", period=8, offset=4, count=facts["layers"])
+    facts["layer.mixer"] = PerLayer(tuple("mixer" if here else "mamba" for here in attends))
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json. Raises ValueError for layers that follow no pattern of the family."""
-    mixers, network = [layer.mixer for layer in config.layers], config.layers[0].network
-    attention = next((mixer for mixer in mixers if isinstance(mixer, Attention)), Attention(1, 1, config.width))
-    mamba = next((mixer for mixer in mixers if isinstance(mixer, Mamba)), None)
-    experts = _experts(config)
-    keys = llama.write_base(replace(config, layers=_like(attention, network, config))) | {
-        "rms_norm_eps": config.layers[0].norm.eps,
-        "num_experts": 1 if experts is None else experts.router.experts,
-        **write_pattern("attn_layer", [isinstance(mixer, Attention) for mixer in mixers]),
-        **write_pattern("expert_layer", [isinstance(layer.feed_forward, Experts) for layer in config.layers]),
-    }
-    if experts is not None:
-        keys["num_experts_per_tok"] = experts.router.chosen
-    if mamba is not None:
-        keys |= {
-            "mamba_conv_bias": mamba.convolution_bias,
-            "mamba_d_conv": mamba.kernel,
-            "mamba_d_state": mamba.state,
-            "mamba_dt_rank": mamba.rank,
-            "mamba_expand": expansion(mamba, config.width),
-            "mamba_proj_bias": mamba.bias,
-        }
-    return keys
+def _write_mixers(config: ModelConfig) -> dict[str, int]:
+    return write_pattern("attn_layer", [isinstance(layer.mixer, Attention) for layer in config.layers])
 
 
-def _experts(config: ModelConfig) -> Experts | None:
-    return next((layer.feed_forward for layer in config.layers if isinstance(layer.feed_forward, Experts)), None)
+def _read_sparse(keys: Keys, facts: Facts) -> None:
+    """With one expert there are none."""
+    sparse = read_pattern(keys, "expert_layer", period=2, offset=1, count=facts["layers"])
+    facts["layer.sparse"] = PerLayer(tuple(here and facts["router.experts"] > 1 for here in sparse))
 
 
-def _like(attention: Attention, network: FeedForward, config: ModelConfig) -> tuple[LayerSpec, ...]:
-    """Layers that LLaMA's keys can describe."""
-    layer = replace(config.layers[0], mixer=attention, feed_forward=network)
-    return (layer,) * len(config.layers)
+def _write_sparse(config: ModelConfig) -> dict[str, int]:
+    sparse = [isinstance(layer.feed_forward, Experts) for layer in config.layers]
+    return write_pattern("expert_layer", sparse) | ({} if any(sparse) else {"num_experts": 1})
+
+
+KEYS = llama.KEYS | {
+    **without_effect(WITHOUT_EFFECT),
+    # Rotary positions, of which its attention has none.
+    **without_effect("rope_theta rope_scaling rope_parameters original_max_position_embeddings"),
+    "mamba_inner_layernorms": fixed(True),
+    "sliding_window": fixed(None),
+    "num_key_value_heads": fields.KV_HEADS.usually(8),
+    "max_position_embeddings": fields.POSITIONS.usually(262_144),
+    "mamba_expand": Expansion("mamba.channels"),
+    "mamba_d_state": Field("mamba.state", Keys.size, default=16),
+    "mamba_dt_rank": rank("mamba.rank"),
+    "mamba_d_conv": Field("mamba.kernel", Keys.size, default=4),
+    "mamba_proj_bias": Field("mamba.bias", Keys.flag, default=False),
+    "mamba_conv_bias": Field("mamba.convolution_bias", Keys.flag, default=True),
+    "attn_layer_period": Several(_read_mixers, _write_mixers),
+    "num_experts": fields.EXPERTS.also("num_local_experts").usually(16),
+    "num_experts_per_tok": fields.CHOSEN.usually(2),
+    "expert_layer_period": Several(_read_sparse, _write_sparse),
+}
+ALWAYS = llama.GATED | {
+    "mamba.activation": lambda facts: facts["feed_forward.activation"],
+    "mamba.norm": norm_of,
+    "router.normalised": False,
+}
 
 
 def read_pattern(keys: Keys, name: str, period: int, offset: int, count: int) -> list[bool]:
@@ -141,4 +121,4 @@ def write_pattern(name: str, here: Sequence[bool]) -> dict[str, int]:
     return {f"{name}_offset": offset, f"{name}_period": period}
 
 
-JAMBA = Family("jamba", "JambaForCausalLM", read, write, rules, other_rules=(_fused_rules,))
+JAMBA = mapped("jamba", "JambaForCausalLM", KEYS, rules, always=ALWAYS, other_rules=(_fused_rules,))

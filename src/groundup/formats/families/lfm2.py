@@ -7,21 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Field, Several, fixed, without_effect
 from groundup.formats.families import llama
-from groundup.formats.families.mixtral import (
-    BLOCK,
-    MIXTRAL_MATRICES,
-    expert_rules,
-    experts_of,
-    fused_expert_rules,
-    with_experts,
-)
-from groundup.formats.family import Family
+from groundup.formats.families.mixtral import BLOCK, MIXTRAL_MATRICES, expert_rules, fused_expert_rules
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Joined, Rule, same, with_biases
 from groundup.model.config import ModelConfig
-from groundup.model.delta_specs import ShortConvolution
-from groundup.model.specs import Attention, Experts, Mixer, QueryKeyNorm, Router
+from groundup.model.specs import Attention, Mixer
 
 NAMES = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -55,7 +49,7 @@ EXPERTS = "model.layers.*.feed_forward."
 WITHOUT_EFFECT = (
     "block__name_mlp block_mlp_init_scale block_norm_eps block_out_init_scale block_use_xavier_init "
     "conv_use_xavier_init theta"
-).split()
+)
 # What is added to the sum that the experts' weights are divided by.
 LEAST_SUM = 1e-6
 
@@ -73,8 +67,6 @@ def _mixer_rules(mixer: Mixer) -> list[Rule]:
 
 
 def _expert_rules(config: ModelConfig) -> Sequence[Rule]:
-    if not any(isinstance(layer.feed_forward, Experts) for layer in config.layers):
-        return rules(config)
     return [*rules(config), *_correction(), *expert_rules(config, EXPERTS, MIXTRAL_MATRICES)]
 
 
@@ -86,109 +78,74 @@ def _correction() -> list[Rule]:
     return same({f"{BLOCK}correction": f"{EXPERTS}expert_bias"})
 
 
-def _read_layers(keys: Keys, family: str, *inner: str) -> ModelConfig:
-    """What the two families share. inner: see `llama.read_base`."""
-    keys.without_effect(*WITHOUT_EFFECT)
-    keys.fixed(hidden_act="silu", block_use_swiglu=True, use_pos_enc=True)
-    config = llama.read_base(
-        keys,
-        family,
-        eps=("norm_eps", 1e-5),
-        theta=1_000_000.0,
-        fraction=None,
-        positions=128_000,
-        kv_heads=8,
-        inner=inner,
-    )
-    layer = config.layers[0]
-    keys.fixed(block_dim=config.width, conv_dim=config.width, conv_dim_out=config.width)
-    keys.fixed(num_heads=layer.attention.heads)
-    attention = replace(layer.attention, query_key_norm=QueryKeyNorm(layer.norm))
-    convolution = ShortConvolution(keys.size("conv_L_cache", default=3), keys.flag("conv_bias", default=False))
-    kinds = _read_kinds(keys, len(config.layers))
-    mixers: list[Mixer] = [convolution if kind == "conv" else attention for kind in kinds]
-    return replace(
-        config,
-        layers=tuple(replace(layer, mixer=mixer) for mixer in mixers),
-        tied_head=keys.flag("tie_embedding", "tie_word_embeddings", default=True),
-    )
-
-
-def _read_kinds(keys: Keys, count: int) -> list[str]:
-    """`layer_types`, or attention in the layers of `full_attn_idxs`, by default in all."""
+def _read_attending(keys: Keys, facts: Facts) -> list[bool]:
+    """By default all layers attend, or those of `full_attn_idxs`."""
     found = keys.optional_numbers("full_attn_idxs")
-    chosen = range(count) if found is None else found
-    kinds = keys.texts("layer_types") or ["full_attention" if index in chosen else "conv" for index in range(count)]
-    if len(kinds) != count or set(kinds) - {"conv", "full_attention"}:
-        raise ValueError("`layer_types` must say conv or full_attention once for each layer")
-    return kinds
+    return [found is not None and index not in found for index in range(facts["layers"])]
 
 
-def read(keys: Keys) -> ModelConfig:
-    """The configuration of a folder without experts."""
-    config = _read_layers(keys, "lfm2", "block_ff_dim", "intermediate_size")
-    network = config.layers[0].network
-    width, factor = network.width, keys.optional_positive("block_ffn_dim_multiplier", default=1.0)
+def _refuse_other_sizes(keys: Keys, facts: Facts) -> None:
+    width = facts["width"]
+    keys.fixed(block_dim=width, conv_dim=width, conv_dim_out=width, num_heads=facts["mixer.heads"])
+
+
+TIED = replace(fields.TIED, reader=lambda keys, *names, default: keys.flag("tie_embedding", *names, default=default))
+SHARED_KEYS = (
+    llama.SHAPE
+    | without_effect(WITHOUT_EFFECT)
+    | dict.fromkeys(("block_use_swiglu", "use_pos_enc"), fixed(True))
+    | {
+        "hidden_act": fixed("silu"),
+        "num_key_value_heads": fields.KV_HEADS.usually(8),
+        "max_position_embeddings": fields.POSITIONS.usually(128_000),
+        "rope_theta": fields.Rotary(1_000_000.0),
+        "norm_eps": fields.EPS.usually(1e-5),
+        "block_dim": Several(_refuse_other_sizes),
+        "conv_L_cache": Field("convolution.kernel", Keys.size, default=3),
+        "conv_bias": Field("convolution.bias", Keys.flag, default=False),
+        "layer_types": fields.OtherMixers("conv", "convolution", _read_attending),
+        "tie_word_embeddings": TIED.usually(True),
+    }
+)
+
+
+def _read_inner(keys: Keys, facts: Facts) -> None:
+    width, factor = (
+        keys.size("block_ff_dim", "intermediate_size"),
+        keys.optional_positive("block_ffn_dim_multiplier", default=1.0),
+    )
     multiple = keys.size("block_multiple_of", default=256)
     if keys.flag("block_auto_adjust_ff_dim", default=True):
         # The width is that of a network without a gate, which has two matrices where these have three.
         width = int(2 * width / 3)
         if factor is not None:
             width = -(-int(factor * width) // multiple) * multiple
-    return llama.with_layers(config, feed_forward=replace(network, width=width))
+    facts["feed_forward.width"] = width
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json; the inner width as it is, not as what it is made of."""
-    return _write_layers(config) | {"block_auto_adjust_ff_dim": False}
+def _write_inner(config: ModelConfig) -> dict[str, Any]:
+    """The inner width as it is, not as what it is made of."""
+    return {"intermediate_size": config.layers[0].network.width, "block_auto_adjust_ff_dim": False}
 
 
-def _write_layers(config: ModelConfig) -> dict[str, Any]:
-    mixers = [layer.mixer for layer in config.layers]
-    attention = next((mixer for mixer in mixers if isinstance(mixer, Attention)), Attention(1, 1, 2))
-    keys = llama.write_base(llama.with_layers(config, mixer=attention))
-    for convolution in (mixer for mixer in mixers if isinstance(mixer, ShortConvolution)):
-        keys |= {"conv_L_cache": convolution.kernel, "conv_bias": convolution.bias}
-    kinds = {True: "full_attention", False: "conv"}
-    return keys | {
-        "layer_types": [kinds[isinstance(mixer, Attention)] for mixer in mixers],
-        "norm_eps": config.layers[0].norm.eps,
-    }
+LFM2_KEYS = SHARED_KEYS | {"intermediate_size": Several(_read_inner, _write_inner)}
+LFM2_MOE_KEYS = SHARED_KEYS | {
+    "num_dense_layers": fields.DenseFirst(2),
+    "moe_intermediate_size": fields.EXPERT_WIDTH.usually(1792),
+    "num_experts": fields.EXPERTS.usually(32),
+    "num_experts_per_tok": fields.CHOSEN.usually(4),
+    "norm_topk_prob": fields.NORMALISED.usually(True),
+    "use_expert_bias": Field("router.correction", Keys.flag, default=True),
+    "routed_scaling_factor": fields.ROUTER_SCALE.usually(1.0),
+}
+ALWAYS = llama.NORMED_HEADS | {"feed_forward.activation": "silu"}
 
-
-def _read_moe(keys: Keys) -> ModelConfig:
-    config = _read_layers(keys, "lfm2_moe", "intermediate_size")
-    dense = keys.count("num_dense_layers", default=2)
-    expert = replace(config.layers[0].network, width=keys.size("moe_intermediate_size", default=1792))
-    router = Router(
-        keys.size("num_experts", default=32),
-        keys.size("num_experts_per_tok", default=4),
-        score="sigmoid",
-        normalised=keys.flag("norm_topk_prob", default=True),
-        correction=keys.flag("use_expert_bias", default=True),
-        scale=keys.positive("routed_scaling_factor", default=1.0),
-        least_sum=LEAST_SUM,
-    )
-    return with_experts(config, Experts(expert, router), [index >= dense for index in range(len(config.layers))])
-
-
-def _write_moe(config: ModelConfig) -> dict[str, Any]:
-    dense = [layer.network for layer in config.layers if not isinstance(layer.feed_forward, Experts)]
-    keys = _write_layers(config) | {"num_dense_layers": len(dense)}
-    if len(dense) == len(config.layers):
-        return keys
-    experts = experts_of(config)
-    return keys | {
-        # Where every layer has experts, nothing in the model is of this width.
-        "intermediate_size": dense[0].width if dense else experts.expert.width,
-        "moe_intermediate_size": experts.expert.width,
-        "norm_topk_prob": experts.router.normalised,
-        "num_experts": experts.router.experts,
-        "num_experts_per_tok": experts.router.chosen,
-        "routed_scaling_factor": experts.router.scale,
-        "use_expert_bias": experts.router.correction,
-    }
-
-
-LFM2 = Family("lfm2", "Lfm2ForCausalLM", read, write, rules)
-LFM2_MOE = Family("lfm2_moe", "Lfm2MoeForCausalLM", _read_moe, _write_moe, _expert_rules, other_rules=(_fused_rules,))
+LFM2 = mapped("lfm2", "Lfm2ForCausalLM", LFM2_KEYS, rules, always=ALWAYS)
+LFM2_MOE = mapped(
+    "lfm2_moe",
+    "Lfm2MoeForCausalLM",
+    LFM2_MOE_KEYS,
+    _expert_rules,
+    always=ALWAYS | {"router.score": "sigmoid", "router.least_sum": LEAST_SUM},
+    other_rules=(_fused_rules,),
+)

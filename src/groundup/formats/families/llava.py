@@ -6,6 +6,7 @@ from typing import Any
 
 from groundup.formats.families import clip, llama
 from groundup.formats.family import Family
+from groundup.formats.fields import ACTIVATIONS, activation_name
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule, placed, same, with_biases
 from groundup.model.config import ModelConfig
@@ -80,7 +81,7 @@ def _read(keys: Keys) -> VisionLanguageConfig:
         image_token=keys.count("image_token_index", "image_token_id", default=32_000),
         feature_layers=_from_end(keys.integers("vision_feature_layer", default=-2), len(image.layers) + 1),
         keeps_first=keys.choice("vision_feature_select_strategy", among=FEATURE_CHOICES, default="default"),
-        activation=keys.choice("projector_hidden_act", among=llama.ACTIVATIONS, default="gelu"),
+        activation=keys.choice("projector_hidden_act", among=ACTIVATIONS, default="gelu"),
         bias=keys.flag("multimodal_projector_bias", default=True),
     )
 
@@ -116,7 +117,7 @@ def _write(config: VisionLanguageConfig) -> dict[str, Any]:
         "image_seq_length": config.image_tokens,
         "image_token_index": config.image_token,
         "multimodal_projector_bias": config.bias,
-        "projector_hidden_act": llama.activation_name(config.activation),
+        "projector_hidden_act": activation_name(config.activation),
         "text_config": TEXT_FAMILIES[text.family].write(text) | {"model_type": text.family},
         "tie_word_embeddings": text.tied_head,
         "vision_config": clip.write_image(config.image),

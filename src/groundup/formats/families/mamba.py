@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from groundup.formats.families.llama import ACTIVATIONS, activation_name
-from groundup.formats.family import Family
+from groundup.formats import fields
+from groundup.formats.config_map import OFF, Entry, Facts, Field, Several, fixed, norm_of, without_effect
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Joined, Rule, same, with_biases
-from groundup.model.config import ModelConfig
+from groundup.model.config import ModelConfig, StackConfig
 from groundup.model.recurrent_specs import Mamba, Mamba2
-from groundup.model.specs import LayerSpec, Mixer, Norm
 
 MIXER = "layers.*.mixer."
 NAMES = {
@@ -31,10 +32,10 @@ MAMBA2_NAMES = {"step_bias": "dt_bias", "log_rate": "A_log", "norm_weight": "nor
 # How weights start, how the scan is computed, and in which type layers are added up (here that of all activations).
 WITHOUT_EFFECT = (
     "chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_init_scheme time_step_max "
-    "time_step_min time_step_scale use_associative_scan use_mambapy"
-).split()
-# What published files repeat of the configurations that they were converted from.
-REPEATED = "d_inner d_model fused_add_norm n_layer pad_vocab_size_multiple".split()
+    "time_step_min time_step_scale use_associative_scan use_mambapy "
+    # What published files repeat of the configurations that they were converted from.
+    "d_inner d_model fused_add_norm n_layer pad_vocab_size_multiple"
+)
 # A state holds any length; a file that we train says how long its texts were.
 ANY_LENGTH = 1_048_576
 
@@ -64,114 +65,117 @@ def _former(rules: Sequence[Rule]) -> list[Rule]:
     return [replace(rule, disk=(old,)) if rule.ours == ("embedding.weight",) else rule for rule in rules]
 
 
-def _read_base(keys: Keys, family: str, mixer: Mixer, tied: bool) -> ModelConfig:
-    """A model of layers with this mixer alone. tied: the family's default."""
-    keys.without_effect(*WITHOUT_EFFECT, *REPEATED)
-    keys.fixed(rms_norm=True)
-    keys.off("ssm_cfg")
-    norm = Norm("rms", keys.positive("layer_norm_epsilon", default=1e-5))
-    return ModelConfig(
-        family=family,
-        vocab_size=keys.size("vocab_size"),
-        width=keys.size("hidden_size"),
-        layers=(LayerSpec(mixer, None, norm),) * keys.size("num_hidden_layers"),
-        final_norm=norm,
-        tied_head=keys.flag("tie_word_embeddings", default=tied),
-        max_positions=keys.size("max_position_embeddings", default=ANY_LENGTH),
+@dataclass(frozen=True)
+class Expansion:
+    """How many times wider than the model the channels of its mixers are; for its place, see `Field`."""
+
+    place: str
+
+    def read(self, key: str, keys: Keys, facts: Facts) -> None:
+        facts[self.place] = facts["width"] * keys.size(key, default=2)
+
+    def write(self, key: str, config: StackConfig) -> dict[str, Any]:
+        """Raises ValueError for what is no whole number."""
+        mixer = next((layer.mixer for layer in config.layers if isinstance(layer.mixer, Mamba | Mamba2)), None)
+        if mixer is None:
+            return {}
+        if mixer.channels % config.width:
+            raise ValueError(
+                f"published families have a multiple of the width ({config.width}) as channels, not {mixer.channels}"
+            )
+        return {key: mixer.channels // config.width}
+
+
+def rank(place: str) -> Field:
+    """The width that step sizes pass through; `auto` is a sixteenth of the model's."""
+    return Field(
+        place,
+        lambda keys, *names, default: keys.size_or_auto(*names, auto=default),
+        default=lambda facts: -(-facts["width"] // 16),
     )
 
 
-def _write_base(config: ModelConfig, mixer: Mamba | Mamba2) -> dict[str, Any]:
-    """The keys that both families have."""
+def _read_positions(keys: Keys, facts: Facts) -> None:
+    facts["max_positions"] = keys.size("max_position_embeddings", default=ANY_LENGTH)
+
+
+def _write_positions(config: ModelConfig) -> dict[str, Any]:
+    return {} if config.max_positions == ANY_LENGTH else {"max_position_embeddings": config.max_positions}
+
+
+def _read_channels(keys: Keys, facts: Facts) -> None:
+    """The width of the mixers follows from other keys, and may not contradict them."""
+    keys.fixed(intermediate_size=facts["mamba.channels"])
+
+
+def _read_expansion(keys: Keys, facts: Facts) -> None:
+    """The channels of Mamba-2 are those of its heads."""
+    expanded = facts["width"] * keys.size("expand", default=2)
+    if facts["mamba2.heads"] * facts["mamba2.head_dim"] != expanded:
+        raise ValueError(f"`num_heads` times `head_dim` must be `expand` times `hidden_size` ({expanded})")
+    keys.fixed(intermediate_size=expanded)
+
+
+def _read_limits(keys: Keys, facts: Facts) -> None:
+    facts["mamba2.step_limits"] = keys.limits("time_step_limit")
+
+
+def _write_limits(config: ModelConfig) -> dict[str, Any]:
+    """Left out where there are none: JSON has no word for infinity."""
+    mixer = config.layers[0].mixer
+    assert isinstance(mixer, Mamba2)
+    return {} if mixer.step_limits == (0.0, math.inf) else {"time_step_limit": list(mixer.step_limits)}
+
+
+def _shared_keys(part: str) -> dict[str, Entry]:
+    """What both families have, for mixers of this part of a layer."""
     return {
-        "conv_kernel": mixer.kernel,
-        "expand": expansion(mixer, config.width),
-        "hidden_act": activation_name(mixer.activation),
-        "hidden_size": config.width,
-        "layer_norm_epsilon": config.layers[0].norm.eps,
-        "num_hidden_layers": len(config.layers),
-        "state_size": mixer.state,
-        "tie_word_embeddings": config.tied_head,
-        "use_bias": mixer.bias,
-        "use_conv_bias": mixer.convolution_bias,
-        "vocab_size": config.vocab_size,
-        **({} if config.max_positions == ANY_LENGTH else {"max_position_embeddings": config.max_positions}),
+        **without_effect(WITHOUT_EFFECT),
+        "rms_norm": fixed(True),
+        "ssm_cfg": OFF,
+        "hidden_size": fields.WIDTH,
+        "num_hidden_layers": fields.LAYERS,
+        "max_position_embeddings": Several(_read_positions, _write_positions),
+        "layer_norm_epsilon": fields.EPS.usually(1e-5),
+        "conv_kernel": Field(f"{part}.kernel", Keys.size, default=4),
+        "hidden_act": replace(fields.ACTIVATION.usually("silu"), place=f"{part}.activation"),
+        "use_bias": Field(f"{part}.bias", Keys.flag, default=False),
+        "use_conv_bias": Field(f"{part}.convolution_bias", Keys.flag, default=True),
+        "vocab_size": fields.VOCABULARY,
     }
 
 
-def expansion(mixer: Mamba | Mamba2, width: int) -> int:
-    """How many times wider than the model the mixer is. Raises ValueError for what is no whole number."""
-    if mixer.channels % width:
-        raise ValueError(f"published families have a multiple of the width ({width}) as channels, not {mixer.channels}")
-    return mixer.channels // width
-
-
-def _read_mamba(keys: Keys) -> ModelConfig:
-    width = keys.size("hidden_size")
-    mixer = Mamba(
-        channels=width * keys.size("expand", default=2),
-        state=keys.size("state_size", default=16),
-        rank=keys.size_or_auto("time_step_rank", auto=-(-width // 16)),
-        kernel=keys.size("conv_kernel", default=4),
-        activation=keys.choice("hidden_act", among=ACTIVATIONS, default="silu"),
-        bias=keys.flag("use_bias", default=False),
-        convolution_bias=keys.flag("use_conv_bias", default=True),
-    )
-    keys.fixed(intermediate_size=mixer.channels)
-    return _read_base(keys, "mamba", mixer, tied=True)
-
-
-def _write_mamba(config: ModelConfig) -> dict[str, Any]:
-    mixer = config.layers[0].mixer
-    assert isinstance(mixer, Mamba)
-    own = {"intermediate_size": mixer.channels, "time_step_rank": mixer.rank}
-    return _write_base(config, mixer) | own
-
-
-def _read_mamba2(keys: Keys) -> ModelConfig:
+MAMBA_KEYS = _shared_keys("mamba") | {
+    "expand": Expansion("mamba.channels"),
+    "state_size": Field("mamba.state", Keys.size, default=16),
+    "time_step_rank": rank("mamba.rank"),
+    "intermediate_size": Several(_read_channels, lambda config: {"intermediate_size": config.layers[0].mixer.channels}),
+    "tie_word_embeddings": fields.TIED.usually(True),
+}
+MAMBA2_KEYS = _shared_keys("mamba2") | {
     # Its gate comes before the norm in any case, also where a published file says `norm_before_gate`.
-    keys.without_effect("norm_before_gate", "time_step_rank")
-    mixer = Mamba2(
-        heads=keys.size("num_heads", default=128),
-        head_dim=keys.size("head_dim", default=64),
-        state=keys.size("state_size", default=128),
-        groups=keys.size("n_groups", default=8),
-        norm=Norm("rms", keys.positive("layer_norm_epsilon", default=1e-5)),
-        kernel=keys.size("conv_kernel", default=4),
-        activation=keys.choice("hidden_act", among=ACTIVATIONS, default="silu"),
-        bias=keys.flag("use_bias", default=False),
-        convolution_bias=keys.flag("use_conv_bias", default=True),
-        step_limits=keys.limits("time_step_limit"),
-    )
-    expanded = keys.size("hidden_size") * keys.size("expand", default=2)
-    if mixer.channels != expanded:
-        raise ValueError(f"`num_heads` times `head_dim` must be `expand` times `hidden_size` ({expanded})")
-    keys.fixed(intermediate_size=expanded)
-    return _read_base(keys, "mamba2", mixer, tied=False)
-
-
-def _write_mamba2(config: ModelConfig) -> dict[str, Any]:
-    mixer = config.layers[0].mixer
-    assert isinstance(mixer, Mamba2)
-    own = {"head_dim": mixer.head_dim, "n_groups": mixer.groups, "num_heads": mixer.heads}
-    # Left out where there are none: JSON has no word for infinity.
-    limits = {} if mixer.step_limits == (0.0, math.inf) else {"time_step_limit": list(mixer.step_limits)}
-    return _write_base(config, mixer) | own | limits
-
-
-MAMBA = Family(
+    **without_effect("norm_before_gate time_step_rank"),
+    "num_heads": Field("mamba2.heads", Keys.size, default=128),
+    "head_dim": Field("mamba2.head_dim", Keys.size, default=64),
+    "state_size": Field("mamba2.state", Keys.size, default=128),
+    "n_groups": Field("mamba2.groups", Keys.size, default=8),
+    "expand": Several(_read_expansion, partial(Expansion("mamba2.channels").write, "expand")),
+    "time_step_limit": Several(_read_limits, _write_limits),
+    "tie_word_embeddings": fields.TIED.usually(False),
+}
+MAMBA = mapped(
     "mamba",
     "MambaForCausalLM",
-    _read_mamba,
-    _write_mamba,
+    MAMBA_KEYS,
     _mamba_rules,
+    always={"layer.mixer": "mamba"},
     other_rules=(lambda config: _former(_mamba_rules(config)),),
 )
-MAMBA2 = Family(
+MAMBA2 = mapped(
     "mamba2",
     "Mamba2ForCausalLM",
-    _read_mamba2,
-    _write_mamba2,
+    MAMBA2_KEYS,
     _mamba2_rules,
+    always={"layer.mixer": "mamba2", "mamba2.norm": norm_of},
     other_rules=(lambda config: _former(_mamba2_rules(config)),),
 )

@@ -5,22 +5,23 @@ gated network beside the experts) and 2025; Muennighoff et al. 2024 (queries and
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Field, PerLayer, Several, experts_of, without_effect
 from groundup.formats.families import llama
-from groundup.formats.family import Family
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import JoinedExperts, Rule, Stacked, same, with_biases
 from groundup.model.config import ModelConfig
-from groundup.model.specs import Experts, QueryKeyNorm, Router
+from groundup.model.specs import Experts
 
 BLOCK = "layers.*.feed_forward."
 # Within a layer's block of experts: our matrices, and what they are called on disk.
 MIXTRAL_MATRICES = {"gate": "w1", "up": "w3", "down": "w2"}
 MATRICES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 # Keys that say how the experts are balanced while training.
-TRAINING_KEYS = ("router_aux_loss_coef", "router_jitter_noise")
+TRAINING_KEYS = without_effect("router_aux_loss_coef router_jitter_noise")
 
 
 def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str], router: str = "gate") -> list[Rule]:
@@ -28,16 +29,17 @@ def expert_rules(config: ModelConfig, block: str, matrices: dict[str, str], rout
 
     block: the name on disk of what holds the router and `experts`; matrices: ours → their names there.
     """
-    experts = range(experts_of(config).router.experts)
+    experts = experts_of(config)
     return [
         Rule((f"{BLOCK}router.weight",), (f"{block}{router}.weight",)),
         *(
             Rule(
                 (f"{BLOCK}experts.{ours}.weight",),
-                tuple(f"{block}experts.{index}.{theirs}.weight" for index in experts),
+                tuple(f"{block}experts.{index}.{theirs}.weight" for index in range(experts.router.experts)),
                 Stacked(),
             )
             for ours, theirs in matrices.items()
+            if experts is not None
         ),
     ]
 
@@ -50,19 +52,6 @@ def fused_expert_rules(block: str, router: str = "gate") -> list[Rule]:
         Rule(names, (f"{block}experts.gate_up_proj",), JoinedExperts()),
         Rule((f"{BLOCK}experts.down.weight",), (f"{block}experts.down_proj",)),
     ]
-
-
-def with_experts(config: ModelConfig, experts: Experts, sparse: Sequence[bool]) -> ModelConfig:
-    """The configuration with experts in the layers where `sparse` says so."""
-    layers = zip(config.layers, sparse, strict=True)
-    return replace(
-        config, layers=tuple(replace(layer, feed_forward=experts) if here else layer for layer, here in layers)
-    )
-
-
-def experts_of(config: ModelConfig) -> Experts:
-    """Those of a model whose experts are alike in every layer that has any."""
-    return next(layer.feed_forward for layer in config.layers if isinstance(layer.feed_forward, Experts))
 
 
 def _mixtral_rules(config: ModelConfig) -> Sequence[Rule]:
@@ -88,161 +77,112 @@ def _fused_rules(config: ModelConfig) -> Sequence[Rule]:
     return [*with_biases(same(llama.NAMES)), *same(SHARED_NAMES), *fused_expert_rules("model.layers.*.mlp.")]
 
 
-def _read_mixtral(keys: Keys) -> ModelConfig:
-    keys.without_effect(*TRAINING_KEYS)
-    config = llama.read_base(
-        keys, "mixtral", eps=("rms_norm_eps", 1e-5), theta=1_000_000.0, fraction=None, positions=131_072, kv_heads=8
-    )
-    config = llama.with_mixers(config, window=keys.optional_size("sliding_window"))
-    count = keys.size("num_local_experts", "num_experts", default=8)
-    router = Router(count, keys.size("num_experts_per_tok", default=2))
-    return llama.with_layers(config, feed_forward=Experts(config.layers[0].network, router))
+def _read_sparse_layers(keys: Keys, facts: Facts) -> None:
+    read_sparse_layers(keys, facts)
+    if not any(facts["layer.sparse"].values):
+        raise ValueError("`decoder_sparse_step` and `mlp_only_layers` leave no layer with experts")
 
 
-def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
-    layer, router = config.layers[0], experts_of(config).router
-    return llama.write_base(config) | {
-        "num_experts_per_tok": router.chosen,
-        "num_local_experts": router.experts,
-        "rms_norm_eps": layer.norm.eps,
-        "sliding_window": layer.attention.window,
-    }
-
-
-def _read_router(keys: Keys, experts: int, chosen: int) -> Router:
-    """experts, chosen: the family's defaults."""
-    keys.without_effect(*TRAINING_KEYS)
-    return Router(
-        keys.size("num_experts", "num_local_experts", default=experts),
-        keys.size("num_experts_per_tok", default=chosen),
-        normalised=keys.flag("norm_topk_prob", default=False),
-    )
-
-
-def _write_router(router: Router) -> dict[str, Any]:
-    return {
-        "norm_topk_prob": router.normalised,
-        "num_experts": router.experts,
-        "num_experts_per_tok": router.chosen,
-    }
-
-
-def read_sparse_layers(keys: Keys, config: ModelConfig) -> list[bool]:
+def read_sparse_layers(keys: Keys, facts: Facts) -> None:
     """Every n-th layer has experts (`decoder_sparse_step`), but for those of `mlp_only_layers`."""
     step, dense = keys.size("decoder_sparse_step", default=1), keys.numbers("mlp_only_layers", default=[])
-    return [index not in dense and (index + 1) % step == 0 for index in range(len(config.layers))]
+    sparse = [index not in dense and (index + 1) % step == 0 for index in range(facts["layers"])]
+    facts["layer.sparse"] = PerLayer(tuple(sparse))
 
 
-def _read_sparse_layers(keys: Keys, config: ModelConfig) -> list[bool]:
-    sparse = read_sparse_layers(keys, config)
-    if not any(sparse):
-        raise ValueError("`decoder_sparse_step` and `mlp_only_layers` leave no layer with experts")
-    return sparse
+def write_sparse_layers(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read_sparse_layers` reads."""
+    dense = [index for index, layer in enumerate(config.layers) if not isinstance(layer.feed_forward, Experts)]
+    written = {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+    return written if len(dense) < len(config.layers) else written | {"num_experts": 0}
 
 
-def _read_qwen2(keys: Keys) -> ModelConfig:
-    config = llama.read_base(keys, "qwen2_moe", fraction=None, positions=32_768, kv_heads=16)
-    bias = keys.flag("qkv_bias", default=True)
-    config = llama.with_mixers(config, bias=("query", "key", "value") if bias else ())
-    dense = config.layers[0].network
-    experts = Experts(
-        replace(dense, width=keys.size("moe_intermediate_size", default=1408)),
-        _read_router(keys, experts=60, chosen=4),
-        shared=replace(dense, width=keys.size("shared_expert_intermediate_size", default=5632)),
-        shared_gate=True,
-    )
-    return _read_qwen2_windows(keys, with_experts(config, experts, _read_sparse_layers(keys, config)))
-
-
-def _read_qwen2_windows(keys: Keys, config: ModelConfig) -> ModelConfig:
+def _read_qwen2_windows(keys: Keys, facts: Facts) -> None:
     """Windows in every other layer of the first `max_window_layers`, or where `layer_types` says."""
     uses, below = keys.flag("use_sliding_window", default=False), keys.size("max_window_layers", default=28)
-    kinds = keys.texts("layer_types") or [
-        "sliding_attention" if uses and index % 2 == 0 and index < below else "full_attention"
-        for index in range(len(config.layers))
-    ]
     keys.without_effect("sliding_window")  # a file that uses no windows may say 0
-    return llama.with_windows(config, keys.optional_size("sliding_window", default=4096) if uses else None, kinds)
+    window = keys.optional_size("sliding_window", default=4096) if uses else None
+    windowed = [uses and index % 2 == 0 and index < below for index in range(facts["layers"])]
+    fields.read_windows(keys, facts, window, windowed)
 
 
-def write_sparse(config: ModelConfig) -> dict[str, Any]:
-    """The keys of a model in which some layers may have no experts."""
-    experts = experts_of(config)
-    dense = {index: one.network.width for index, one in enumerate(config.layers) if one.feed_forward != experts}
-    return {
-        **llama.write_base(config),
-        **_write_router(experts.router),
-        "decoder_sparse_step": 1,
-        # Where every layer has experts, nothing in the model is of this width.
-        "intermediate_size": next(iter(dense.values()), experts.expert.width),
-        "mlp_only_layers": list(dense),
-        "moe_intermediate_size": experts.expert.width,
-        "rms_norm_eps": config.layers[0].norm.eps,
-    }
-
-
-def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
-    shared, windows = experts_of(config).shared, llama.write_windows(config)
-    assert shared is not None
-    return {
-        **write_sparse(config),
-        **windows,
-        "qkv_bias": bool(config.layers[0].attention.bias),
-        "shared_expert_intermediate_size": shared.width,
-        "use_sliding_window": windows["sliding_window"] is not None,
-    }
-
-
-def _read_qwen3(keys: Keys) -> ModelConfig:
-    keys.without_effect("max_window_layers")
-    config = llama.read_base(keys, "qwen3_moe", fraction=None, positions=32_768, kv_heads=4)
+def _read_qwen3_window(keys: Keys, facts: Facts) -> None:
     window = keys.optional_size("sliding_window", default=4096)
-    config = llama.with_mixers(
-        config,
-        bias=llama.ALL if keys.flag("attention_bias", default=False) else (),
-        query_key_norm=QueryKeyNorm(config.layers[0].norm),
-        window=window if keys.flag("use_sliding_window", default=False) else None,
-    )
-    expert = replace(config.layers[0].network, width=keys.size("moe_intermediate_size", default=768))
-    experts = Experts(expert, _read_router(keys, experts=128, chosen=8))
-    return with_experts(config, experts, _read_sparse_layers(keys, config))
+    facts["mixer.window"] = window if keys.flag("use_sliding_window", default=False) else None
 
 
-def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    mixer = config.layers[0].attention
-    return write_sparse(config) | {
-        "attention_bias": bool(mixer.bias),
-        "sliding_window": mixer.window,
-        "use_sliding_window": mixer.window is not None,
+def _write_qwen3_window(config: ModelConfig) -> dict[str, Any]:
+    window = config.layers[0].attention.window
+    return {"sliding_window": window, "use_sliding_window": window is not None}
+
+
+NAMED_EXPERTS = fields.EXPERTS.also("num_local_experts")
+MIXTRAL_KEYS = (
+    llama.KEYS
+    | TRAINING_KEYS
+    | {
+        "rms_norm_eps": fields.EPS.usually(1e-5),
+        "num_key_value_heads": fields.KV_HEADS.usually(8),
+        "max_position_embeddings": fields.POSITIONS.usually(131_072),
+        "rope_theta": fields.Rotary(1_000_000.0),
+        "sliding_window": fields.WINDOW.usually(None),
+        "num_local_experts": fields.EXPERTS.also("num_experts").usually(8),
+        "num_experts_per_tok": fields.CHOSEN.usually(2),
     }
-
-
-def _read_olmoe(keys: Keys) -> ModelConfig:
-    config = llama.read_base(keys, "olmoe", eps=("rms_norm_eps", 1e-5), fraction=None, positions=4096)
-    config = llama.with_mixers(
-        config,
-        bias=llama.ALL if keys.flag("attention_bias", default=False) else (),
-        clip=keys.optional_positive("clip_qkv"),
-        query_key_norm=QueryKeyNorm(config.layers[0].norm, over="width"),
-    )
-    router = _read_router(keys, experts=64, chosen=8)
-    return llama.with_layers(config, feed_forward=Experts(config.layers[0].network, router))
-
-
-def _write_olmoe(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
-    return {
-        **llama.write_base(config),
-        **_write_router(experts_of(config).router),
-        "attention_bias": bool(layer.attention.bias),
-        "clip_qkv": layer.attention.clip,
-        "rms_norm_eps": layer.norm.eps,
-    }
-
-
-MIXTRAL = Family(
-    "mixtral", "MixtralForCausalLM", _read_mixtral, _write_mixtral, _mixtral_rules, other_rules=(_fused_rules,)
 )
-QWEN2_MOE = Family("qwen2_moe", "Qwen2MoeForCausalLM", _read_qwen2, _write_qwen2, _rules, other_rules=(_fused_rules,))
-QWEN3_MOE = Family("qwen3_moe", "Qwen3MoeForCausalLM", _read_qwen3, _write_qwen3, _rules, other_rules=(_fused_rules,))
-OLMOE = Family("olmoe", "OlmoeForCausalLM", _read_olmoe, _write_olmoe, _rules, other_rules=(_fused_rules,))
+SPARSE_KEYS = llama.QWEN_KEYS | {
+    **TRAINING_KEYS,
+    "norm_topk_prob": fields.NORMALISED.usually(False),
+    "decoder_sparse_step": Several(_read_sparse_layers, write_sparse_layers),
+}
+QWEN2_KEYS = SPARSE_KEYS | {
+    "num_key_value_heads": fields.KV_HEADS.usually(16),
+    "qkv_bias": fields.biases("query", "key", "value").usually(True),
+    "sliding_window": Several(_read_qwen2_windows, llama.write_used_windows),
+    "num_experts": NAMED_EXPERTS.usually(60),
+    "num_experts_per_tok": fields.CHOSEN.usually(4),
+    "moe_intermediate_size": fields.EXPERT_WIDTH.usually(1408),
+    "shared_expert_intermediate_size": fields.SHARED_WIDTH.usually(5632),
+}
+QWEN3_KEYS = (
+    SPARSE_KEYS
+    | llama.ATTENTION_BIAS
+    | {
+        **without_effect("max_window_layers"),
+        "num_key_value_heads": fields.KV_HEADS.usually(4),
+        "sliding_window": Several(_read_qwen3_window, _write_qwen3_window),
+        "num_experts": NAMED_EXPERTS.usually(128),
+        "num_experts_per_tok": fields.CHOSEN.usually(8),
+        "moe_intermediate_size": fields.EXPERT_WIDTH.usually(768),
+    }
+)
+OLMOE_KEYS = (
+    llama.KEYS
+    | TRAINING_KEYS
+    | llama.ATTENTION_BIAS
+    | {
+        "rms_norm_eps": fields.EPS.usually(1e-5),
+        "max_position_embeddings": fields.POSITIONS.usually(4096),
+        "clip_qkv": Field("mixer.clip", Keys.optional_positive, default=None),
+        "num_experts": NAMED_EXPERTS.usually(64),
+        "num_experts_per_tok": fields.CHOSEN.usually(8),
+        "norm_topk_prob": fields.NORMALISED.usually(False),
+    }
+)
+OLMOE_FACTS = llama.GATED | {"mixer.query_key_norm": fields.normed_heads(over="width")}
+
+MIXTRAL = mapped(
+    "mixtral", "MixtralForCausalLM", MIXTRAL_KEYS, _mixtral_rules, always=llama.GATED, other_rules=(_fused_rules,)
+)
+QWEN2_MOE = mapped(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    QWEN2_KEYS,
+    _rules,
+    always=llama.GATED | {"experts.shared_gate": True},
+    other_rules=(_fused_rules,),
+)
+QWEN3_MOE = mapped(
+    "qwen3_moe", "Qwen3MoeForCausalLM", QWEN3_KEYS, _rules, always=llama.NORMED_HEADS, other_rules=(_fused_rules,)
+)
+OLMOE = mapped("olmoe", "OlmoeForCausalLM", OLMOE_KEYS, _rules, always=OLMOE_FACTS, other_rules=(_fused_rules,))

@@ -8,23 +8,25 @@ Source: Warner et al. 2024.
 from dataclasses import replace
 from typing import Any
 
-from groundup.formats.families.bert import EncoderConfig, encoder_of, encoder_rules, with_head, write_head
-from groundup.formats.families.gpt import read_heads
-from groundup.formats.families.llama import (
-    ACTIVATIONS,
-    ALL,
-    activation_name,
-    with_ropes,
-    with_windows,
-    write_ropes_by_kind,
-    write_windows,
+from groundup.formats import fields
+from groundup.formats.config_map import (
+    OFF,
+    ConfigMap,
+    Facts,
+    Field,
+    PerLayer,
+    Several,
+    model_of,
+    norm_of,
+    read_facts,
+    without_effect,
+    write_keys,
 )
+from groundup.formats.families.bert import EncoderConfig, encoder_of, encoder_rules, with_head, write_head
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
-from groundup.formats.rope_keys import read_ropes
 from groundup.formats.rules import Joined, Rule, same
 from groundup.model.config import ClassifierConfig, HeadTransform, ModelConfig
-from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm
 
 NAMES = {
     "embedding.weight": "model.embeddings.tok_embeddings.weight",
@@ -51,7 +53,7 @@ WITHOUT_EFFECT = (
     "attention_dropout classifier_dropout cls_token_id deterministic_flash_attn embedding_dropout "
     "gradient_checkpointing initializer_cutoff_factor layer_norm_eps mlp_dropout num_labels position_embedding_type "
     "reference_compile repad_logits_with_grad sep_token_id sparse_pred_ignore_index sparse_prediction"
-).split()
+)
 
 
 def modernbert_rules(config: EncoderConfig) -> list[Rule]:
@@ -64,89 +66,79 @@ def modernbert_rules(config: EncoderConfig) -> list[Rule]:
     return [*rules, Rule(("head_bias",), ("decoder.bias",))]
 
 
+def _read_windows(keys: Keys, facts: Facts) -> None:
+    """How far a token sees in layers with a window, and which have one: all but every third."""
+    interval = keys.size("global_attn_every_n_layers", default=3)
+    across = keys.size("local_attention", default=128)
+    if across < 2:
+        raise ValueError(f"`local_attention` must be at least 2, so that a token sees its neighbours, not {across}")
+    fields.read_windows(keys, facts, across // 2, _windowed(facts["layers"], interval))
+
+
+def _windowed(layers: int, interval: int) -> list[bool]:
+    return [index % interval != 0 for index in range(layers)]
+
+
+def _write_windows(config: ModelConfig) -> dict[str, Any]:
+    """`layer_types`, and for v4, which knows no other pattern, one layer in so many."""
+    written = fields.write_windows(config)
+    reach, windowed = written.pop("sliding_window"), [kind != fields.FULL for kind in written["layer_types"]]
+    intervals = [one for one in range(1, len(windowed) + 1) if _windowed(len(windowed), one) == windowed]
+    written |= {"global_attn_every_n_layers": intervals[0]} if intervals else {}
+    return written if reach is None else written | {"local_attention": 2 * reach}
+
+
+KEYS: ConfigMap = {
+    **without_effect(WITHOUT_EFFECT),
+    "rope_scaling": OFF,  # of which v4 knew nothing and v5 makes `rope_parameters`
+    "hidden_size": fields.WIDTH,
+    "num_attention_heads": fields.EqualHeads("hidden_size"),
+    "num_hidden_layers": fields.LAYERS,
+    "max_position_embeddings": fields.POSITIONS.usually(8192),
+    "local_attention": Several(_read_windows, _write_windows),
+    "rope_parameters": fields.RotaryByKind(THETAS),
+    "norm_eps": fields.EPS.usually(1e-5),
+    "norm_bias": Field("norm.bias", Keys.flag, default=False),
+    "attention_bias": fields.BIASES.usually(False),
+    "intermediate_size": fields.INNER,
+    "hidden_activation": fields.ACTIVATION.usually("gelu"),
+    "mlp_bias": fields.NETWORK_BIAS.usually(False),
+    "vocab_size": fields.VOCABULARY,
+}
+ALWAYS: Facts = {
+    "norm.kind": "layer",
+    "mixer.causal": False,
+    "feed_forward.gated": True,
+    # The embedding is normed already.
+    "embedding_norm": norm_of,
+    "layer.mixer_norm": lambda facts: PerLayer(tuple(index > 0 for index in range(facts["layers"]))),
+    "tied_head": True,
+}
+
+
 def _read_modernbert(keys: Keys) -> EncoderConfig:
-    keys.without_effect(*WITHOUT_EFFECT)
-    keys.off("rope_scaling")  # of which v4 knew nothing and v5 makes `rope_parameters`
-    width, heads, head_dim = read_heads(keys, "hidden_size", "num_attention_heads")
-    positions = keys.size("max_position_embeddings", default=8192)
-    norm = Norm("layer", keys.positive("norm_eps", default=1e-5), keys.flag("norm_bias", default=False))
-    layer = LayerSpec(
-        Attention(heads, heads, head_dim, bias=ALL if keys.flag("attention_bias", default=False) else (), causal=False),
-        FeedForward(
-            keys.size("intermediate_size"),
-            keys.choice("hidden_activation", among=ACTIVATIONS, default="gelu"),
-            gated=True,
-            bias=keys.flag("mlp_bias", default=False),
-        ),
-        norm,
-    )
-    encoder = ModelConfig(
-        family="modernbert",
-        vocab_size=keys.size("vocab_size"),
-        width=width,
-        layers=(replace(layer, mixer_norm=False), *(layer,) * (keys.size("num_hidden_layers") - 1)),
-        final_norm=norm,
-        embedding_norm=norm,
-        tied_head=True,
-        max_positions=positions,
-    )
-    activation = keys.choice("classifier_activation", among=ACTIVATIONS, default="gelu")
-    head = HeadTransform(activation, norm, bias=keys.flag("classifier_bias", default=False))
+    encoder = model_of("modernbert", read_facts(KEYS, keys, ALWAYS))
+    activation = keys.choice("classifier_activation", among=fields.ACTIVATIONS, default="gelu")
+    head = HeadTransform(activation, encoder.final_norm, bias=keys.flag("classifier_bias", default=False))
     pooling = keys.choice("classifier_pooling", among=POOLINGS, default="cls")
     decoder_bias = keys.flag("decoder_bias", default=True)
-    whole = with_head(keys, _with_kinds(keys, encoder, head_dim), "ModernBert", head, head, pooling=pooling)
+    whole = with_head(keys, encoder, "ModernBert", head, head, pooling=pooling)
     if isinstance(whole, ClassifierConfig) or whole.head_transform is None:
         return whole
     return replace(whole, head_bias=decoder_bias)
 
 
-def _with_kinds(keys: Keys, encoder: ModelConfig, head_dim: int) -> ModelConfig:
-    """The encoder with the windows and rotary positions of each layer's kind."""
-    interval = keys.size("global_attn_every_n_layers", default=3)
-    kinds = keys.texts("layer_types") or _kinds(len(encoder.layers), interval)
-    across = keys.size("local_attention", default=128)
-    if across < 2:
-        raise ValueError(f"`local_attention` must be at least 2, so that a token sees its neighbours, not {across}")
-    ropes = read_ropes(keys, head_dim, encoder.max_positions, THETAS)
-    return with_ropes(with_windows(encoder, across // 2, kinds), ropes, kinds)
-
-
-def _kinds(layers: int, interval: int) -> list[str]:
-    return ["sliding_attention" if index % interval else "full_attention" for index in range(layers)]
-
-
 def _write_modernbert(config: EncoderConfig) -> dict[str, Any]:
-    encoder = encoder_of(config)
+    keys = write_keys(KEYS, encoder_of(config)) | write_head(config, "ModernBert")
+    keys.pop("rope_scaling")
     head = config.head_transform if isinstance(config, ModelConfig) else config.transform
-    layer, windows = encoder.layers[0], write_windows(encoder)
-    kinds, reach = windows["layer_types"], windows["sliding_window"]
-    intervals = [interval for interval in range(1, len(kinds) + 1) if _kinds(len(kinds), interval) == kinds]
-    ropes = write_ropes_by_kind(encoder, THETAS)
-    ropes.pop("rope_scaling")
-    keys: dict[str, Any] = {
-        "attention_bias": bool(layer.attention.bias),
-        "hidden_activation": activation_name(layer.network.activation),
-        "hidden_size": encoder.width,
-        "intermediate_size": layer.network.width,
-        "layer_types": kinds,
-        "max_position_embeddings": encoder.max_positions,
-        "mlp_bias": layer.network.bias,
-        "norm_bias": layer.norm.bias,
-        "norm_eps": layer.norm.eps,
-        "num_attention_heads": layer.attention.heads,
-        "num_hidden_layers": len(encoder.layers),
-        "vocab_size": encoder.vocab_size,
-    }
-    keys |= {} if reach is None else {"local_attention": 2 * reach}
-    # v4 knows no other pattern than one layer in so many.
-    keys |= {"global_attn_every_n_layers": intervals[0]} if intervals else {}
     if head is not None:
-        keys |= {"classifier_activation": activation_name(head.activation), "classifier_bias": head.bias}
-    if isinstance(config, ModelConfig):
-        keys |= {} if head is None else {"decoder_bias": config.head_bias}
-    else:
+        keys |= {"classifier_activation": fields.activation_name(head.activation), "classifier_bias": head.bias}
+    if isinstance(config, ClassifierConfig):
         keys["classifier_pooling"] = next(name for name, ours in POOLINGS.items() if ours == config.pooling)
-    return keys | ropes | write_head(config, "ModernBert")
+    elif head is not None:
+        keys["decoder_bias"] = config.head_bias
+    return keys
 
 
 MODERNBERT = Family("modernbert", "ModernBertForMaskedLM", _read_modernbert, _write_modernbert, modernbert_rules)

@@ -5,24 +5,16 @@ anywhere; section 5: input and output embedding are shared, so the logits are sc
 `transformers` has these parts together; the folder is laid out as one for groundup alone, with LLaMA's names.
 """
 
-from typing import Any
+from groundup.formats import fields
+from groundup.formats.families import llama
+from groundup.formats.families.cohere import PARALLEL, PARALLEL_KEYS
+from groundup.formats.family import mapped
 
-from groundup.formats.families import cohere, llama
-from groundup.formats.family import Family
-from groundup.formats.keys import Keys
-from groundup.model.config import ModelConfig
-
-
-def read(keys: Keys) -> ModelConfig:
-    """The configuration that `write` wrote; absent keys mean what the paper says (of the epsilon it says nothing)."""
-    width = keys.size("hidden_size")
-    config = cohere.read_parallel(keys, "palm", logit_scale=width**-0.5, eps=1e-6, positions=2048)
-    return llama.with_mixers(config, kv_heads=keys.size("num_key_value_heads", default=1))
-
-
-def write(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json."""
-    return cohere.write_parallel(config)
-
-
-PALM = Family("palm", "PalmForCausalLM", read, write, llama.rules)
+# Absent keys mean what the paper says (of the epsilon it says nothing).
+KEYS = PARALLEL_KEYS | {
+    "num_key_value_heads": fields.SAID_KV_HEADS.usually(1),
+    "max_position_embeddings": fields.POSITIONS.usually(2048),
+    "layer_norm_eps": fields.EPS.usually(1e-6),
+    "logit_scale": fields.LOGIT_SCALE.usually(lambda facts: facts["width"] ** -0.5),
+}
+PALM = mapped("palm", "PalmForCausalLM", KEYS, llama.rules, always=PARALLEL)

@@ -5,17 +5,18 @@ biases everywhere, the output head included. Phi-3: LLaMA's layers with a window
 lie in one tensor, and so do gate and up.
 """
 
-from dataclasses import replace
 from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Several, fixed, without_effect
 from groundup.formats.families import llama
-from groundup.formats.family import Family
+from groundup.formats.families.gpt import PLAIN
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rope_keys import longrope_attention_factor
 from groundup.formats.rules import Joined, Rule, same, with_biases
 from groundup.model.config import ModelConfig
 from groundup.model.rotary import LongRopeScaling
-from groundup.model.specs import QueryKeyNorm
 
 PHI_NAMES = llama.NAMES | {
     "layers.*.mixer.output.weight": "model.layers.*.self_attn.dense.weight",
@@ -48,59 +49,54 @@ def _phi3_rules(config: ModelConfig) -> list[Rule]:
     return [*same({ours: disk for ours, disk in llama.NAMES.items() if ours not in joined}), *PHI3_JOINED]
 
 
-def _read_phi(keys: Keys) -> ModelConfig:
-    keys.without_effect("embd_pdrop", "resid_pdrop")
-    config = llama.read_base(
-        keys, "phi", norm="layer", eps=("layer_norm_eps", 1e-5), activation="gelu_new", fraction=0.5
-    )
-    layer = config.layers[0]
-    norm = replace(layer.norm, bias=True)
-    normed_heads = QueryKeyNorm(norm) if keys.flag("qk_layernorm", default=False) else None
-    layer = replace(
-        layer,
-        mixer=replace(layer.attention, bias=llama.ALL, query_key_norm=normed_heads),
-        feed_forward=replace(layer.network, gated=False, bias=True),
-        norm=norm,
-        placement="parallel",
-    )
-    return replace(config, layers=(layer,) * len(config.layers), final_norm=norm, head_bias=True)
-
-
-def _write_phi(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
-    keys = llama.write_base(config)
-    keys.setdefault("partial_rotary_factor", 1.0)  # absent, it means half of each head
-    return keys | {
-        "layer_norm_eps": layer.norm.eps,
-        "qk_layernorm": layer.attention.query_key_norm is not None,
+PHI_KEYS = (
+    llama.SHAPE
+    | without_effect("embd_pdrop resid_pdrop")
+    | {
+        "rope_theta": fields.Rotary(fraction=0.5),
+        "hidden_act": fields.ACTIVATION.usually("gelu_new"),
+        "layer_norm_eps": fields.EPS.usually(1e-5),
+        "qk_layernorm": fields.query_key_norm().usually(False),
     }
-
-
-def _read_phi3(keys: Keys) -> ModelConfig:
-    keys.without_effect("embd_pdrop", "resid_pdrop")
-    # Written by the models' own code, never other than this.
-    keys.fixed(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1)
-    config = llama.read_base(keys, "phi3", eps=("rms_norm_eps", 1e-5), fraction=1.0, positions=4096, original=4096)
-    rope = config.layers[0].attention.rope
-    if rope is None or not isinstance(rope.scaling, LongRopeScaling | None):
-        raise ValueError("`rope_scaling` of a phi3 model must be of type longrope, or null")
-    return llama.with_mixers(config, window=keys.optional_size("sliding_window"))
-
-
-def _write_phi3(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
-    keys = llama.write_base(config) | {"rms_norm_eps": layer.norm.eps, "sliding_window": layer.attention.window}
-    scaling = None if layer.attention.rope is None else layer.attention.rope.scaling
-    if isinstance(scaling, LongRopeScaling):
-        factor = config.max_positions / scaling.original
-        if scaling.attention_factor == longrope_attention_factor(factor, scaling.original):
-            # All that version 4 of `transformers` accepts: exactly these three.
-            factors = {"short_factor": list(scaling.short), "long_factor": list(scaling.long)}
-            keys["rope_scaling"] = {"type": "longrope", **factors}
-    return keys
-
-
-PHI = Family(
-    "phi", "PhiForCausalLM", _read_phi, _write_phi, _phi_rules, ("model.layers.*.self_attn.rotary_emb.inv_freq",)
 )
-PHI3 = Family("phi3", "Phi3ForCausalLM", _read_phi3, _write_phi3, _phi3_rules)
+
+
+def _read_scaling(keys: Keys, facts: Facts) -> None:
+    if not isinstance(facts["mixer.rope"].scaling, LongRopeScaling | None):
+        raise ValueError("`rope_scaling` of a phi3 model must be of type longrope, or null")
+
+
+def _write_scaling(config: ModelConfig) -> dict[str, Any]:
+    rope = config.layers[0].attention.rope
+    if rope is not None and isinstance(rope.scaling, LongRopeScaling):
+        original = rope.scaling.original
+        if rope.scaling.attention_factor == longrope_attention_factor(config.max_positions / original, original):
+            # All that version 4 of `transformers` accepts: exactly these three.
+            factors = {"short_factor": list(rope.scaling.short), "long_factor": list(rope.scaling.long)}
+            return {"rope_scaling": {"type": "longrope", **factors}}
+    return {}
+
+
+PHI3_KEYS = (
+    llama.KEYS
+    | without_effect("embd_pdrop resid_pdrop")
+    # Written by the models' own code, never other than this.
+    | dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), fixed(False))
+    | dict.fromkeys(("full_attn_mod", "interpolate_factor"), fixed(1))
+    | {
+        "rms_norm_eps": fields.EPS.usually(1e-5),
+        "max_position_embeddings": fields.POSITIONS.usually(4096),
+        "rope_theta": fields.Rotary(fraction=1.0, original=4096),
+        "rope_scaling": Several(_read_scaling, _write_scaling),
+        "sliding_window": fields.WINDOW.usually(None),
+    }
+)
+PHI = mapped(
+    "phi",
+    "PhiForCausalLM",
+    PHI_KEYS,
+    _phi_rules,
+    always=PLAIN | {"mixer.bias": fields.ALL, "layer.placement": "parallel", "head_bias": True},
+    ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",),
+)
+PHI3 = mapped("phi3", "Phi3ForCausalLM", PHI3_KEYS, _phi3_rules, always=llama.GATED)

@@ -6,26 +6,25 @@ beside the experts. The matrices of a layer lie joined by head; layers that only
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+from groundup.formats import fields
+from groundup.formats.config_map import Facts, Field, Several, fixed
 from groundup.formats.families import llama
 from groundup.formats.families.mixtral import (
     MATRICES,
     SHARED_NAMES,
     TRAINING_KEYS,
     expert_rules,
-    experts_of,
     fused_expert_rules,
     read_sparse_layers,
-    with_experts,
-    write_sparse,
+    write_sparse_layers,
 )
-from groundup.formats.family import Family
+from groundup.formats.family import mapped
 from groundup.formats.keys import Keys
 from groundup.formats.rules import JoinedByGroup, Rule, same, with_biases
 from groundup.model.config import ModelConfig
 from groundup.model.delta_specs import GatedDeltaNet
-from groundup.model.specs import Attention, Experts, FeedForward, Mixer, QueryKeyNorm, Router
+from groundup.model.specs import Attention, Mixer
 
 BLOCK_NAMES = {ours: disk for ours, disk in llama.NAMES.items() if ".mixer." not in ours}
 ATTENTION_NAMES = {ours: disk for ours, disk in llama.NAMES.items() if ".mixer." in ours and "query.weight" not in ours}
@@ -41,8 +40,7 @@ EXPERTS = "model.layers.*.mlp."
 
 def rules(config: ModelConfig) -> Sequence[Rule]:
     """The names on disk; experts lie there one by one."""
-    experts = [*same(SHARED_NAMES), *expert_rules(config, EXPERTS, MATRICES)] if _has_experts(config) else []
-    return [*_dense_rules(config), *experts]
+    return [*_dense_rules(config), *same(SHARED_NAMES), *expert_rules(config, EXPERTS, MATRICES)]
 
 
 def _fused_rules(config: ModelConfig) -> Sequence[Rule]:
@@ -68,106 +66,55 @@ def _joined(ours: Sequence[str], disk: str, groups: int) -> Rule:
     return Rule(names, (f"model.layers.*.{disk}.weight",), JoinedByGroup(groups))
 
 
-def _has_experts(config: ModelConfig) -> bool:
-    return any(isinstance(layer.feed_forward, Experts) for layer in config.layers)
-
-
-def read(keys: Keys) -> ModelConfig:
-    """The configuration of a folder."""
-    keys.without_effect(*TRAINING_KEYS)
-    keys.fixed(use_sliding_window=False)
-    config = llama.read_base(
-        keys, "qwen3_next", norm="rms_plus_one", fraction=0.25, positions=32_768, head_dim=256, kv_heads=2
-    )
-    layer = config.layers[0]
-    attention = replace(
-        layer.attention,
-        bias=llama.ALL if keys.flag("attention_bias", default=False) else (),
-        query_key_norm=QueryKeyNorm(layer.norm),
-        output_gate=True,
-    )
-    delta = GatedDeltaNet(
-        keys.size("linear_num_key_heads", default=16),
-        keys.size("linear_num_value_heads", default=32),
-        keys.size("linear_key_head_dim", default=128),
-        keys.size("linear_value_head_dim", default=128),
-        kernel=keys.size("linear_conv_kernel_dim", default=4),
-        norm_eps=layer.norm.eps,
-        activation=layer.network.activation,
-    )
-    kinds = _read_kinds(keys, len(config.layers))
-    mixers = [delta if kind == "linear_attention" else attention for kind in kinds]
-    return _read_experts(keys, replace(config, layers=tuple(replace(layer, mixer=mixer) for mixer in mixers)))
-
-
-def _read_kinds(keys: Keys, count: int) -> list[str]:
-    """`layer_types`, or by default attention in every fourth layer."""
+def _read_usual_kinds(keys: Keys, facts: Facts) -> list[bool]:
+    """By default every fourth layer attends."""
     interval = keys.size("full_attention_interval", default=4)
-    kinds = keys.texts("layer_types") or [
-        "linear_attention" if (index + 1) % interval else "full_attention" for index in range(count)
-    ]
-    if len(kinds) != count or set(kinds) - {"linear_attention", "full_attention"}:
-        raise ValueError("`layer_types` must say linear_attention or full_attention once for each layer")
-    return kinds
+    return [bool((index + 1) % interval) for index in range(facts["layers"])]
 
 
-def _read_experts(keys: Keys, config: ModelConfig) -> ModelConfig:
-    """The configuration with experts where there are to be any; in a file with none of them, nowhere."""
-    dense = config.layers[0].network
-    count, chosen = keys.count("num_experts", default=512), keys.size("num_experts_per_tok", default=10)
-    normalised = keys.flag("norm_topk_prob", default=True)
-    width = keys.size("moe_intermediate_size", default=512)
-    shared = keys.size("shared_expert_intermediate_size", default=512)
-    sparse = read_sparse_layers(keys, config)
-    if not count or not any(sparse):
-        return config
-    router = Router(count, chosen, normalised=normalised)
-    experts = Experts(replace(dense, width=width), router, shared=replace(dense, width=shared), shared_gate=True)
-    return with_experts(config, experts, sparse)
+def _read_sparse_layers(keys: Keys, facts: Facts) -> None:
+    """In a file without experts no layer has any."""
+    read_sparse_layers(keys, facts)
+    if not facts["router.experts"]:
+        facts["layer.sparse"] = False
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """The family's keys of config.json."""
-    mixers = [layer.mixer for layer in config.layers]
-    attention = next((mixer for mixer in mixers if isinstance(mixer, Attention)), Attention(1, 1, 2))
-    plain = llama.with_layers(config, mixer=attention)
-    # Said in any case: what a file without it means is a quarter of each head.
-    keys = {"partial_rotary_factor": 1.0} | (_write_sparse(plain) if _has_experts(config) else _write_dense(plain))
-    for delta in (mixer for mixer in mixers if isinstance(mixer, GatedDeltaNet)):
-        keys |= {
-            "linear_conv_kernel_dim": delta.kernel,
-            "linear_key_head_dim": delta.key_dim,
-            "linear_num_key_heads": delta.key_heads,
-            "linear_num_value_heads": delta.value_heads,
-            "linear_value_head_dim": delta.value_dim,
-        }
-    kinds = {True: "full_attention", False: "linear_attention"}
-    return keys | {
-        "attention_bias": bool(attention.bias),
-        "layer_types": [kinds[isinstance(mixer, Attention)] for mixer in mixers],
+KEYS = (
+    llama.QWEN_KEYS
+    | TRAINING_KEYS
+    | llama.ATTENTION_BIAS
+    | {
+        "use_sliding_window": fixed(False),
+        "head_dim": fields.HEAD_DIM.usually(256),
+        "num_key_value_heads": fields.KV_HEADS.usually(2),
+        "rope_theta": fields.Rotary(fraction=0.25),
+        "linear_num_key_heads": Field("delta.key_heads", Keys.size, default=16),
+        "linear_num_value_heads": Field("delta.value_heads", Keys.size, default=32),
+        "linear_key_head_dim": Field("delta.key_dim", Keys.size, default=128),
+        "linear_value_head_dim": Field("delta.value_dim", Keys.size, default=128),
+        "linear_conv_kernel_dim": Field("delta.kernel", Keys.size, default=4),
+        "layer_types": fields.OtherMixers("linear_attention", "delta", _read_usual_kinds),
+        "num_experts": replace(fields.EXPERTS, reader=Keys.count).usually(512),
+        "num_experts_per_tok": fields.CHOSEN.usually(10),
+        "norm_topk_prob": fields.NORMALISED.usually(True),
+        "moe_intermediate_size": fields.EXPERT_WIDTH.usually(512),
+        "shared_expert_intermediate_size": fields.SHARED_WIDTH.usually(512),
+        "decoder_sparse_step": Several(_read_sparse_layers, write_sparse_layers),
     }
-
-
-def _write_sparse(config: ModelConfig) -> dict[str, Any]:
-    shared = experts_of(config).shared
-    assert isinstance(shared, FeedForward)
-    return write_sparse(config) | {"shared_expert_intermediate_size": shared.width}
-
-
-def _write_dense(config: ModelConfig) -> dict[str, Any]:
-    return llama.write_base(config) | {
-        "mlp_only_layers": list(range(len(config.layers))),
-        "num_experts": 0,
-        "rms_norm_eps": config.layers[0].norm.eps,
-    }
-
-
-QWEN3_NEXT = Family(
+)
+ALWAYS = llama.NORMED_HEADS | {
+    "norm.kind": "rms_plus_one",
+    "mixer.output_gate": True,
+    "delta.norm_eps": lambda facts: facts["norm.eps"],
+    "delta.activation": lambda facts: facts["feed_forward.activation"],
+    "experts.shared_gate": True,
+}
+QWEN3_NEXT = mapped(
     "qwen3_next",
     "Qwen3NextForCausalLM",
-    read,
-    write,
+    KEYS,
     rules,
+    always=ALWAYS,
     ignored=("mtp.*",),
     other_rules=(_fused_rules,),
 )

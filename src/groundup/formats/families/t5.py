@@ -5,19 +5,35 @@ Shazeer 2020 (v1.1: gated GELU, a head of its own, no scale); Fedus et al. 2021 
 each token, each with room for so many tokens of a text).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from groundup.formats.families.llama import ACTIVATIONS, activation_name
+from groundup.formats import fields
+from groundup.formats.config_map import (
+    ConfigMap,
+    Entry,
+    Facts,
+    Field,
+    PerLayer,
+    Several,
+    experts_of,
+    fixed,
+    layers_of,
+    model_of,
+    read_facts,
+    without_effect,
+    write_keys,
+)
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Rule, Stacked, same, with_biases
 from groundup.formats.tensor_files import TensorFiles
 from groundup.model.config import EncoderDecoderConfig, ModelConfig, RelativePositions, StackConfig
-from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec, Norm, Router
+from groundup.model.specs import Experts
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 # The last sublayer of a layer is the second in the encoder, the third in the decoder.
@@ -32,13 +48,13 @@ IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 WITHOUT_EFFECT = (
     "add_cross_attention classifier_dropout dropout_rate gradient_checkpointing initializer_factor output_past "
     "task_specific_params"
-).split()
+)
 # The type in which the router rounds (here always at least float32), the noise and losses of its training; padding
 # never takes room with an expert here.
 SWITCH_WITHOUT_EFFECT = (
     "add_router_probs router_aux_loss_coef router_dtype router_ignore_padding_tokens router_jitter_noise router_type "
     "router_z_loss_coef"
-).split()
+)
 
 
 def _names(network: str, matrices: dict[str, str]) -> dict[str, str]:
@@ -65,7 +81,8 @@ def _rules(config: EncoderDecoderConfig) -> Sequence[Rule]:
 
 
 def _switch_rules(config: EncoderDecoderConfig) -> Sequence[Rule]:
-    rules, experts = same(_names("mlp", PLAIN)), _experts(config)
+    rules = same(_names("mlp", PLAIN))
+    experts = experts_of(config.encoder) or experts_of(config.decoder)
     if experts is None:
         return rules
     for side, last in SIDES.items():
@@ -77,108 +94,113 @@ def _switch_rules(config: EncoderDecoderConfig) -> Sequence[Rule]:
     return rules
 
 
-def _experts(config: EncoderDecoderConfig) -> Experts | None:
-    """Those of the layers that have any, which are alike."""
-    layers = (*config.encoder.layers, *config.decoder.layers)
-    return next((layer.feed_forward for layer in layers if isinstance(layer.feed_forward, Experts)), None)
-
-
-def _read_base(keys: Keys, family: str, dense: FeedForward) -> EncoderDecoderConfig:
-    """Both stacks, all of their layers with this feed-forward network, the head tied and scaled as in version 1.0."""
-    keys.without_effect(*WITHOUT_EFFECT)
-    width, vocab_size = keys.size("d_model"), keys.size("vocab_size")
-    norm = Norm("rms", keys.positive("layer_norm_epsilon", default=1e-6))
-    relative = RelativePositions(
-        keys.size("relative_attention_num_buckets", default=32),
-        keys.size("relative_attention_max_distance", default=128),
-    )
-    heads = keys.size("num_heads")
-    attention = Attention(heads, heads, keys.size("d_kv", default=64), scale=1.0)
-    crossing = replace(attention, causal=False)
+def _read_depths(keys: Keys, facts: Facts) -> None:
     count = keys.size("num_layers")
-    return EncoderDecoderConfig(
-        family=family,
-        encoder=StackConfig(
-            width=width,
-            layers=(LayerSpec(crossing, dense, norm),) * count,
-            final_norm=norm,
-            relative_positions=relative,
-        ),
-        decoder=ModelConfig(
-            family=family,
-            vocab_size=vocab_size,
-            width=width,
-            layers=(LayerSpec(attention, dense, norm, cross=crossing),)
-            * (keys.optional_size("num_decoder_layers") or count),
-            final_norm=norm,
-            relative_positions=relative,
-            tied_head=keys.flag("tie_word_embeddings", default=True),
-            max_positions=keys.size("n_positions", default=512),
-            logit_scale=width**-0.5,
-        ),
-        start_id=keys.count("decoder_start_token_id", default=0),
-    )
+    facts |= {"encoder.layers": count, "layers": keys.optional_size("num_decoder_layers") or count}
 
 
-def _write_base(config: EncoderDecoderConfig) -> dict[str, Any]:
-    layer, relative = config.decoder.layers[0], config.decoder.relative_positions
+def _read_relative(keys: Keys, facts: Facts) -> None:
+    buckets = keys.size("relative_attention_num_buckets", default=32)
+    distance = keys.size("relative_attention_max_distance", default=128)
+    facts["relative_positions"] = RelativePositions(buckets, distance)
+
+
+def _write_relative(config: ModelConfig) -> dict[str, Any]:
+    relative = config.relative_positions
     assert relative is not None
     return {
-        "d_ff": layer.network.width,
-        "d_kv": layer.attention.head_dim,
-        "d_model": config.decoder.width,
-        "decoder_start_token_id": config.start_id,
-        "dense_act_fn": _activation_name(layer.network),
-        "is_encoder_decoder": True,
-        "layer_norm_epsilon": layer.norm.eps,
-        "n_positions": config.max_positions,
-        "num_decoder_layers": len(config.decoder.layers),
-        "num_heads": layer.attention.heads,
-        "num_layers": len(config.encoder.layers),
         "relative_attention_max_distance": relative.max_distance,
         "relative_attention_num_buckets": relative.buckets,
-        "tie_word_embeddings": config.decoder.tied_head,
-        "vocab_size": config.vocab_size,
     }
 
 
-def _activation_name(network: FeedForward) -> str:
-    """The tanh approximation by the name that T5's files have for it."""
-    return "gelu_new" if network.activation == "gelu_tanh" else activation_name(network.activation)
+# What the decoder has, and the encoder as far as it is like it.
+KEYS: ConfigMap = {
+    **without_effect(WITHOUT_EFFECT),
+    "d_model": fields.WIDTH,
+    "num_decoder_layers": Several(_read_depths, partial(fields.LAYERS.write, "num_decoder_layers")),
+    "num_heads": fields.HEADS,
+    "d_kv": Field("mixer.head_dim", Keys.size, default=64),
+    "d_ff": fields.INNER,
+    "layer_norm_epsilon": fields.EPS.usually(1e-6),
+    "relative_attention_num_buckets": Several(_read_relative, _write_relative),
+    "tie_word_embeddings": fields.TIED.usually(True),
+    "n_positions": fields.POSITIONS.usually(512),
+    "vocab_size": fields.VOCABULARY,
+}
+# The head is scaled as in version 1.0.
+ALWAYS: Facts = {
+    "mixer.kv_heads": lambda facts: facts["mixer.heads"],
+    "mixer.scale": 1.0,
+    "logit_scale": lambda facts: facts["width"] ** -0.5,
+}
 
 
-def _with_decoder(config: EncoderDecoderConfig, **changes: Any) -> EncoderDecoderConfig:
-    return replace(config, decoder=replace(config.decoder, **changes))
+def _read(family: str, table: Mapping[str, Entry], always: Facts, keys: Keys) -> EncoderDecoderConfig:
+    facts = read_facts(table, keys, always)
+    seeing_all = {"mixer.causal": False, "layers": facts["encoder.layers"], "layer.sparse": facts.get("encoder.sparse")}
+    layers = layers_of(facts | seeing_all)
+    decoder = model_of(family, facts | {"layer.cross": layers[0].attention})
+    encoder = StackConfig(
+        width=decoder.width,
+        layers=layers,
+        final_norm=decoder.final_norm,
+        relative_positions=decoder.relative_positions,
+    )
+    start = keys.count("decoder_start_token_id", default=0)
+    return EncoderDecoderConfig(family=family, encoder=encoder, decoder=decoder, start_id=start)
 
 
-def _read_t5(keys: Keys) -> EncoderDecoderConfig:
-    # `gated-gelu` stands for the approximation; what newer files say in two keys of their own goes before it.
-    kinds = {f"gated-{name}": ("gelu_new" if name == "gelu" else name, True) for name in ACTIVATIONS}
-    kinds |= {name: (name, False) for name in ACTIVATIONS}
+def _write(table: Mapping[str, Entry], config: EncoderDecoderConfig) -> dict[str, Any]:
+    return write_keys(table, config.decoder) | {
+        "decoder_start_token_id": config.start_id,
+        "is_encoder_decoder": True,
+        "num_layers": len(config.encoder.layers),
+    }
+
+
+def _read_activation(keys: Keys, facts: Facts) -> None:
+    """`gated-gelu` stands for the approximation; what newer files say in two keys of their own goes before it."""
+    kinds = {f"gated-{name}": ("gelu_new" if name == "gelu" else name, True) for name in fields.ACTIVATIONS}
+    kinds |= {name: (name, False) for name in fields.ACTIVATIONS}
     name, gated = keys.choice("feed_forward_proj", among=kinds, default="relu")
-    activation = keys.choice("dense_act_fn", among=ACTIVATIONS, default=name)
-    gated = keys.flag("is_gated_act", default=gated)
-    config = _read_base(keys, "t5", FeedForward(keys.size("d_ff"), activation, gated))
-    # Once, the key for the head said whether it is scaled too; newer files say so apart, and of the head always "tied".
-    scaled = keys.flag("scale_decoder_outputs", default=config.decoder.tied_head)
-    return config if scaled else _with_decoder(config, logit_scale=None)
+    fields.ACTIVATION.usually(name).read("dense_act_fn", keys, facts)
+    facts["feed_forward.gated"] = keys.flag("is_gated_act", default=gated)
 
 
-def _write_t5(config: EncoderDecoderConfig) -> dict[str, Any]:
-    network = config.decoder.layers[0].network
-    name = "gelu" if network.activation == "gelu_tanh" and network.gated else _activation_name(network)
-    return _write_base(config) | {
-        "feed_forward_proj": f"gated-{name}" if network.gated else name,
+def _write_activation(config: ModelConfig) -> dict[str, Any]:
+    network = config.layers[0].network
+    name = fields.gpt_activation_name(network.activation)
+    gated_name = "gelu" if network.activation == "gelu_tanh" else name
+    return {
+        "dense_act_fn": name,
+        "feed_forward_proj": f"gated-{gated_name}" if network.gated else name,
         "is_gated_act": network.gated,
-        "scale_decoder_outputs": config.decoder.logit_scale is not None,
     }
+
+
+def _read_head_scale(keys: Keys, facts: Facts) -> None:
+    """Once, the key for the head said whether it is scaled; newer files say so apart, and of the head always "tied"."""
+    if not keys.flag("scale_decoder_outputs", default=facts["tied_head"]):
+        facts["logit_scale"] = None
+
+
+def _write_head_scale(config: ModelConfig) -> dict[str, Any]:
+    return {"scale_decoder_outputs": config.logit_scale is not None}
+
+
+T5_KEYS = KEYS | {
+    "feed_forward_proj": Several(_read_activation, _write_activation),
+    "scale_decoder_outputs": Several(_read_head_scale, _write_head_scale),
+}
 
 
 def _settle_t5(config: EncoderDecoderConfig, files: TensorFiles) -> EncoderDecoderConfig:
     """A head of its own where the file holds one, whatever its keys say."""
     if not config.decoder.tied_head or not {HEAD, EMBEDDING} <= files.names():
         return config
-    return _with_decoder(config, tied_head=torch.equal(files.get(HEAD), files.get(EMBEDDING)))
+    tied = torch.equal(files.get(HEAD), files.get(EMBEDDING))
+    return replace(config, decoder=replace(config.decoder, tied_head=tied))
 
 
 def _sparse_layers(layers: int, sparse: int) -> tuple[int, list[bool]]:
@@ -187,33 +209,42 @@ def _sparse_layers(layers: int, sparse: int) -> tuple[int, list[bool]]:
     return step, [step == 1 or (step > 1 and index % step == 1) for index in range(layers)]
 
 
-def _read_switch(keys: Keys) -> EncoderDecoderConfig:
-    keys.without_effect(*SWITCH_WITHOUT_EFFECT)
-    keys.fixed(batch_prioritized_routing=False, is_gated_act=False, num_selected_experts=1)
-    keys.fixed(tie_word_embeddings=True)  # untied, even the two embeddings are no longer one in `transformers`
-    activation = keys.choice("dense_act_fn", "feed_forward_proj", among=ACTIVATIONS, default="relu")
-    dense = FeedForward(keys.size("d_ff"), activation, gated=False)
-    router = Router(
-        keys.size("num_experts", default=8),
-        chosen=1,
-        normalised=False,
-        bias=keys.flag("router_bias", default=False),
-        capacity=keys.size("expert_capacity", default=64),
-    )
-    config = _read_base(keys, "switch_transformers", dense)
-    stacks: dict[str, Any] = {}
-    for side in SIDES:
-        stack: StackConfig = getattr(config, side)
-        step, sparse = _sparse_layers(len(stack.layers), keys.count(f"num_sparse_{side}_layers", default=3))
+def _read_experts(keys: Keys, facts: Facts) -> None:
+    """Which layers have any, on either side."""
+    for place, side, layers in (("encoder.sparse", "encoder", "encoder.layers"), ("layer.sparse", "decoder", "layers")):
+        step, sparse = _sparse_layers(facts[layers], keys.count(f"num_sparse_{side}_layers", default=3))
         keys.fixed(**{f"{side}_sparse_step": step})
-        fed = (Experts(dense, router) if here else dense for here in sparse)
-        layers = tuple(replace(one, feed_forward=network) for one, network in zip(stack.layers, fed, strict=True))
-        stacks[side] = replace(stack, layers=layers)
-    return replace(config, **stacks)
+        facts[place] = PerLayer(tuple(sparse))
+
+
+EXPERT_KEYS = {
+    "num_experts": fields.EXPERTS.usually(8),
+    "router_bias": Field("router.bias", Keys.flag, default=False),
+    "expert_capacity": Field("router.capacity", Keys.size, default=64),
+}
+SWITCH_KEYS = (
+    KEYS
+    | EXPERT_KEYS
+    | {
+        **without_effect(SWITCH_WITHOUT_EFFECT),
+        "batch_prioritized_routing": fixed(False),
+        "is_gated_act": fixed(False),
+        "num_selected_experts": fixed(1),
+        "tie_word_embeddings": fixed(True),  # untied, even the two embeddings are no longer one in `transformers`
+        "dense_act_fn": fields.GPT_ACTIVATION.also("feed_forward_proj").usually("relu"),
+        "num_sparse_encoder_layers": Several(_read_experts),
+    }
+)
+SWITCH_ALWAYS = ALWAYS | {
+    "feed_forward.gated": False,
+    "router.chosen": 1,
+    "router.normalised": False,
+    "tied_head": True,
+}
 
 
 def _write_switch(config: EncoderDecoderConfig) -> dict[str, Any]:
-    experts, written = _experts(config), _write_base(config)
+    written = _write(SWITCH_KEYS, config) | write_keys(EXPERT_KEYS, config.encoder)
     for side in SIDES:
         layers = getattr(config, side).layers
         here = [isinstance(layer.feed_forward, Experts) for layer in layers]
@@ -222,17 +253,23 @@ def _write_switch(config: EncoderDecoderConfig) -> dict[str, Any]:
         if not fitting:
             raise ValueError(f"no `num_sparse_{side}_layers` puts experts into the layers that have them here")
         written[f"num_sparse_{side}_layers"], written[f"{side}_sparse_step"] = fitting[0]
-    if experts is None:
-        return written
-    router = experts.router
-    return written | {"expert_capacity": router.capacity, "num_experts": router.experts, "router_bias": router.bias}
+    return written
 
 
-T5 = Family("t5", "T5ForConditionalGeneration", _read_t5, _write_t5, _rules, IGNORED, copies=COPIES, settle=_settle_t5)
+T5 = Family(
+    "t5",
+    "T5ForConditionalGeneration",
+    partial(_read, "t5", T5_KEYS, ALWAYS),
+    partial(_write, T5_KEYS),
+    _rules,
+    IGNORED,
+    copies=COPIES,
+    settle=_settle_t5,
+)
 SWITCH = Family(
     "switch_transformers",
     "SwitchTransformersForConditionalGeneration",
-    _read_switch,
+    partial(_read, "switch_transformers", SWITCH_KEYS, SWITCH_ALWAYS),
     _write_switch,
     _switch_rules,
     IGNORED,

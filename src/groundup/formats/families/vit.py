@@ -1,15 +1,16 @@
 """ViT with a classifier on its class token (Dosovitskiy et al. 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from groundup.formats.families.gpt import read_heads
-from groundup.formats.families.llama import ACTIVATIONS, ALL, activation_name
+from groundup.formats import fields
+from groundup.formats.config_map import Field, read_facts, stack_of, without_effect, write_keys
+from groundup.formats.families.gpt import PLAIN, PLAIN_KEYS
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
 from groundup.formats.label_keys import read_labels, write_labels
 from groundup.formats.rules import Reshaped, Rule, same, with_biases
-from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm
 from groundup.model.vision_config import ImageClassifierConfig, PatchConfig
 
 NAMES = {
@@ -36,9 +37,7 @@ NEWER_NAMES = {
     "image.layers.*.feed_forward.down.weight": "vit.layers.*.mlp.fc2.weight",
 }
 # Dropout, a pooler and a decoder that other uses of the tower have.
-WITHOUT_EFFECT = (
-    *("attention_probs_dropout_prob", "hidden_dropout_prob", "encoder_stride", "pooler_act", "pooler_output_size"),
-)
+WITHOUT_EFFECT = "attention_probs_dropout_prob hidden_dropout_prob encoder_stride pooler_act pooler_output_size"
 
 
 def _rules(config: ImageClassifierConfig, names: dict[str, str] = NAMES) -> Sequence[Rule]:
@@ -64,53 +63,32 @@ def _newer_rules(config: ImageClassifierConfig) -> Sequence[Rule]:
     return _rules(config, NAMES | NEWER_NAMES)
 
 
+def _pair(place: str, default: int) -> Field:
+    """Height and width, as one number where they are equal."""
+    return Field(place, Keys.pair, default=default, theirs=lambda pair: pair[0] if pair[0] == pair[1] else list(pair))
+
+
+KEYS = PLAIN_KEYS | {
+    **without_effect(WITHOUT_EFFECT),
+    "layer_norm_eps": fields.EPS.usually(1e-12),
+    "qkv_bias": replace(
+        fields.BIASES.usually(True),
+        ours=lambda on: fields.ALL if on else ("output",),
+        theirs=lambda biased: "query" in biased,
+    ),
+    "image_size": _pair("image_size", 224),
+    "patch_size": _pair("patch_size", 16),
+    "num_channels": Field("channels", Keys.size, default=3),
+}
+
+
 def _read(keys: Keys) -> ImageClassifierConfig:
-    keys.without_effect(*WITHOUT_EFFECT)
-    width, heads, head_dim = read_heads(keys, "hidden_size", "num_attention_heads")
-    norm = Norm("layer", keys.positive("layer_norm_eps", default=1e-12), bias=True)
-    layer = LayerSpec(
-        Attention(
-            heads, heads, head_dim, bias=ALL if keys.flag("qkv_bias", default=True) else ("output",), causal=False
-        ),
-        FeedForward(
-            keys.size("intermediate_size"),
-            keys.choice("hidden_act", among=ACTIVATIONS, default="gelu"),
-            gated=False,
-            bias=True,
-        ),
-        norm,
-    )
-    image = PatchConfig(
-        width=width,
-        layers=(layer,) * keys.size("num_hidden_layers"),
-        final_norm=norm,
-        image_size=keys.pair("image_size", default=224),
-        patch_size=keys.pair("patch_size", default=16),
-        channels=keys.size("num_channels", default=3),
-    )
+    image = stack_of(PatchConfig, read_facts(KEYS, keys, PLAIN | {"mixer.causal": False}))
     return ImageClassifierConfig("vit", image, read_labels(keys))
 
 
 def _write(config: ImageClassifierConfig) -> dict[str, Any]:
-    image = config.image
-    layer = image.layers[0]
-    return {
-        **write_labels(config.labels),
-        "hidden_act": activation_name(layer.network.activation),
-        "hidden_size": image.width,
-        "image_size": _write_pair(image.image_size),
-        "intermediate_size": layer.network.width,
-        "layer_norm_eps": layer.norm.eps,
-        "num_attention_heads": layer.attention.heads,
-        "num_channels": image.channels,
-        "num_hidden_layers": len(image.layers),
-        "patch_size": _write_pair(image.patch_size),
-        "qkv_bias": "query" in layer.attention.bias,
-    }
-
-
-def _write_pair(pair: tuple[int, int]) -> int | list[int]:
-    return pair[0] if pair[0] == pair[1] else list(pair)
+    return write_keys(KEYS, config.image) | write_labels(config.labels)
 
 
 VIT = Family("vit", "ViTForImageClassification", _read, _write, _rules, other_rules=(_newer_rules,))

@@ -4,17 +4,25 @@ Layer norm before each sublayer, biases everywhere but on keys, exact GELU, posi
 stored sinusoids, in the decoder learned ones; the head is the embedding.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from groundup.formats.families.gpt import read_heads
-from groundup.formats.families.llama import ACTIVATIONS, activation_name
+from groundup.formats import fields
+from groundup.formats.config_map import (
+    ConfigMap,
+    Field,
+    layers_of,
+    model_of,
+    read_facts,
+    stack_of,
+    without_effect,
+    write_keys,
+)
+from groundup.formats.families.gpt import PLAIN
 from groundup.formats.family import Family
 from groundup.formats.keys import Keys
-from groundup.formats.rules import Rule, same, with_biases
-from groundup.model.config import AudioConfig, EncoderDecoderConfig, LearnedPositions, ModelConfig
-from groundup.model.specs import Attention, FeedForward, LayerSpec, Norm, Projection
+from groundup.formats.rules import named
+from groundup.model.config import AudioConfig, EncoderDecoderConfig
+from groundup.model.specs import Projection
 
 BIASED: tuple[Projection, ...] = ("query", "value", "output")
 PARTS = {
@@ -53,70 +61,51 @@ WITHOUT_EFFECT = (
     "decoder_layerdrop dropout encoder_layerdrop forced_decoder_ids init_std mask_feature_length "
     "mask_feature_min_masks mask_feature_prob mask_time_length mask_time_min_masks mask_time_prob max_length "
     "median_filter_width num_hidden_layers scale_embedding suppress_tokens use_weighted_layer_sum"
-).split()
+)
 
 
-def _rules(config: EncoderDecoderConfig) -> Sequence[Rule]:
-    return with_biases(same(NAMES))
+def _side_keys(side: str) -> ConfigMap:
+    """What encoder and decoder both have."""
+    return {
+        "d_model": fields.WIDTH,
+        f"{side}_attention_heads": fields.EqualHeads("d_model"),
+        f"{side}_ffn_dim": fields.INNER,
+        f"{side}_layers": fields.LAYERS,
+        "activation_function": fields.ACTIVATION.usually("gelu"),
+    }
 
 
-def _read_layer(keys: Keys, side: str, norm: Norm) -> tuple[int, LayerSpec]:
-    """The width, and a layer of either side, without what makes it a decoder's."""
-    width, heads, head_dim = read_heads(keys, "d_model", f"{side}_attention_heads")
-    activation = keys.choice("activation_function", among=ACTIVATIONS, default="gelu")
-    feed_forward = FeedForward(keys.size(f"{side}_ffn_dim"), activation, gated=False, bias=True)
-    return width, LayerSpec(Attention(heads, heads, head_dim, bias=BIASED, causal=False), feed_forward, norm)
+ENCODER_KEYS: ConfigMap = {
+    **_side_keys("encoder"),
+    "num_mel_bins": Field("mel_bins", Keys.size, default=80),
+    "max_source_positions": Field("positions", Keys.size, default=1500),
+}
+DECODER_KEYS: ConfigMap = {
+    **without_effect(WITHOUT_EFFECT),
+    **_side_keys("decoder"),
+    "max_target_positions": fields.POSITIONS.usually(448),
+    "tie_word_embeddings": fields.TIED.usually(True),
+    "vocab_size": fields.VOCABULARY,
+}
+ALWAYS = PLAIN | {"norm.eps": 1e-5, "mixer.bias": BIASED}
+SEEING_ALL = {"mixer.causal": False}
 
 
 def _read(keys: Keys) -> EncoderDecoderConfig:
-    keys.without_effect(*WITHOUT_EFFECT)
-    norm = Norm("layer", 1e-5, bias=True)
-    width, encoder_layer = _read_layer(keys, "encoder", norm)
-    _, layer = _read_layer(keys, "decoder", norm)
-    decoder_layer = replace(layer, mixer=replace(layer.attention, causal=True), cross=layer.attention)
-    positions = keys.size("max_target_positions", default=448)
+    encoder = read_facts(ENCODER_KEYS, keys, ALWAYS | SEEING_ALL)
+    decoder = read_facts(DECODER_KEYS, keys, ALWAYS | {"learned_positions": fields.learned_positions()})
+    crossing = layers_of(decoder | SEEING_ALL)[0].attention
     return EncoderDecoderConfig(
         family="whisper",
-        encoder=AudioConfig(
-            width=width,
-            layers=(encoder_layer,) * keys.size("encoder_layers"),
-            final_norm=norm,
-            mel_bins=keys.size("num_mel_bins", default=80),
-            positions=keys.size("max_source_positions", default=1500),
-        ),
-        decoder=ModelConfig(
-            family="whisper",
-            vocab_size=keys.size("vocab_size"),
-            width=width,
-            layers=(decoder_layer,) * keys.size("decoder_layers"),
-            final_norm=norm,
-            tied_head=keys.flag("tie_word_embeddings", default=True),
-            max_positions=positions,
-            learned_positions=LearnedPositions(positions),
-        ),
+        encoder=stack_of(AudioConfig, encoder),
+        decoder=model_of("whisper", decoder | {"layer.cross": crossing}),
         start_id=keys.count("decoder_start_token_id"),
     )
 
 
 def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    encoder, decoder = config.encoder, config.decoder
-    assert isinstance(encoder, AudioConfig)
-    keys: dict[str, Any] = {}
-    for side, stack in (("encoder", encoder), ("decoder", decoder)):
-        keys[f"{side}_attention_heads"] = stack.layers[0].attention.heads
-        keys[f"{side}_ffn_dim"] = stack.layers[0].network.width
-        keys[f"{side}_layers"] = len(stack.layers)
-    return keys | {
-        "activation_function": activation_name(decoder.layers[0].network.activation),
-        "d_model": decoder.width,
-        "decoder_start_token_id": config.start_id,
-        "is_encoder_decoder": True,
-        "max_source_positions": encoder.positions,
-        "max_target_positions": decoder.max_positions,
-        "num_mel_bins": encoder.mel_bins,
-        "tie_word_embeddings": decoder.tied_head,
-        "vocab_size": config.vocab_size,
-    }
+    keys = write_keys(ENCODER_KEYS, config.encoder) | write_keys(DECODER_KEYS, config.decoder)
+    return keys | {"decoder_start_token_id": config.start_id, "is_encoder_decoder": True}
 
 
-WHISPER = Family("whisper", "WhisperForConditionalGeneration", _read, _write, _rules, copies=((HEAD, EMBEDDING),))
+WHISPER = Family("whisper", "WhisperForConditionalGeneration", _read, _write, named(NAMES), copies=((HEAD, EMBEDDING),))

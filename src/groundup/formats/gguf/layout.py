@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from groundup.formats.gguf.blocks import F16, F32, Q4_0, Q8_0, BlockFormat
-from groundup.formats.rules import Joined, Rule, Same, Shape, same, with_biases
+from groundup.formats.rules import Joined, Rule, Same, Shape, named, same, with_biases
 from groundup.model.config import ModelConfig
 from groundup.model.specs import Projection
 
@@ -45,6 +45,8 @@ BERT_NAMES = {
     "layers.*.mixer_sum_norm.weight": "blk.*.attn_output_norm.weight",
     "layers.*.feed_forward_sum_norm.weight": "blk.*.layer_output_norm.weight",
 }
+# Of most architectures, and of an encoder with norms after each sum and tables of positions and kinds of tokens.
+rules, bert_rules = named(NAMES), named(NAMES | BERT_NAMES)
 EMBEDDING, HEAD, TOKEN_TYPES = NAMES["embedding.weight"], NAMES["head.weight"], BERT_NAMES["token_types.weight"]
 # The bias that a projection has in the first layer, if it has any.
 BIASES: dict[Projection, str] = {
@@ -92,11 +94,6 @@ class PlusOne:
         return [(one.double() - 1).float() for one in disk]
 
 
-def rules(config: ModelConfig) -> list[Rule]:
-    """The names that most architectures have."""
-    return with_biases(same(NAMES))
-
-
 def llama_rules(config: ModelConfig) -> list[Rule]:
     """The same with interleaved queries and keys."""
     mixer = config.layers[0].attention
@@ -118,11 +115,6 @@ def gpt2_rules(config: ModelConfig) -> list[Rule]:
     names = {ours: disk for ours, disk in NAMES.items() if ours not in projections}
     fused = Rule(projections, ("blk.*.attn_qkv.weight",), Joined())
     return [*with_biases([*same(names), fused]), *same({"positions.weight": "position_embd.weight"})]
-
-
-def bert_rules(config: ModelConfig) -> list[Rule]:
-    """An encoder with norms after each sum, and tables of positions and kinds of tokens."""
-    return with_biases(same(NAMES | BERT_NAMES))
 
 
 def format_of(name: str, shape: Shape, wanted: BlockFormat, tied_head: bool) -> BlockFormat:

@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from groundup.formats import fields
+from groundup.formats.config_map import ConfigMap, Facts, Field, Several, without_effect
 from groundup.formats.gguf import layout
+from groundup.formats.gguf.ropes import read_rope, write_rope
 from groundup.formats.keys import Keys
 from groundup.formats.rules import Shape
 from groundup.model.config import ModelConfig
-from groundup.model.rotary import Rope
-from groundup.model.specs import Activation, Attention, FeedForward, LayerSpec, Norm, NormKind, Projection
+from groundup.model.specs import Projection
 
-RMS_EPS, LAYER_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 CAUSAL = "attention.causal"
 MOST_LAYERS = 512  # llama.cpp's own limit
 QUERY_KEY_VALUE: tuple[Projection, ...] = ("query", "key", "value")
@@ -27,74 +28,74 @@ class Tensors(NamedTuple):
     def have(self, name: str) -> bool:
         return name in self.shapes
 
+    def facts(self) -> Facts:
+        """Of any model. Raises ValueError where there is no embedding."""
+        if not self.have(layout.EMBEDDING):
+            raise ValueError(f"tensor `{layout.EMBEDDING}` is missing")
+        return {"vocab_size": self.shapes[layout.EMBEDDING][0], "tied_head": not self.have(layout.HEAD)}
 
-def read_base(
-    keys: Keys,
-    tensors: Tensors,
-    family: str,
-    *,
-    rope: Rope | None,
-    norm: NormKind = "rms",
-    eps: str = RMS_EPS,
-    activation: Activation = "silu",
-    bias: tuple[Projection, ...] = (),
-    tied: bool | None = None,
-    causal: bool = True,
-) -> ModelConfig:
-    """A model of LLaMA's shape, all layers alike; tied: whether the head is the embedding, None where the file says.
 
-    Raises ValueError or KeyError, naming the key.
-    """
-    keys.without_effect("rope.scaling.finetuned", "tensor_data_layout")
-    width, heads = keys.size("embedding_length"), keys.size("attention.head_count")
-    head_dim = keys.size("attention.key_length", default=width // heads)
-    if not tensors.have(layout.EMBEDDING):
-        raise ValueError(f"tensor `{layout.EMBEDDING}` is missing")
-    vocabulary = tensors.shapes[layout.EMBEDDING][0]
-    keys.fixed(**{"attention.value_length": head_dim, "rope.dimension_count": head_dim})
-    if (found := keys.flag(CAUSAL, default=True)) != causal:
-        raise ValueError(f"`{CAUSAL}` is {found}, only {causal} is supported for a {family}")
-    keys.fixed(vocab_size=vocabulary)
-    normed = Norm(norm, keys.positive(eps), bias=norm == "layer")
+def _check_vocabulary(keys: Keys, facts: Facts) -> None:
+    keys.fixed(vocab_size=facts["vocab_size"])
+
+
+def _read_layers(keys: Keys, facts: Facts) -> None:
     if (layers := keys.size("block_count")) > MOST_LAYERS:
         raise ValueError(f"`block_count` is {layers}, more than the {MOST_LAYERS} that llama.cpp knows")
-    kv_heads = keys.size("attention.head_count_kv", default=heads)
-    layer = LayerSpec(
-        Attention(heads, kv_heads, head_dim, rope=rope, bias=bias, causal=causal),
-        FeedForward(keys.size("feed_forward_length"), activation, gated=True),
-        normed,
-    )
-    return ModelConfig(
-        family=family,
-        vocab_size=vocabulary,
-        width=width,
-        layers=(layer,) * layers,
-        final_norm=normed,
-        tied_head=not tensors.have(layout.HEAD) if tied is None else tied,
-        max_positions=keys.size("context_length"),
-    )
+    facts["layers"] = layers
 
 
-def write_base(config: ModelConfig, eps: str = RMS_EPS) -> dict[str, Any]:
-    """The keys that `read_base` reads."""
-    layer = config.layers[0]
-    return {
-        "vocab_size": config.vocab_size,
-        "context_length": config.max_positions,
-        "embedding_length": config.width,
-        "block_count": len(config.layers),
-        "feed_forward_length": layer.network.width,
-        "attention.head_count": layer.attention.heads,
-        "attention.head_count_kv": layer.attention.kv_heads,
-        "attention.key_length": layer.attention.head_dim,
-        "attention.value_length": layer.attention.head_dim,
-        eps: layer.norm.eps,
-    }
+def _check_heads(keys: Keys, facts: Facts) -> None:
+    head_dim = facts["mixer.head_dim"]
+    keys.fixed(**{"attention.value_length": head_dim, "rope.dimension_count": head_dim})
 
 
-def all_width(config: ModelConfig) -> ModelConfig:
-    """The model, if its heads make up its width: llama.cpp sizes some output projections so. Raises ValueError."""
+def _check_wide_heads(keys: Keys, facts: Facts) -> None:
+    """The heads must make up the width: llama.cpp sizes some output projections so. Raises ValueError."""
+    _check_heads(keys, facts)
+    heads, head_dim, width = facts["mixer.heads"], facts["mixer.head_dim"], facts["width"]
+    if heads * head_dim != width:
+        raise ValueError(f"{heads} heads of {head_dim} must make up the width of {width}")
+
+
+def _write_heads(config: ModelConfig) -> dict[str, Any]:
+    return {"attention.value_length": config.layers[0].attention.head_dim}
+
+
+def _check_order(keys: Keys, facts: Facts) -> None:
+    causal = facts.get("mixer.causal", True)
+    if (found := keys.flag(CAUSAL, default=True)) != causal:
+        raise ValueError(f"`{CAUSAL}` is {found}, only {causal} is supported for a {facts['family']}")
+
+
+def _read_rope(keys: Keys, facts: Facts) -> None:
+    facts["mixer.rope"] = read_rope(keys, None)
+
+
+def write_rotary(config: ModelConfig) -> dict[str, Any]:
+    """The keys of rotary positions, the same in all layers."""
     mixer = config.layers[0].attention
-    if mixer.heads * mixer.head_dim != config.width:
-        raise ValueError(f"{mixer.heads} heads of {mixer.head_dim} must make up the width of {config.width}")
-    return config
+    return write_rope(mixer.rope, mixer.head_dim)
+
+
+KEYS: ConfigMap = {
+    **without_effect("rope.scaling.finetuned tensor_data_layout"),
+    "vocab_size": Several(_check_vocabulary, lambda config: {"vocab_size": config.vocab_size}),
+    "context_length": fields.POSITIONS,
+    "embedding_length": fields.WIDTH,
+    "block_count": Several(_read_layers, lambda config: {"block_count": len(config.layers)}),
+    "feed_forward_length": fields.INNER,
+    "attention.head_count": fields.HEADS,
+    "attention.head_count_kv": Field("mixer.kv_heads", Keys.size, default=lambda facts: facts["mixer.heads"]),
+    "attention.key_length": Field(
+        "mixer.head_dim", Keys.size, default=lambda facts: facts["width"] // facts["mixer.heads"]
+    ),
+    "attention.value_length": Several(_check_heads, _write_heads),
+    CAUSAL: Several(_check_order, lambda config: {} if config.causal else {CAUSAL: False}),
+}
+WIDE_HEADS = {"attention.value_length": Several(_check_wide_heads, _write_heads)}
+LAYER_NORM_KEYS = KEYS | {"attention.layer_norm_epsilon": fields.EPS}
+ROTARY_KEYS = KEYS | {
+    "attention.layer_norm_rms_epsilon": fields.EPS,
+    "rope.freq_base": Several(_read_rope, write_rotary),
+}

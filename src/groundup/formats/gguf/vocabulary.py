@@ -13,6 +13,7 @@ from typing import Any
 import tokenizers
 
 from groundup.errors import UserError
+from groundup.formats.folder import read_object
 from groundup.formats.gguf.byte_level import BYTE_LEVEL
 from groundup.formats.gguf.container import GgufFile, Value, refusal
 from groundup.formats.gguf.sentencepiece import SENTENCEPIECE
@@ -96,15 +97,7 @@ def write_vocabulary(file: GgufFile, folder: Path) -> dict[str, Any]:
 
 def _settings(path: Path) -> dict[str, Any]:
     """The object of a JSON file, or {} where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return found
+    return read_object(path) if path.is_file() else {}
 
 
 def _read_tokenizer(path: Path) -> tuple[str, dict[str, Any]]:
