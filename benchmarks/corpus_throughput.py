@@ -24,13 +24,13 @@ def main() -> None:
     """Time the corpus stage on each set of texts and print a table."""
     parser = arguments(__doc__.partition("\n")[0])
     parser.add_argument("paths", nargs="*", help="files or folders to measure besides the standard library")
-    parser.add_argument("--text-column", default="text", help="JSON key or Parquet column of the text")
+    parser.add_argument("--text-columns", nargs="+", default=["text"], help="JSON keys or Parquet columns of text")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts")
     parser.add_argument("--workers", type=int, help="processes; by default as many as pay")
     options = parser.parse_args()
     os.environ["GROUNDUP_QUIET"] = "1"
     sources = [("python:stdlib", "python:topics"), *((path,) for path in options.paths)]
-    rows = [measure(paths, options.text_column, options.workers, options.repeats) for paths in sources]
+    rows = [measure(paths, options.text_columns, options.workers, options.repeats) for paths in sources]
     slowest = min(row["MB/s per core"] for row in rows)
     show(
         f"corpus throughput (target: {TARGET_MB_PER_CPU_SECOND:g} MB/s per core)",
@@ -40,9 +40,9 @@ def main() -> None:
     )
 
 
-def measure(paths: tuple[str, ...], text_column: str, workers: int | None, repeats: int) -> dict[str, Any]:
+def measure(paths: tuple[str, ...], text_columns: list[str], workers: int | None, repeats: int) -> dict[str, Any]:
     """The fastest of some runs."""
-    config = CorpusConfig(paths, text_column=text_column)
+    config = CorpusConfig(paths, text_columns=tuple(text_columns))
     best: dict[str, Any] = {}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:

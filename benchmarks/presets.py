@@ -60,6 +60,7 @@ def main() -> None:
 def measure(preset: str, run: Path, options: Any, flags: list[str]) -> dict[str, Any]:
     """Run the command and read what it left."""
     command = [sys.executable, "-m", "groundup", "pretrain", "--out", str(run), "--preset", preset, *flags]
+    command += ["--heldout-megabytes", "0"]
     command += ["--depth", str(options.depth), "--minutes", str(options.seconds / 60)]
     # Compiled code of earlier presets must not spare a later one its compilation.
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(run.with_suffix(".compiled"))}

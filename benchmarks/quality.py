@@ -67,6 +67,7 @@ def measure(options: Any, preset: str, seed: int, flags: list[str]) -> dict[str,
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")
         command = [sys.executable, "-m", "groundup", "pretrain", str(run)]
         command += ["--documents", str(options.documents), "--heldout", str(options.heldout)]
+        command += ["--heldout-megabytes", "0"]
         command += ["--preset", preset, "--seed", str(seed), *flags]
         budget = ("--minutes", options.seconds / 60) if options.epochs is None else ("--epochs", options.epochs)
         command += map(str, budget)

@@ -95,9 +95,7 @@ def test_fine_tuning_for_a_format_measures_what_is_served(
     sft.run(settings, out, corpus=passages_folder, pretrain=pretrained("nanochat"))
     summary, words, model = json.loads((out / "summary.json").read_text()), Tokenizer.load(out), load_decoder(out)
     heldout = sft.gather_conversations(settings, passages_folder, words)["heldout"]
-    source = PackedConversations(
-        [sft.tokenise(one, words) for one in heldout], settings.context, words.pad_id, settings.seed
-    )
+    source = PackedConversations([one.tokens for one in heldout], settings.context, words.pad_id, settings.seed)
     plain = mean_target_loss(model, source, sft.WATCHED_ROWS)
     quantize_model(model, W4, lambda name, weight: nearest(weight, W4, search=False))
     assert summary["quantize"] == "w4"

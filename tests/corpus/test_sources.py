@@ -20,12 +20,12 @@ from groundup.corpus.sources import (
 from groundup.errors import UserError
 
 
-def read(*paths: Path | str, text_column: str = "text") -> list[Document]:
-    return list(read_documents(CorpusConfig(tuple(map(str, paths)), text_column=text_column)))
+def read(*paths: Path | str, text_columns: tuple[str, ...] = ("text",)) -> list[Document]:
+    return list(read_documents(CorpusConfig(tuple(map(str, paths)), text_columns=text_columns)))
 
 
-def texts(*paths: Path | str, text_column: str = "text") -> list[str]:
-    return [document.text for document in read(*paths, text_column=text_column)]
+def texts(*paths: Path | str, text_columns: tuple[str, ...] = ("text",)) -> list[str]:
+    return [document.text for document in read(*paths, text_columns=text_columns)]
 
 
 def test_every_format_gives_its_text(tmp_path: Path):
@@ -61,6 +61,14 @@ def test_rows_bring_their_licence_and_their_other_columns(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "t", "licence": "MIT", "title": "T", "nested": {}}\n')
     (document,) = read(tmp_path / "a.jsonl")
     assert (document.license, document.meta, document.kind) == ("MIT", {"row": 1, "title": "T"}, "text")
+
+
+def test_files_that_name_their_text_differently_are_read_together(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "story": "title"}\n{"story": "b"}\n')
+    pq.write_table(pa.table({"title": ["T"], "body": [["c", "d"]]}), tmp_path / "b.parquet")
+    assert texts(tmp_path, text_columns=("text", "story", "body")) == ["a", "b", "c\n\nd"]
+    with pytest.raises(UserError, match=r"b\.parquet: no `text` or `story`; it has title, body: add .* `text_columns`"):
+        texts(tmp_path, text_columns=("text", "story"))
 
 
 def test_a_row_that_names_a_python_file_is_python(tmp_path: Path):
@@ -163,12 +171,12 @@ def empty_folder(folder: Path) -> None:
         (bad_utf8, ["a.txt, line 3", "not UTF-8", "0xe4"]),
         (bad_json, ["a.jsonl, line 2", "not a JSON value"]),
         (bad_utf8_in_json, ["a.jsonl, line 2", "not UTF-8"]),
-        (missing_key, ["a.jsonl, line 2", "no `text`", "body, title", "text_column"]),
+        (missing_key, ["a.jsonl, line 2", "no `text`", "body, title", "text_columns"]),
         (no_object, ["a.jsonl, line 1", "JSON object", "a list"]),
         (wrong_type, ["a.jsonl, line 1", "string", "a number"]),
         (truncated_parquet, ["a.parquet", "Parquet"]),
         (damaged_parquet, ["a.parquet", "Parquet"]),
-        (missing_column, ["a.parquet", "no column `text`", "body, title", "text_column"]),
+        (missing_column, ["a.parquet", "no `text`", "body, title", "text_columns"]),
         (truncated_gzip, ["a.jsonl.gz", "cut short"]),
         (truncated_xz, ["a.txt.xz", "cut short"]),
         (no_gzip, ["a.jsonl.gz", "damaged"]),

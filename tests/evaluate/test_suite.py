@@ -16,8 +16,10 @@ from groundup.evaluate import suite
 from groundup.evaluate.config import EvaluateConfig
 from groundup.evaluate.likelihood import score_heldout
 from groundup.formats.huggingface import load_model
+from groundup.tokens.sample import sample_text
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
+from groundup.train.heldout import heldout_loss
 from groundup.train.objectives import objective_of
 from groundup.train.pseudo_likelihood import heldout_pseudo_loss, mask_token
 
@@ -65,6 +67,28 @@ def test_every_score_stands_beside_its_baselines(
     assert [row["mode"] for row in answers].count("with passage") == 2
     assert [row["mode"] for row in answers].count("closed book") == 2
     assert all(row["low"] <= row["difference"] <= row["high"] for row in scores["comparisons"])
+
+
+def test_models_and_baselines_are_scored_on_the_same_part_of_long_text(
+    tmp_path: Path, corpus_folder: Path, tokens_folder: Path, pretrained: Callable[[str], Path]
+):
+    folder, shards = pretrained("nanochat"), Shards.open(tokens_folder / "heldout")
+    megabytes = 0.7 * shards.total_bytes / 1e6
+    config = EvaluateConfig(context=64, ngram_order=2, heldout_megabytes=megabytes)
+    suite.run(config, tmp_path, corpus=corpus_folder, tokens=tokens_folder, pretrain=folder)
+
+    words = Tokenizer.load(folder)
+    sample = sample_text(shards, words, megabytes)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["heldout"] == {"bytes": sample.total_bytes, "of_bytes": shards.total_bytes}
+    assert 0 < sample.total_bytes <= 0.7 * shards.total_bytes
+    rows = {row["name"]: row for row in scores["bits_per_byte"]}
+    assert {row["bytes"] for row in rows.values()} == {sample.total_bytes}
+    drawn = b"".join(words.piece(token) for token in sample.tokens(0, sample.total_tokens).tolist())
+    packed = lzma.compress(drawn, format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+    assert rows["xz -9e"]["value"] == pytest.approx(8 * len(packed) / len(drawn), rel=1e-3)
+    expected = heldout_loss(load_model(folder), sample, 64, words.bos_id)
+    assert rows["model"]["value"] == pytest.approx(expected.nats / math.log(2) / len(drawn), rel=1e-6)
 
 
 def test_bits_per_byte_are_those_of_windows_scored_one_by_one(
@@ -126,6 +150,6 @@ def test_without_a_chat_model_the_base_model_is_scored_alone(
     config = EvaluateConfig(context=64, ngram_order=2)
     suite.run(config, tmp_path, corpus=corpus_folder, tokens=tokens_folder, pretrain=pretrained("nanochat"))
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores.keys() == {"bits_per_byte"}
+    assert scores.keys() == {"heldout", "bits_per_byte"}
     assert [row["name"] for row in scores["bits_per_byte"] if row["name"].endswith("model")] == ["model"]
     assert not (tmp_path / "answers.parquet").exists()

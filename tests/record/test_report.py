@@ -259,6 +259,15 @@ def test_the_pseudo_likelihood_of_an_encoder_is_shown_by_its_name(make_run: RunM
     assert "model, pseudo-likelihood of 900 tokens" in text and "not to be compared with the others" in text
 
 
+def test_a_sample_of_the_held_out_text_is_told_as_one(make_run: RunMaker) -> None:
+    run = make_run()
+    path = run / "06-evaluate/scores.json"
+    scores = json.loads(path.read_text())
+    for heldout, told in (({"bytes": 892_887, "of_bytes": 7_000_000}, True), ({"bytes": 1, "of_bytes": 1}, False)):
+        path.write_text(json.dumps(scores | {"heldout": heldout}))
+        assert ("893 kB, a sample of the 7 MB held out" in report_of(run).text) == told
+
+
 def test_a_model_that_guesses_hidden_text_is_told_as_one(make_run: RunMaker) -> None:
     run = make_run("corpus", "tokenizer", "tokens", "pretrain")
     (run / "06-evaluate").mkdir()

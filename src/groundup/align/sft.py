@@ -4,11 +4,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
 from groundup.align.config import SftConfig
-from groundup.align.conversations import Conversation, build_conversations, write_conversations
+from groundup.align.conversations import Conversation, Split, build_conversations, write_conversations
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder
 from groundup.model.language_model import LanguageModel
@@ -30,6 +31,7 @@ from groundup.train.plan import LoopConfig, check_split, plan
 
 DEFAULT_MINUTES = 2.0
 CONVERSATIONS_FILE = "conversations.parquet"
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 # Held-out rows looked at on the way.
 WATCHED_ROWS = 16
 # Held-out questions answered on the way, one of each kind of task.
@@ -47,7 +49,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
     model = load_decoder(pretrain)
     require_floating(model, "trained")
     conversations = gather_conversations(config, corpus, words)
-    train_split = [tokenise(one, words) for one in conversations["train"]]
+    train_split = [one.tokens for one in conversations["train"]]
     try:
         source = PackedConversations(train_split, config.context, words.pad_id, config.seed)
     except ValueError as error:
@@ -55,8 +57,8 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
     loop = loop_config(config, model, source, pretrain)
     check_split(loop.rows_per_step, loop.micro_rows, ranks.count)
     watched = conversations["heldout"] or conversations["train"]
-    heldout = PackedConversations([tokenise(one, words) for one in watched], config.context, words.pad_id, config.seed)
-    samples = Samples(out / SAMPLES_FILE, model, words, sample_prompts(watched, words))
+    heldout = PackedConversations([one.tokens for one in watched], config.context, words.pad_id, config.seed)
+    samples = Samples(out / SAMPLES_FILE, model, words, sample_prompts([one.conversation for one in watched], words))
 
     def watch(step: int) -> Mapping[str, float]:
         if ranks.leads:
@@ -69,13 +71,14 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
             return
         final_loss = mean_target_loss(model, heldout, WATCHED_ROWS)
     save_trained(model, words, pretrain, out)
-    write_conversations(out / CONVERSATIONS_FILE, [*conversations["train"], *conversations["heldout"]])
+    written = [one.conversation for split in SPLITS for one in conversations[split]]
+    write_conversations(out / CONVERSATIONS_FILE, written)
     composition = {
         "conversations": len(train_split),
         "heldout_conversations": len(conversations["heldout"]),
         "conversation_tokens": sum(len(one.ids) for one in train_split),
         "trained_tokens": source.trained_tokens,
-        "kinds": dict(Counter(one.mode for one in conversations["train"]).most_common()),
+        "kinds": dict(Counter(one.conversation.mode for one in conversations["train"]).most_common()),
         "heldout_loss": final_loss,
         **({} if config.quantize is None else {"quantize": config.quantize}),
         "epochs": round(result.steps * loop.rows_per_step / source.rows_per_epoch, 3),
@@ -85,7 +88,14 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
     remove_checkpoint(out)
 
 
-def gather_conversations(config: SftConfig, corpus: Path, words: Tokenizer) -> dict[str, list[Conversation]]:
+class Prepared(NamedTuple):
+    """A conversation and its tokens, with the loss mask of the chat renderer."""
+
+    conversation: Conversation
+    tokens: TokenisedConversation
+
+
+def gather_conversations(config: SftConfig, corpus: Path, words: Tokenizer) -> dict[str, list[Prepared]]:
     """The conversations of each split that fit into a row."""
     path = corpus / "passages.parquet"
     try:
@@ -94,18 +104,12 @@ def gather_conversations(config: SftConfig, corpus: Path, words: Tokenizer) -> d
         raise UserError(f"{path}: cannot be read as Parquet ({error}); run the corpus stage again") from None
     return {
         split: [
-            conversation
+            Prepared(conversation, TokenisedConversation(rendered.ids, rendered.trained))
             for conversation in build_conversations(passages, config, split)
-            if len(tokenise(conversation, words).ids) - 1 <= config.context
+            if len((rendered := render(words, conversation.messages)).ids) - 1 <= config.context
         ]
-        for split in ("train", "heldout")
+        for split in SPLITS
     }
-
-
-def tokenise(conversation: Conversation, words: Tokenizer) -> TokenisedConversation:
-    """A conversation's tokens with the loss mask of the chat renderer."""
-    rendered = render(words, conversation.messages)
-    return TokenisedConversation(rendered.ids, rendered.trained)
 
 
 def loop_config(config: SftConfig, model: LanguageModel, source: PackedConversations, pretrain: Path) -> LoopConfig:

@@ -194,6 +194,7 @@ def preview(config: Any, corpus: Path, pretrain: Path) -> None:
 
     tokenizer, console = Tokenizer.load(pretrain), Console()
     conversations = gather_conversations(config, corpus, tokenizer)["train"]
-    for mode, conversation in {one.mode: one for one in reversed(conversations)}.items():
+    first_of_each = {one.conversation.mode: one.conversation for one in reversed(conversations)}
+    for mode, conversation in first_of_each.items():
         console.rule(mode)
         show(console, tokenizer, render(tokenizer, conversation.messages))

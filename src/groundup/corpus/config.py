@@ -14,7 +14,11 @@ class CorpusConfig:
         "files, folders or globs (.txt .md .py .jsonl .parquet; .gz or .xz around text and JSON), or python:stdlib "
         "(the running Python's library) and python:topics (its language reference)",
     )
-    text_column: str = setting("text", "JSON key or Parquet column of the text (a string or a list of paragraphs)")
+    text_columns: tuple[str, ...] = setting(
+        ("text",),
+        "JSON key or Parquet column of the text (a string or a list of paragraphs); where files differ, all of them: "
+        "the first that a row has is read",
+    )
     quality_filters: bool = setting(
         True, "reject text that looks like no prose or code; turn off for word lists and scripts without spaces"
     )
@@ -30,6 +34,8 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if not self.paths:
             raise ValueError("`paths` is empty; name at least one file, folder or python:stdlib")
+        if not self.text_columns:
+            raise ValueError("`text_columns` is empty; name the JSON key or Parquet column that holds the text")
         if self.min_chars < 1:
             raise ValueError(f"`min_chars` must be at least 1, not {self.min_chars}")
         if not 0.3 <= self.near_duplicate_threshold <= 1.0:
@@ -50,7 +56,9 @@ class DocumentsConfig:
 
     train: tuple[str, ...] = setting((), "files, folders or globs to train on, as `paths` of [corpus]")
     heldout: tuple[str, ...] = setting((), "files, folders or globs to measure on")
-    text_column: str = setting("text", "JSON key or Parquet column of the text")
+    text_columns: tuple[str, ...] = setting(
+        ("text",), "JSON key or Parquet column of the text; of several, the first that a row has"
+    )
 
     def __post_init__(self) -> None:
         for name in ("train", "heldout"):

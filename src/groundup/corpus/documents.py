@@ -44,7 +44,7 @@ def run(config: DocumentsConfig, out: Path) -> None:
 def _sources(config: DocumentsConfig) -> dict[str, CorpusConfig]:
     """Where the text of each split is read from."""
     paths = {"train": config.train, "heldout": config.heldout}
-    return {split: CorpusConfig(paths=entry, text_column=config.text_column) for split, entry in paths.items()}
+    return {split: CorpusConfig(paths=entry, text_columns=config.text_columns) for split, entry in paths.items()}
 
 
 def _rows(documents: Iterable[Document], split: str) -> Iterable[tuple[dict[str, Any], int]]:

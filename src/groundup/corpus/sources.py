@@ -13,7 +13,7 @@ import lzma
 import os
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -72,7 +72,7 @@ def read_documents(config: CorpusConfig) -> Iterator[Document]:
             yield from _read_topics()
         else:
             for path, relative in _find_files(entry):
-                yield from _read_file(path, relative, entry, config.text_column)
+                yield from _read_file(path, relative, entry, config.text_columns)
 
 
 def source_bytes(config: CorpusConfig) -> int:
@@ -149,12 +149,12 @@ def _format_of(path: Path) -> tuple[str, str]:
     return Path(path.stem).suffix if compression else path.suffix, compression
 
 
-def _read_file(path: Path, relative: str, entry: str, text_column: str) -> Iterator[Document]:
+def _read_file(path: Path, relative: str, entry: str, text_columns: Sequence[str]) -> Iterator[Document]:
     format, compression = _format_of(path)
     if format == ".parquet":
-        yield from _read_parquet(path, relative, entry, text_column)
+        yield from _read_parquet(path, relative, entry, text_columns)
     elif format == ".jsonl":
-        yield from _read_jsonl(path, relative, entry, text_column, compression)
+        yield from _read_jsonl(path, relative, entry, text_columns, compression)
     elif format == ".py":
         yield _read_python(path, relative, entry, compression)
     else:
@@ -199,7 +199,9 @@ def _read_python(path: Path, relative: str, entry: str, compression: str) -> Doc
     return Document(text, entry, relative, group, "python", read_bytes=path.stat().st_size)
 
 
-def _read_jsonl(path: Path, relative: str, entry: str, text_column: str, compression: str) -> Iterator[Document]:
+def _read_jsonl(
+    path: Path, relative: str, entry: str, text_columns: Sequence[str], compression: str
+) -> Iterator[Document]:
     consumed = 0
     with open(path, "rb") as raw:
         stream = _OPENERS[compression](raw, "rb") if compression else raw
@@ -214,10 +216,10 @@ def _read_jsonl(path: Path, relative: str, entry: str, text_column: str, compres
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}: not a JSON value ({error.msg}, column {error.colno})") from None
             if not isinstance(row, dict):
-                raise UserError(f"{where}: expected a JSON object with the key `{text_column}`, found {_kind(row)}")
+                raise UserError(f"{where}: expected a JSON object with the key `{text_columns[0]}`, found {_kind(row)}")
             # The raw file is read ahead in blocks, so a row counts for what was read since the one before.
             position = raw.tell()
-            yield _row_document(row, text_column, where, relative, entry, number, position - consumed)
+            yield _row_document(row, text_columns, where, relative, entry, number, position - consumed)
             consumed = position
 
 
@@ -228,21 +230,18 @@ def _lines(stream: IO[bytes], path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: the compressed file is damaged or cut short ({error})") from None
 
 
-def _read_parquet(path: Path, relative: str, entry: str, text_column: str) -> Iterator[Document]:
+def _read_parquet(path: Path, relative: str, entry: str, text_columns: Sequence[str]) -> Iterator[Document]:
     try:
         file = pq.ParquetFile(path)
         columns = file.schema_arrow.names
-        if text_column not in columns:
-            raise UserError(
-                f"{path}: no column `{text_column}`; it has {', '.join(columns)} (choose with `text_column`)"
-            )
+        _text_column(columns, text_columns, str(path))
         read_bytes = _shares(path.stat().st_size, file.metadata.num_rows)
         number = 0
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 where = f"{path}, row {number}"
-                yield _row_document(row, text_column, where, relative, entry, number, read_bytes[number - 1])
+                yield _row_document(row, text_columns, where, relative, entry, number, read_bytes[number - 1])
     except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -250,11 +249,28 @@ def _read_parquet(path: Path, relative: str, entry: str, text_column: str) -> It
         raise UserError(f"{path}: no whole Parquet file, perhaps cut short ({reason})") from None
 
 
+def _text_column(names: Collection[str], text_columns: Sequence[str], where: str) -> str:
+    """The first of `text_columns` among the names of a row's columns."""
+    for name in text_columns:
+        if name in names:
+            return name
+    wanted = " or ".join(f"`{name}`" for name in text_columns)
+    raise UserError(
+        f"{where}: no {wanted}; it has {', '.join(names)}: add the one that holds its text to `text_columns`, of which "
+        "the first that a row has is read"
+    )
+
+
 def _row_document(
-    row: dict[str, Any], text_column: str, where: str, relative: str, entry: str, number: int, read_bytes: int
+    row: dict[str, Any],
+    text_columns: Sequence[str],
+    where: str,
+    relative: str,
+    entry: str,
+    number: int,
+    read_bytes: int,
 ) -> Document:
-    if text_column not in row:
-        raise UserError(f"{where}: no `{text_column}`; it has {', '.join(row)} (choose with `text_column`)")
+    text_column = _text_column(row, text_columns, where)
     text = row[text_column]
     if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
         text = "\n\n".join(text)

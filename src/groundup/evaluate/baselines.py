@@ -32,14 +32,12 @@ class Score:
 
 
 def baseline_bits_per_byte(
-    train_texts: Sequence[str], heldout_texts: Sequence[str], ngram_order: int = MAX_NGRAM_ORDER
+    train: Sequence[bytes], heldout: Sequence[bytes], ngram_order: int = MAX_NGRAM_ORDER
 ) -> list[Score]:
-    """Score every baseline on the held-out texts.
+    """Score every baseline on the held-out texts, all given in UTF-8.
 
     Raises ValueError if there is no held-out text.
     """
-    train = [text.encode("utf-8") for text in train_texts]
-    heldout = [text.encode("utf-8") for text in heldout_texts]
     size = sum(map(len, heldout))
     if size == 0:
         raise ValueError("bits per byte need at least one held-out byte")

@@ -1,6 +1,7 @@
 """Held-out loss of a model folder; where it continues text in bits per byte, to be compared across tokenizers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from groundup.engine.quantized import use_kernels
@@ -8,6 +9,7 @@ from groundup.errors import UserError
 from groundup.formats.huggingface import load_model
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
+from groundup.tokens.sample import sample_text
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.config import USUAL
@@ -16,9 +18,16 @@ from groundup.train.objectives import Objective, objective_of
 from groundup.train.pseudo_likelihood import PseudoLoss, heldout_pseudo_loss, mask_token
 
 
-def score_heldout(folder: Path, heldout: Path, context: int) -> tuple[Objective, HeldoutLoss]:
+def score_heldout(
+    folder: Path,
+    heldout: Path,
+    context: int,
+    megabytes: float = 0.0,
+    advance: Callable[[float], None] = lambda windows: None,
+) -> tuple[Objective, HeldoutLoss]:
     """Loss of the model in `folder` on the shards in `heldout`, in windows of `context` tokens, by what it has learned.
 
+    megabytes: of a sample of so much text (`tokens/sample.py`), 0 for all of it. advance: see `heldout_loss`.
     A decoder predicts every token once, from its window alone; the window's first from `<|begin_of_text|>`. Other
     models guess what is hidden of each window, always the same.
     Raises UserError if the shards were made with another tokenizer than the model's, or if the model is none of text.
@@ -33,7 +42,8 @@ def score_heldout(folder: Path, heldout: Path, context: int) -> tuple[Objective,
     objective = objective_of(model.config)
     corruption = objective.heldout_corruption(words, _mask_fraction(folder))
     window = min(context, model.config.max_positions)
-    return objective, heldout_loss(model, shards, window, words.bos_id, corruption=corruption)
+    text = sample_text(shards, words, megabytes)
+    return objective, heldout_loss(model, text, window, words.bos_id, corruption=corruption, advance=advance)
 
 
 def score_pseudo_likelihood(folder: Path, heldout: Path, context: int, sample: int) -> PseudoLoss | None:

@@ -18,6 +18,9 @@ from groundup.evaluate.likelihood import score_heldout, score_pseudo_likelihood
 from groundup.evaluate.tasks import Answered, Message, ask, choose_questions, read_questions, score_answers
 from groundup.record.metrics import Progress
 from groundup.storage import write_json
+from groundup.tokens.sample import sample_text, text_of
+from groundup.tokens.shards import Shards
+from groundup.tokens.tokenizer import Tokenizer
 
 CHAT_MODEL = "sft"
 
@@ -27,10 +30,11 @@ def run(
 ) -> None:
     """Score the base model on held-out text and the chat model, if there is one, on held-out questions.
 
-    Writes `scores.json` (`bits_per_byte`: rows of name, value, bytes, how; `hidden_text`, of models that do not
-    continue text: rows of name, value, unigram_entropy, targets, how; `pseudo_bits_per_byte`, of models that read both
-    ways: see `pseudo_likelihood_scores`; and, with a chat model, the keys of `tasks.score_answers`) and `summary.json`
-    with the same scores; with a chat model also `answers.parquet` with every question, reference and answer.
+    Writes `scores.json` (`heldout`: bytes of the text that was scored, and of all that was held out; `bits_per_byte`:
+    rows of name, value, bytes, how; `hidden_text`, of models that do not continue text: rows of name, value,
+    unigram_entropy, targets, how; `pseudo_bits_per_byte`, of models that read both ways: see
+    `pseudo_likelihood_scores`; and, with a chat model, the keys of `tasks.score_answers`) and `summary.json` with the
+    same scores; with a chat model also `answers.parquet` with every question, reference and answer.
     """
     models = {"model": pretrain} if sft is None else {"model": pretrain, "chat model": sft}
     scores: dict[str, Any] = likelihood_scores(config, corpus, tokens, models)
@@ -46,11 +50,19 @@ def run(
 
 
 def likelihood_scores(config: EvaluateConfig, corpus: Path, tokens: Path, models: dict[str, Path]) -> dict[str, Any]:
-    """Held-out bits per byte of models and baselines, on the same bytes, best first; the loss of models that guess."""
+    """Held-out bits per byte of models and baselines, on the same bytes, best first; the loss of models that guess.
+
+    The bytes are those of `sample_text`, a part of a document being read as a text of its own by all of them.
+    """
+    shards, words = Shards.open(tokens / "heldout"), Tokenizer.load(next(iter(models.values())))
+    heldout = sample_text(shards, words, config.heldout_megabytes)
     rows, hidden = [], []
-    with Progress("evaluate: held-out text", len(models) + 1, "models") as progress:
+    windows = -(-heldout.total_tokens // config.context)
+    with Progress("evaluate: held-out text", len(models) * windows, "windows") as progress:
         for name, folder in models.items():
-            objective, loss = score_heldout(folder, tokens / "heldout", config.context)
+            objective, loss = score_heldout(
+                folder, tokens / "heldout", config.context, config.heldout_megabytes, progress.advance
+            )
             if objective.continues_text:
                 how = f"windows of {config.context} tokens, each predicted once from its window alone"
                 rows.append({"name": name, "value": loss.bits_per_byte, "bytes": loss.bytes, "how": how})
@@ -58,16 +70,21 @@ def likelihood_scores(config: EvaluateConfig, corpus: Path, tokens: Path, models
                 how = f"{objective.name}, the same ones in each window of {config.context} tokens"
                 figures = {"value": loss.per_target, "unigram_entropy": loss.unigram_entropy, "targets": loss.tokens}
                 hidden.append({"name": name, **figures, "how": how})
-            progress.advance()
-        train, heldout = read_texts(corpus / "train.parquet"), read_texts(corpus / "heldout.parquet")
-        size = sum(len(text.encode()) for text in heldout)
-        rows += [
-            {"name": score.name, "value": score.bits_per_byte, "bytes": size, "how": score.how}
-            for score in baseline_bits_per_byte(train, heldout, config.ngram_order)
-        ]
-        progress.advance()
-    scores: dict[str, Any] = {"bits_per_byte": sorted(rows, key=lambda row: float(row["value"]))}
+    rows += baseline_rows(config, corpus, text_of(heldout, words))
+    scores: dict[str, Any] = {
+        "heldout": {"bytes": heldout.total_bytes, "of_bytes": shards.total_bytes},
+        "bits_per_byte": sorted(rows, key=lambda row: float(row["value"])),
+    }
     return scores | ({"hidden_text": hidden} if hidden else {})
+
+
+def baseline_rows(config: EvaluateConfig, corpus: Path, heldout: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The same of what is no model, on these texts."""
+    size = sum(map(len, heldout))
+    with Progress("evaluate: baselines", 1, "pass") as progress:
+        scores = baseline_bits_per_byte(read_texts(corpus / "train.parquet"), heldout, config.ngram_order)
+        progress.advance()
+    return [{"name": one.name, "value": one.bits_per_byte, "bytes": size, "how": one.how} for one in scores]
 
 
 def pseudo_likelihood_scores(
@@ -108,10 +125,10 @@ def answer_questions(config: EvaluateConfig, folder: Path) -> list[Answered]:
         return ask(questions, answer)
 
 
-def read_texts(path: Path) -> list[str]:
-    """The texts of a documents file."""
+def read_texts(path: Path) -> list[bytes]:
+    """The texts of a documents file, in UTF-8."""
     try:
-        texts: list[str] = pq.read_table(path, columns=["text"]).column("text").to_pylist()
+        texts = [text.encode() for text in pq.read_table(path, columns=["text"]).column("text").to_pylist()]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: expected documents as the corpus stage writes them: {error}") from None
     return texts

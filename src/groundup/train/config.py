@@ -11,6 +11,9 @@ Compile = Literal["auto", "always", "never"]
 # Spelled out, so that no library is loaded to parse a command; a test holds it against `quantize/matrix.py`.
 Format = Literal["w8", "w4", "w4_g32"]
 
+# Text that a held-out figure is taken from, where there is more: half a minute of two cores for a small model.
+HELDOUT_MEGABYTES = 1.0
+
 # The default of a setting until the preset is known.
 BY_PRESET: Any = None
 # What the settings of these names are where nothing else is said, and what some presets have instead (docs/log.md).
@@ -99,6 +102,9 @@ class PretrainConfig:
         None, "learn with weights and activations rounded as `groundup quantize` will store them (default: not at all)"
     )
     evaluations: int = setting(8, "how often held-out loss and samples are taken on the way")
+    heldout_megabytes: float = setting(
+        HELDOUT_MEGABYTES, "held-out text scored at the end: at most so much, spread over all there is; 0: all"
+    )
     checkpoint_minutes: float = setting(2.0, "minutes between checkpoints to resume from")
     sample_prompts: tuple[str, ...] = setting(
         ("import ", "def ", "The "), "texts that the samples on the way go on from"
@@ -117,6 +123,8 @@ class PretrainConfig:
         given = [name for name in ("minutes", "epochs", "tokens", "flops") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one budget, not {' and '.join(given)}")
+        if self.heldout_megabytes < 0:
+            raise ValueError(f"`heldout_megabytes` must be positive, or 0 for all, not {self.heldout_megabytes}")
         if self.batch_tokens % self.context:
             raise ValueError(f"`batch_tokens` ({self.batch_tokens}) must be a multiple of `context` ({self.context})")
         if self.warmup + self.cooldown > 1:

@@ -1,7 +1,7 @@
 """Held-out loss: text cut into consecutive windows, each scored once, from itself alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from groundup.tokens.batches import IGNORE, Int64s, Rows, RowSource, TokenStream, rows_at
 from groundup.tokens.corruption import Corruption
 from groundup.train.learner import TextModel, final_hidden, text_part
+
+# Windows per forward pass, and tokens whose logits are held at a time. What so few need stays in the processor's cache;
+# the logits of 16 windows are hundreds of megabytes, and took half of the time (docs/log.md).
+ROWS, HEAD_TOKENS = 4, 512
 
 
 class HeldoutStream(TokenStream, Protocol):
@@ -58,21 +62,23 @@ def heldout_loss(
     context: int,
     bos_id: int,
     windows: int | None = None,
-    rows: int = 16,
+    rows: int = ROWS,
     corruption: Corruption | None = None,
+    advance: Callable[[float], None] = lambda windows: None,
 ) -> HeldoutLoss:
     """Loss over the whole stream, or over `windows` windows spread evenly over it.
 
     Without `corruption` every token is guessed once, from those before it in its window. With it, what it hides of each
     window is guessed; it depends on the window's number alone, so that it is the same each time.
     The bytes of a part of the stream are taken as its share of the tokens, which is exact for the whole.
-    rows: windows per forward pass.
+    rows: windows per forward pass. advance: called after each of these with the number of its windows.
     """
     nats, tokens = 0.0, 0
     counts = np.zeros(text_part(model).config.vocab_size, dtype=np.int64)
     for packed in heldout_rows(stream, context, bos_id, windows, rows, corruption):
         nats += _summed_loss(model, packed)
         tokens += packed.target_count()
+        advance(len(packed.input_ids))
         counts += np.bincount(packed.targets[packed.targets != IGNORE], minlength=len(counts))
     text_bytes = None if corruption is not None else max(1, round(stream.total_bytes * tokens / stream.total_tokens))
     return HeldoutLoss(nats, tokens, text_bytes, _unigram_nats(counts))
@@ -83,7 +89,7 @@ def heldout_rows(
     context: int,
     bos_id: int,
     windows: int | None = None,
-    rows: int = 16,
+    rows: int = ROWS,
     corruption: Corruption | None = None,
 ) -> Iterator[Rows]:
     """The windows that `heldout_loss` scores, in batches of at most `rows`."""
@@ -109,9 +115,14 @@ def mean_target_loss(model: TextModel, source: RowSource, rows: int) -> float:
 
 
 def _summed_loss(model: TextModel, rows: Rows) -> float:
-    logits = text_part(model).logits(final_hidden(model, rows))
-    targets = torch.from_numpy(rows.targets).to(model.device)
-    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"))
+    text = text_part(model)
+    hidden_nd = final_hidden(model, rows).flatten(0, 1)
+    targets_n = torch.from_numpy(rows.targets).to(model.device).flatten()
+    nats = 0.0
+    for hidden_cd, targets_c in zip(hidden_nd.split(HEAD_TOKENS), targets_n.split(HEAD_TOKENS), strict=True):
+        logits_cv = text.logits(hidden_cd[None])[0]
+        nats += float(F.cross_entropy(logits_cv, targets_c, ignore_index=IGNORE, reduction="sum"))
+    return nats
 
 
 def _unigram_nats(counts: Int64s) -> float:

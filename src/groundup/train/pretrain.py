@@ -13,6 +13,7 @@ from groundup.model.presets import build_config
 from groundup.quantize.training import as_served
 from groundup.storage import write_json
 from groundup.tokens.batches import PackedDocuments
+from groundup.tokens.sample import sample_text
 from groundup.tokens.shards import Shards
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.balance import Balance, published_balance
@@ -29,7 +30,7 @@ from groundup.train.plan import LoopConfig, check_split, plan
 from groundup.train.pseudo_likelihood import pseudo_figures
 
 DEFAULT_MINUTES = 5.0
-# Windows of held-out text looked at on the way; the whole of it is scored once, at the end.
+# Windows of held-out text looked at on the way; `heldout_megabytes` of it are scored once, at the end.
 WATCHED_WINDOWS = 48
 
 
@@ -76,7 +77,8 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         result = train(Learner(model, balance(config, model)), source, loop, out, watch, ranks)
         if not ranks.leads:
             return
-        final = heldout_loss(model.eval(), heldout, config.context, words.bos_id, corruption=corruption)
+        scored = sample_text(heldout, words, config.heldout_megabytes)
+        final = heldout_loss(model.eval(), scored, config.context, words.bos_id, corruption=corruption)
     save_trained(model, words, tokenizer, out)
     read = result.steps * config.batch_tokens
     figures = objective.summary(final) | {

@@ -15,10 +15,10 @@ _TONES = {"with passage": "a", "closed book": "c", "unanswerable": "d"}
 def evaluation_section(run: RunFolder) -> Section | None:
     """How good the model is, beside things that are not models.
 
-    Reads of scores.json: bits_per_byte: [{name, value, bytes, how}]; hidden_text: [{name, value, unigram_entropy,
-    targets, how}]; pseudo_bits_per_byte: [{name, value, low, high, how}]; questions: [{model, mode, n, exact_match:
-    {value, low, high}, f1: {…}, refused: {…}}]; kinds: the same with kind; comparisons: [{name, difference, low, high,
-    p_value, detectable}]; calculator: {n, accuracy: {…}}.
+    Reads of scores.json: heldout: {bytes, of_bytes}; bits_per_byte: [{name, value, bytes, how}]; hidden_text: [{name,
+    value, unigram_entropy, targets, how}]; pseudo_bits_per_byte: [{name, value, low, high, how}]; questions: [{model,
+    mode, n, exact_match: {value, low, high}, f1: {…}, refused: {…}}]; kinds: the same with kind; comparisons: [{name,
+    difference, low, high, p_value, detectable}]; calculator: {n, accuracy: {…}}.
     """
     scores = run.stage("evaluate").scores
     parts = [_hidden_text(scores), _bits_per_byte(scores), _pseudo_bits_per_byte(scores), _questions(scores)]
@@ -45,7 +45,7 @@ def _bits_per_byte(scores: Row) -> Markup | None:
         return None
     bars = [Bar(str(row.get("name", "")), value, tone="a" if is_model(row) else "e") for row, value in present]
     sizes = {size for row, _ in present if (size := number(row, "bytes")) is not None}
-    of_bytes = f", all on the same {format_bytes(sizes.pop())}" if len(sizes) == 1 else ""
+    of_bytes = f", all on the same {format_bytes(sizes.pop())}{_sampled(scores)}" if len(sizes) == 1 else ""
 
     def draw(width: int) -> Markup:
         description = "; ".join(f"{bar.label}: {bar.value:.3f}" for bar in bars)
@@ -56,6 +56,14 @@ def _bits_per_byte(scores: Row) -> Markup | None:
     )
     told = [join(tag("strong", str(row.get("name", ""))), f": {row['how']}") for row, _ in present if row.get("how")]
     return join(chart(title, draw), tag("p", join(*told, separator=" · "), class_="fine") if told else None)
+
+
+def _sampled(scores: Row) -> str:
+    """Of how much text the scored bytes are a sample, where they are not all of it."""
+    scored, held_out = (number(scores, "heldout", key) for key in ("bytes", "of_bytes"))
+    if scored is None or held_out is None or scored == held_out:
+        return ""
+    return f", a sample of the {format_bytes(held_out)} held out"
 
 
 def _pseudo_bits_per_byte(scores: Row) -> Markup | None:
