@@ -111,7 +111,8 @@ class Loop:
         if not ready:
             return
         hidden = [hidden_td[-1 - chunk.sequence.guessed :] for chunk, hidden_td in ready]
-        rows = iter(rows_of(self._runner.logits(torch.cat(hidden))))
+        adapters = [chunk.sequence.adapter for (chunk, _), rows in zip(ready, hidden, strict=True) for _ in rows]
+        rows = iter(rows_of(self._runner.logits(torch.cat(hidden), adapters)))
         searches: dict[Beaming, None] = {}
         for (chunk, _), hidden_td in zip(ready, hidden, strict=True):
             job, logits = self._jobs[chunk.sequence], list(islice(rows, len(hidden_td)))
@@ -155,7 +156,7 @@ class Loop:
     def _score(self, job: Scoring, chunk: Chunk, hidden_td: Tensor) -> None:
         next_ids = chunk.sequence.tokens[chunk.start + 1 : chunk.start + chunk.length + 1]
         # Those found before the text gave way to another, and was computed anew, are found again.
-        job.found[chunk.start :] = self._runner.log_probabilities(hidden_td, next_ids)
+        job.found[chunk.start :] = self._runner.log_probabilities(hidden_td, next_ids, chunk.sequence.adapter)
         if chunk.is_last:
             job.tell(job.found)
             self._end(job)
