@@ -26,6 +26,7 @@ void groundup_add(const AddJob*);
 void groundup_summarise(const SummariseJob*);
 void groundup_store(const StoreJob*);
 void groundup_attend(const AttentionJob*);
+void groundup_program(const ProgramJob*);
 }
 
 namespace {
@@ -78,7 +79,7 @@ void linear() {
   require_finite(out.get(), tokens * rows, "linear");
 
   auto ids = std::make_unique<int64_t[]>(tokens);
-  for (int64_t i = 0; i < tokens; ++i) ids[i] = draw() % rows;
+  for (int64_t i = 0; i < tokens; ++i) ids[i] = int64_t(draw() % (rows + 1)) - 1;
   auto gathered = random<float>(tokens * width);
   const GatherJob gather{matrix, ids.get(), tokens, gathered.get(), width};
   groundup_gather(&gather);
@@ -89,11 +90,11 @@ void pointwise() {
   const int64_t rows = up_to(40), width = up_to(700), apart = width + draw() % 3, span = (rows - 1) * apart + width;
   auto x = random<float>(span), y = random<float>(span), weight = random<float>(width), out = random<float>(rows * width);
   const NormJob norm{x.get(), out.get(), draw() % 2 ? weight.get() : nullptr, draw() % 2 ? weight.get() : nullptr, rows,
-                     width, apart, width, 1e-5f, int32_t(draw() % 2), int32_t(draw() % 2)};
+                     width, apart, width, 1, 1e-5f, int32_t(draw() % 2), int32_t(draw() % 2)};
   groundup_norm(&norm);
   require_finite(out.get(), rows * width, "norm");
   const ActivateJob activate{x.get(), draw() % 2 ? y.get() : nullptr, out.get(), rows, width, apart, apart, width,
-                             int32_t(draw() % kActivations)};
+                             int32_t(draw() % kActivations), 1.5f, 2.0f, 1.0f};
   groundup_activate(&activate);
   require_finite(out.get(), rows * width, "activate");
   const AddJob add{x.get(), y.get(), span};
@@ -111,6 +112,62 @@ void pointwise() {
                      heads * head_dim, int32_t(draw() % 2)};
   groundup_rope(&rope);
   require_finite(turned.get(), rows * heads * head_dim, "rope");
+}
+
+// One instruction for so many tokens.
+void instruct(Operation operation, const void* job, int64_t tokens) {
+  const Instruction instruction{operation, job, 1};
+  ProgramJob program{};
+  program.instructions = &instruction, program.count = 1, program.tokens = tokens;
+  groundup_program(&program);
+}
+
+void mixtures() {
+  const int64_t rows = up_to(30), width = up_to(400), terms = up_to(9), heads = up_to(4), dim = up_to(70);
+  const int64_t channels = up_to(width), choices = up_to(4);
+  auto x = random<float>(rows * width), streams = random<float>(terms * rows * width);
+  auto weights = random<float>(2 * (1 + terms)), gates = random<float>(terms * width);
+  std::vector<int64_t> kinds(rows), places(rows * choices);
+  for (int64_t& kind : kinds) kind = draw() % 2;
+  for (int64_t& place : places) place = draw() % rows;
+  const MixJob mix{x.get(), streams.get(), weights.get(), draw() % 2 ? gates.get() : nullptr, kinds.data(), 0, width,
+                   terms, rows * width};
+  instruct(kMix, &mix, rows);
+  require_finite(x.get(), rows * width, "mix");
+  auto opened = random<float>(rows * width), gate_weight = random<float>(heads * channels);
+  auto out = random<float>(rows * heads * dim);
+  const GateJob gate{opened.get(), gate_weight.get(), out.get(), draw() % 2 ? out.get() : nullptr, out.get(), 0, heads,
+                     dim, channels, width, 2.0f};
+  instruct(kGate, &gate, rows);
+  require_finite(out.get(), rows * heads * dim, "gate");
+  auto shares = random<float>(rows * choices), sum = random<float>(rows * width);
+  const CombineJob combine{opened.get(), shares.get(), places.data(), draw() % 2 ? sum.get() : nullptr, sum.get(), 0,
+                           width, choices};
+  instruct(kCombine, &combine, rows);
+  require_finite(sum.get(), rows * width, "combine");
+}
+
+// Two matrices for each of three groups, one of which has no rows.
+void grouped() {
+  const int64_t rows = up_to(20), columns = padded(up_to(300), 32), outputs = up_to(100), stride = padded(columns, 128);
+  auto values = random<uint8_t>(padded(outputs, kRowMultiple) * columns);
+  auto scales = random<float>(padded(outputs, kRowMultiple)), x = random<float>(rows * columns);
+  auto bytes = random<int8_t>(rows * stride);
+  auto row_scales = random<float>(rows);
+  auto sums = random<int32_t>(rows * (stride / kSumColumns + 1));
+  const Activations activations{bytes.get(), row_scales.get(), sums.get(), 1, stride};
+  const QuantizeJob quantize{x.get(), columns, columns, activations};
+  instruct(kQuantize, &quantize, rows);
+  const int64_t starts[] = {0, rows / 3, rows / 3, rows};
+  auto out = random<float>(2 * rows * outputs);
+  std::vector<LinearJob> products;
+  for (int64_t i = 0; i < 6; ++i) {
+    const PackedMatrix matrix{values.get(), scales.get(), outputs, columns, columns, 8};
+    products.push_back({matrix, activations, nullptr, nullptr, out.get() + i / 3 * rows * outputs, outputs});
+  }
+  const GroupedJob job{products.data(), 6, 3, starts};
+  instruct(kGrouped, &job, rows);
+  require_finite(out.get(), 2 * rows * outputs, "grouped");
 }
 
 void attention() {
@@ -149,7 +206,7 @@ int main() {
     if (!groundup_set_level(level)) continue;
     for (const int threads : {1, 3}) {
       groundup_set_threads(threads);
-      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), attention();
+      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), mixtures(), grouped(), attention();
     }
   }
   std::vector<std::thread> callers;  // several threads ask the pool at once

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,18 +13,21 @@ import groundup as gu
 from groundup.engine.blocks import BlockPool
 from groundup.engine.compiled import CACHE_TYPES, CompiledRunner, cache_dtype, is_compilable
 from groundup.engine.quantized import use_kernels
+from groundup.engine.runner import reach
 from groundup.engine.scheduler import Scheduler
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
-from groundup.model.lora import Adapter, Adapters, LowRank
-from groundup.model.specs import Norm, QueryKeyNorm
+from groundup.model.lora import Adapter, LowRank, LowRankTable
+from groundup.model.parts import Linear
+from groundup.model.rotary import Rope
+from groundup.model.specs import Norm, Placement, QueryKeyNorm
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
 from groundup.quantize.modules import QuantizedLinear
 
 
 def _with_attention(config: ModelConfig, **changes: object) -> ModelConfig:
-    layers = tuple(replace(one, mixer=replace(one.attention, **changes)) for one in config.layers)
+    layers = tuple(replace(one, mixer=replace(one.mixer, **changes)) for one in config.layers)
     return replace(config, layers=layers)
 
 
@@ -33,6 +36,35 @@ def _with_capacity() -> ModelConfig:
     experts = config.layers[0].feed_forward
     router = replace(experts.router, chosen=1, normalised=False, capacity=3)
     return replace(config, layers=(replace(config.layers[0], feed_forward=replace(experts, router=router)),) * 2)
+
+
+def _with_network(config: ModelConfig, **changes: object) -> ModelConfig:
+    layers = tuple(replace(one, feed_forward=replace(one.network, **changes)) for one in config.layers)
+    return replace(config, layers=layers)
+
+
+def _with_a_shared_network() -> ModelConfig:
+    config = tiny_config("mixtral", context=100)
+    experts = config.layers[0].feed_forward
+    experts = replace(experts, shared=replace(experts.expert, width=48), shared_gate=True)
+    return replace(config, layers=(replace(config.layers[0], feed_forward=experts),) * 2)
+
+
+def _with_direct_queries() -> ModelConfig:
+    """And values that are longer than keys."""
+    config = tiny_config("deepseek_v3", context=100)
+    return _with_attention(config, query_rank=None, value_dim=30)
+
+
+def _with_two_rotations() -> ModelConfig:
+    config = tiny_config("llama", context=100)
+    first, second = config.layers
+    return replace(config, layers=(first, replace(second, mixer=replace(second.attention, rope=Rope(theta=30.0)))))
+
+
+def _placed(placement: Placement) -> ModelConfig:
+    config = tiny_config("llama", context=100)
+    return replace(config, layers=tuple(replace(layer, placement=placement) for layer in config.layers))
 
 
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {
@@ -45,8 +77,21 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "nanochat": lambda: tiny_config("nanochat", context=100),
     "palm": lambda: tiny_config("palm", context=100),
     "mixtral": lambda: tiny_config("mixtral", context=100),
+    "qwen2_moe": _with_a_shared_network,
     "gpt_oss": lambda: tiny_config("gpt_oss", context=100),
+    "deepseek_v3": lambda: tiny_config("deepseek_v3", context=100),
+    "latent attention without a rank of queries": _with_direct_queries,
+    "norms of sums": lambda: _placed("post"),
+    "two rotations": _with_two_rotations,
     "no last norm": lambda: replace(tiny_config("llama", context=100), final_norm=None),
+    "groundup": lambda: tiny_config("groundup", kv_heads=1, context=100),
+    "bigrams and trigrams": lambda: replace(tiny_config("groundup"), ngram_buckets=(50, 70), induction=None),
+    "a norm for each head": lambda: _with_attention(
+        tiny_config("llama", kv_heads=1, context=100), query_key_norm=QueryKeyNorm(Norm("layer"), over="each_head")
+    ),
+    "clamped values": lambda: _with_attention(tiny_config("olmo2"), clip=0.8),
+    "clamped heads": lambda: _with_attention(tiny_config("qwen3"), clip=0.8),
+    "bounded gates": lambda: _with_network(tiny_config("llama"), sharpness=1.7, limit=1.2, up_offset=0.7),
     "window": lambda: _with_attention(tiny_config("llama", context=100), window=11, sinks=True),
 }
 
@@ -56,7 +101,7 @@ def _quantized(name: str, format: str = "w8", head: bool = False) -> LanguageMod
     model = hot_decoder(CONFIGS[name]()).float()
     floating = model.embedding, model.head
     quantize_model(model, WEIGHT_FORMATS[format])
-    if not head:
+    if not head and model.induction is None:
         model.embedding, model.head = floating
     use_kernels(model)
     return model
@@ -67,36 +112,61 @@ def _quantized(name: str, format: str = "w8", head: bool = False) -> LanguageMod
 def test_logits_are_those_of_the_model(name: str, format: str):
     model = _quantized(name, format)
     assert is_compilable(model)
-    prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 33)]
+    if model.config.residual_mix:  # short, as there is more to be rounded, and with few words, which repeat
+        prompts, longest = [random_ids(length, seed=length, vocabulary=4).tolist() for length in range(3, 15)], 15
+    else:
+        prompts, longest = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 33)], 48
+    _require_small(_differences(model, prompts, longest))
+
+
+def _differences(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], longest: int, adapters: Sequence[Adapter | None] = ()
+) -> torch.Tensor:
+    """Of each token of each text: how far its logits are from those of the model in PyTorch, as a part of these.
+
+    The texts are computed side by side in steps of 24 tokens, and are written on up to `longest` tokens.
+    """
     runner = CompiledRunner(model, 40, 24, torch.float32)
-    scheduler = Scheduler(BlockPool(40), 24, 4)
-    texts = [scheduler.add(prompt, 60) for prompt in prompts]
+    for adapter in dict.fromkeys(one for one in adapters if one is not None):
+        runner.adapters.add(adapter)
+    scheduler = Scheduler(BlockPool(40), 24, len(prompts), reach=reach(model))
+    wanted = adapters or [None] * len(prompts)
+    texts = [scheduler.add(prompt, 60, adapter=adapter) for prompt, adapter in zip(prompts, wanted, strict=True)]
     seen: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(texts))}
-    for _ in range(12):
-        step = scheduler.schedule()
+    while (step := scheduler.schedule()).chunks:
         for chunk, hidden_td in runner.run(step):
-            seen[texts.index(chunk.sequence)].append(runner.logits(hidden_td))
+            logits_tv = runner.logits(hidden_td, [chunk.sequence.adapter] * chunk.length)
+            seen[texts.index(chunk.sequence)].append(logits_tv)
         scheduler.complete(step)
         for text in texts:
-            if not text.pending and len(text.tokens) < 48:
+            if not text.pending and len(text.tokens) < longest:
                 text.tokens.append(3 + len(text.tokens) % 5)
+    off = []
     for number, text in enumerate(texts):
-        found_tv = torch.cat(seen[number])
-        with torch.no_grad():
-            expected_tv = model(torch.tensor([text.tokens[: len(found_tv)]]))[0]
-        _require_close(found_tv, expected_tv)
+        with torch.no_grad(), runner.adapters.applied([text.adapter], model.device):
+            expected_tv = model(torch.tensor([text.tokens]))[0]
+        off.append((torch.cat(seen[number]) - expected_tv).norm(dim=-1) / expected_tv.norm(dim=-1))
+    return torch.cat(off)
 
 
-def _require_close(found_tv: torch.Tensor, expected_tv: torch.Tensor) -> None:
+def _require_small(off_n: torch.Tensor) -> None:
     """Equal to rounding, but for few tokens: where an activation lies between two integers, the last bit of a float32
     decides which it becomes, and all that follows from it differs by about a hundredth."""
-    off_t = (found_tv - expected_tv).norm(dim=-1) / expected_tv.norm(dim=-1)
-    assert off_t.quantile(0.8) < 2e-6
-    assert off_t.max() < 3e-2
+    assert off_n.quantile(0.75) < 2e-6
+    assert off_n.max() < 5e-2
 
 
-def test_a_text_is_the_same_to_the_bit_whatever_is_computed_beside_it():
-    model = _quantized("gemma2", "w4_g32", head=True)
+def test_a_text_can_be_as_long_as_the_model_allows():
+    model = _quantized("llama")
+    ids = random_ids(model.config.max_positions, seed=2).tolist()
+    with torch.no_grad():
+        expected_tv = model(torch.tensor([ids]))[0]
+    _require_small((_logits(model, ids, torch.float32) - expected_tv).norm(dim=-1) / expected_tv.norm(dim=-1))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "groundup"])
+def test_a_text_is_the_same_to_the_bit_whatever_is_computed_beside_it(name: str):
+    model = _quantized(name, "w4_g32", head=True)
     prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 33)]
     alone = gu.Engine(model, stop_ids=[])
     expected = [alone.generate([prompt], max_tokens=30)[0] for prompt in prompts]
@@ -104,6 +174,9 @@ def test_a_text_is_the_same_to_the_bit_whatever_is_computed_beside_it():
     for _ in range(2):  # the second time beginnings come from the cache
         for one, other in zip(expected, crowd.generate(prompts, max_tokens=30), strict=True):
             assert one.tokens == other.tokens and one.logprobs == other.logprobs
+    guessing = gu.Engine(model, stop_ids=[], speculate=gu.PromptLookup())
+    for one, other in zip(expected, guessing.generate(prompts, max_tokens=30), strict=True):
+        assert one.tokens == other.tokens and one.logprobs == other.logprobs
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
@@ -120,31 +193,19 @@ def test_narrow_keys_cost_less_than_activations_in_eight_bits(dtype: torch.dtype
 
 
 def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.Tensor:
-    runner, scheduler = CompiledRunner(model, 8, 64, dtype), Scheduler(BlockPool(8), 64, 4)
+    runner, scheduler = CompiledRunner(model, 8, len(ids), dtype), Scheduler(BlockPool(8), len(ids), 4)
     scheduler.add(ids, len(ids))
     ((_, hidden_td),) = runner.run(scheduler.schedule())
-    return runner.logits(hidden_td)
+    return runner.logits(hidden_td, [None] * len(ids))
 
 
-def test_adapters_add_to_their_own_texts_what_they_add_in_the_model():
-    model = _quantized("qwen3")
-    adapters = [_random_adapter(model, name, seed) for seed, name in enumerate(("all", "few"))]
-    runner, scheduler = CompiledRunner(model, 40, 24, torch.float32), Scheduler(BlockPool(40), 24, 4)
-    wanted = [adapters[0], None, adapters[1], adapters[0]]
-    prompts = [random_ids(length, seed=length).tolist() for length in (7, 9, 40, 33)]
-    texts = [scheduler.add(prompt, 60, adapter=adapter) for prompt, adapter in zip(prompts, wanted, strict=True)]
-    seen: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(texts))}
-    while (step := scheduler.schedule()).chunks:
-        for chunk, hidden_td in runner.run(step):
-            seen[texts.index(chunk.sequence)].append(runner.logits(hidden_td))
-        scheduler.complete(step)
-    in_model = Adapters(model)
-    for adapter in adapters:
-        in_model.add(adapter)
-    for number, (prompt, adapter) in enumerate(zip(prompts, wanted, strict=True)):
-        with torch.no_grad(), in_model.applied([adapter], model.device):
-            expected_tv = model(torch.tensor([prompt]))[0]
-        _require_close(torch.cat(seen[number]), expected_tv)
+@pytest.mark.parametrize("name", ["qwen3", "groundup", "qwen2_moe"])
+def test_adapters_add_to_their_own_texts_what_they_add_in_the_model(name: str):
+    model = _quantized(name)
+    adapters = [_random_adapter(model, kind, seed) for seed, kind in enumerate(("all", "few"))]
+    lengths = (7, 9, 12, 11) if model.config.residual_mix else (7, 9, 40, 33)
+    prompts = [random_ids(length, seed=length).tolist() for length in lengths]
+    _require_small(_differences(model, prompts, 0, [adapters[0], None, adapters[1], adapters[0]]))
 
 
 def test_an_adapter_that_is_dropped_is_not_kept_by_the_step_that_had_it_last():
@@ -162,15 +223,26 @@ def test_an_adapter_that_is_dropped_is_not_kept_by_the_step_that_had_it_last():
     assert gone() is None
 
 
-def _random_adapter(model: LanguageModel, name: str, seed: int) -> Adapter:
-    """For every linear map of the layers, or only for those of values and for the last of each layer."""
+def _random_adapter(model: LanguageModel, kind: str, seed: int) -> Adapter:
+    """For every linear map, the embedding and the head, or only for the maps of values and the last of each layer."""
     generator = torch.Generator().manual_seed(seed)
-    changes = {}
-    for path, module in model.layers.named_modules():
-        if isinstance(module, QuantizedLinear) and (name == "all" or path.endswith(("value", "down"))):
-            down = torch.randn(3, module.columns, generator=generator) / module.columns**0.5
-            changes[f"layers.{path}"] = LowRank(down, torch.randn(module.rows, 3, generator=generator))
-    return Adapter(name, changes)
+
+    def low_rank(inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        down = torch.randn(3, inputs, generator=generator) / inputs**0.5
+        return down, torch.randn(outputs, 3, generator=generator)
+
+    changes: dict[str, LowRank | LowRankTable] = {}
+    for path, module in model.named_modules():
+        if not path.startswith("layers.") or (kind == "few" and not path.endswith(("value", "down"))):
+            continue
+        if isinstance(module, QuantizedLinear):
+            changes[path] = LowRank(*low_rank(module.columns, module.rows))
+        elif isinstance(module, Linear):
+            changes[path] = LowRank(*low_rank(*module.weight.shape[::-1]))
+    if kind == "all":
+        changes["embedding"] = LowRankTable(*low_rank(model.config.vocab_size, model.width))
+        changes["head_product"] = LowRank(*low_rank(model.width, model.config.vocab_size))
+    return Adapter(kind, changes)
 
 
 def test_what_moves_to_the_host_comes_back_as_it_was():
@@ -184,16 +256,10 @@ def test_what_moves_to_the_host_comes_back_as_it_was():
 
 
 BEYOND = {
-    "induction": lambda: tiny_config("groundup"),
     "experts of a capacity": _with_capacity,
-    "latent attention": lambda: tiny_config("deepseek_v3"),
     "recurrence": lambda: tiny_config("mamba2"),
     "distance bias": lambda: _with_attention(tiny_config("llama"), rope=None, alibi=1.0),
-    "clamped values": lambda: _with_attention(tiny_config("llama"), clip=2.0),
     "both ways": lambda: _with_attention(tiny_config("llama"), causal=False),
-    "a norm for each head": lambda: _with_attention(
-        tiny_config("llama"), query_key_norm=QueryKeyNorm(Norm(), over="each_head")
-    ),
 }
 
 

@@ -7,11 +7,12 @@ import torch
 
 from groundup.engine import kernels
 from groundup.engine.kernels import library
+from groundup.model.feedforward import gated_activation
 from groundup.model.parts import Normalise
 from groundup.model.parts import activate as plain_activate
 from groundup.model.positions import rope_tables, rotate
 from groundup.model.rotary import Rope
-from groundup.model.specs import Activation, Norm
+from groundup.model.specs import Activation, FeedForward, Norm
 
 WIDTHS = [1, 3, 16, 31, 64, 1000]
 ACTIVATIONS = typing.get_args(Activation)
@@ -140,3 +141,16 @@ def test_rows_are_summed_up_by_themselves(level: str, threads: None):
         library.set_threads(count)
         together = kernels.summarise(x)[0]
         assert [float(kernels.summarise(row[None])[0]) for row in x] == together.tolist()
+
+
+@pytest.mark.parametrize("spec", [(1.702, 7.0, 1.0), (1.0, 0.5, 0.0), (0.6, None, -0.3)])
+def test_bounded_gates_are_those_of_the_model(level: str, spec: tuple[float, float | None, float]):
+    sharpness, limit, offset = spec
+    gate, up = 5 * _random(6, 37), 5 * _random(6, 37, seed=1)
+    network = FeedForward(37, "silu", gated=True, sharpness=sharpness, limit=limit, up_offset=offset)
+    out = kernels.activate(gate, up, "silu", sharpness=sharpness, limit=limit, up_offset=offset)
+    torch.testing.assert_close(
+        out.double(), gated_activation(network, up.double(), gate.double()), rtol=1e-5, atol=1e-5
+    )
+    gate[2, 5] = torch.nan
+    assert kernels.activate(gate, up, "silu", limit=0.5).isnan().nonzero().tolist() == [[2, 5]]

@@ -6,7 +6,9 @@ import torch
 
 from groundup.engine import kernels
 from groundup.engine.kernels.program import Product, Program, StepTables
-from groundup.quantize.matrix import W4_SMALL_GROUPS, W8, quantize_rows
+from groundup.model.parts import Normalise
+from groundup.model.specs import Norm
+from groundup.quantize.matrix import W4_SMALL_GROUPS, W8, dequantize, quantize_rows
 
 TOKENS, ROOM = 7, 12
 
@@ -74,6 +76,114 @@ def test_a_program_does_what_its_kernels_do():
     assert x_md[TOKENS:].isnan().all()
 
 
+def _run(program: Program, tokens: int = TOKENS) -> None:
+    program.run(_tables([tokens], [0]))
+
+
+@pytest.mark.parametrize("width", [1, 3, 16, 31, 64, 1000])
+@pytest.mark.parametrize("gated", [False, True])
+def test_streams_are_mixed_by_the_weights_of_each_kind(level: str, width: int, gated: bool):
+    program, weights = Program(ROOM), _random(4, 4, seed=2)
+    x, streams, kinds = program.buffer("x", width), program.buffers(3, width), program.numbers(4)
+    gates = _random(3, width, seed=3) if gated else None
+    program.mix(x, streams, weights, kinds, gates)
+    x.copy_(_random(ROOM, width, seed=0))
+    streams.copy_(_random(3, ROOM, width, seed=1))
+    kinds.values_nm[0, :TOKENS] = kinds_m = torch.tensor([3, 0, 1, 3, 2, 1, 0])
+    wide, there = x[:TOKENS].double(), streams[:, :TOKENS].double()
+    shares = weights[kinds_m, 1:].double() + (0 if gates is None else wide @ gates.double().T)
+    expected = weights[kinds_m, :1] * wide + torch.einsum("mj,jmk->mk", shares, there)
+    rest = x[TOKENS:].clone()
+    _run(program)
+    torch.testing.assert_close(x[:TOKENS].double(), expected, rtol=1e-5, atol=1e-5 * width**0.5)
+    assert torch.equal(x[TOKENS:], rest)
+
+
+@pytest.mark.parametrize(("heads", "head_dim", "channels"), [(1, 1, 1), (3, 7, 12), (2, 64, 32), (1, 100, 90)])
+@pytest.mark.parametrize("based", [False, True])
+def test_gates_open_by_what_the_token_says(level: str, heads: int, head_dim: int, channels: int, based: bool):
+    program, weight = Program(ROOM), _random(heads, channels, seed=1)
+    said, x, base = (
+        program.buffer(name, width) for name, width in (("said", 95), ("x", heads * head_dim), ("b", heads * head_dim))
+    )
+    for seed, buffer in enumerate((said, x, base)):
+        buffer.copy_(_random(*buffer.shape, seed=seed))
+    program.gate(said, weight, x, base if based else None, base if based else x, factor=2.0)
+    asked = said.double()[:, :channels] @ weight.double().T
+    expected = (2 * asked.sigmoid()[..., None] * x.double().view(ROOM, heads, head_dim)).flatten(1)
+    expected = expected + base.double() if based else expected
+    _run(program, ROOM)
+    torch.testing.assert_close((base if based else x).double(), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_rows_of_a_table_and_zeros_for_none(level: str):
+    program = Program(ROOM)
+    for format in (W8, W4_SMALL_GROUPS):
+        matrix = quantize_rows(_random(50, 70, seed=0), format)
+        ids, out = program.numbers(50, 2, least=-1), program.buffers(2, 70)
+        program.gather(matrix, ids, out)
+        ids.values_nm[:, :TOKENS] = wanted = torch.tensor([[49, 0, -1, 7, 7, -1, 33], [1, 2, 3, -1, 5, 6, 7]])
+        out.fill_(torch.nan)
+        _run(program)
+        expected = dequantize(matrix)[wanted.clamp(min=0)].masked_fill(wanted[..., None] < 0, 0)
+        assert torch.equal(out[:, :TOKENS], expected)
+        assert out[:, TOKENS:].isnan().all()
+
+
+def test_groups_of_rows_have_products_of_their_own(level: str):
+    """Each of three groups against the products of its rows alone; what a token's rows add up to comes back to it."""
+    program, width, outputs = Program(ROOM), 70, 24
+    starts, places = torch.tensor([0, 5, 5, 2 * TOKENS]), torch.zeros(ROOM, 2, dtype=torch.int64)
+    matrices = [quantize_rows(_random(outputs, width, seed=seed), W8) for seed in range(6)]
+    biases = [_random(outputs, seed=seed) if seed < 3 else None for seed in range(6)]
+    x, first, second, sum_md = (
+        program.buffer(name, 2 * size)
+        for name, size in (("x", width), ("f", outputs), ("s", outputs), ("sum", outputs // 2))
+    )
+    pairs = list(zip(matrices, biases, strict=True))
+    lists = [Product(*pair, first) for pair in pairs[:3]], [Product(*pair, second) for pair in pairs[3:]]
+    program.grouped(program.quantize(x, pieces=2), starts, *lists)
+    weights = program.buffer("weights", 2)
+    program.combine(first, weights, places, sum_md, sum_md)
+    for seed, buffer in enumerate((x, weights, sum_md)):
+        buffer.copy_(_random(*buffer.shape, seed=seed))
+    places[:TOKENS] = torch.randperm(2 * TOKENS, generator=torch.Generator().manual_seed(4)).view(TOKENS, 2)
+    base = sum_md.clone()
+    _run(program)
+    rows = x.view(2 * ROOM, width)
+    for out, offset in ((first, 0), (second, 3)):
+        for group in (0, 2):
+            begin, end = int(starts[group]), int(starts[group + 1])
+            quantized = kernels.quantize(rows[begin:end].clone())
+            expected = kernels.linear(quantized, *pairs[offset + group])
+            assert torch.equal(out.view(-1, outputs)[begin:end], expected)
+    answers = first.view(-1, outputs)[places[:TOKENS]].double()
+    expected = base[:TOKENS] + (weights[:TOKENS, :, None] * answers).sum(1)
+    torch.testing.assert_close(sum_md[:TOKENS].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_has_a_weight_for_each_piece(level: str):
+    program, norm = Program(ROOM), Normalise(Norm("layer", bias=True), 3, 9)
+    for seed, parameter in enumerate(norm.parameters()):
+        parameter.data = _random(3, 9, seed=seed)
+    x = program.buffer("x", 27)
+    program.norm(x, x, *(one.data.flatten() for one in norm.parameters()), norm.eps, pieces=3, centred=True)
+    x.copy_(_random(ROOM, 27, seed=5))
+    expected = norm(x.view(ROOM, 3, 9)).detach().flatten(1)
+    _run(program, ROOM)
+    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_channels_can_be_normed_alone(level: str):
+    program = Program(ROOM)
+    x_md, out_mk = program.buffer("x", 40), program.buffer("out", 33)
+    program.norm(x_md, out_mk, None, None, 1e-6)
+    x_md.copy_(_random(ROOM, 40, seed=1))
+    _run(program)
+    expected = kernels.rms_norm(x_md[:TOKENS, :33], None, 1e-6)
+    assert torch.equal(out_mk[:TOKENS], expected)
+
+
 def test_what_does_not_fit_is_refused():
     program, matrix = Program(ROOM), quantize_rows(_random(8, 70, seed=0), W8)
     x, other = program.buffer("x", 70), program.buffer("other", 9)
@@ -87,7 +197,7 @@ def test_what_does_not_fit_is_refused():
         program.linear(quantized, Product(matrix, torch.zeros(7), program.buffer("out", 8)))
     with pytest.raises(ValueError, match="1 to 8 products, not 9"):
         program.linear(quantized, *[Product(matrix, None, program.buffer("out", 8))] * 9)
-    with pytest.raises(ValueError, match="9 channels have no 2 equal pieces"):
+    with pytest.raises(ValueError, match="9 of 9 channels have no 2 equal pieces"):
         program.norm(other, other, None, None, 1e-6, pieces=2)
     with pytest.raises(ValueError, match="tables for 10 dimensions cannot turn 9 heads"):
         program.rope(other, 9, torch.zeros(4, 5), torch.zeros(4, 5), interleaved=False)
@@ -97,6 +207,21 @@ def test_what_does_not_fit_is_refused():
         program.attend(other, blocks, other, scale=1.0)
     with pytest.raises(ValueError, match=r"`keys` must have shape \(12, 16\)"):
         program.store(blocks, other, other)
+    with pytest.raises(ValueError, match="9 channels have no 2 equal pieces"):
+        program.quantize(other, pieces=2)
+    kinds, streams = program.numbers(2), program.buffers(3, 70)
+    with pytest.raises(ValueError, match=r"`streams` must have shape \(2, 12, 70\), not \(3, 12, 70\)"):
+        program.mix(x, streams, torch.ones(2, 3), kinds)
+    with pytest.raises(ValueError, match="weights of 1 kinds are not for 0 … 1"):
+        program.mix(x, streams, torch.ones(1, 4), kinds)
+    with pytest.raises(ValueError, match="at most 64 streams can be mixed, not 65"):
+        program.mix(x, program.buffers(65, 70), torch.ones(2, 66), kinds)
+    with pytest.raises(ValueError, match="80 of 70 input channels cannot gate 3 heads of 9 channels"):
+        program.gate(x, torch.ones(3, 80), other, None, other, 1.0)
+    with pytest.raises(ValueError, match="a matrix of 8 rows has none for every number below 9"):
+        program.gather(matrix, program.numbers(9), program.buffers(1, 70))
+    with pytest.raises(ValueError, match=r"`starts` must have shape \(2,\)"):
+        program.grouped(quantized, torch.zeros(3), [Product(matrix, None, program.buffer("out", 8))])
 
 
 def test_a_run_beyond_what_the_program_is_for_is_refused():
@@ -110,4 +235,10 @@ def test_a_run_beyond_what_the_program_is_for_is_refused():
         program.run(_tables([2], [5]))
     with pytest.raises(ValueError, match="beyond the 16 slots"):
         program.run(_tables([1, 1], [0, 0]))
+    ids = program.numbers(5, least=-1)
+    for wrong in (5, -2):
+        ids.values_nm[0, 1] = wrong
+        with pytest.raises(ValueError, match=r"numbers of .* are not in -1 … 4"):
+            program.run(_tables([2], [4]))
+    ids.values_nm[0, :] = torch.tensor([4, -1, 77, 77])
     program.run(_tables([2], [4]))

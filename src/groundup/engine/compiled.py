@@ -6,6 +6,7 @@ numbers do not depend on the others. What the program cannot express is left to 
 Shape suffixes: m tokens, d model width, s sequences, p positions, f frequencies.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -16,7 +17,9 @@ from torch import Tensor
 from groundup.engine.blocks import BLOCK_TOKENS, Copy
 from groundup.engine.kernels import KeyValueBlocks, library
 from groundup.engine.kernels.program import Program, StepTables
-from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, write_norm
+from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, key_value_shape
+from groundup.engine.norm_program import write_norm
+from groundup.engine.offered import Lookups, Offered, earlier_tokens, is_offerable
 from groundup.engine.paged import at_once
 from groundup.engine.runner import Runner, StepRunner, depends_on_the_longest
 from groundup.engine.sequence import Chunk, Step
@@ -25,6 +28,7 @@ from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.model.positions import rope_tables
 from groundup.model.rotary import Rope
+from groundup.model.specs import Attention, LatentAttention
 from groundup.model.stack import Block
 
 CacheType = Literal["float32", "bfloat16", "int8"]
@@ -75,25 +79,35 @@ class CompiledRunner(StepRunner):
         super().__init__(model)
         self._blocks, self._most_tokens = blocks, most_tokens
         self._key_values = [
-            KeyValueBlocks.empty(blocks, spec.kv_heads, spec.head_dim, BLOCK_TOKENS, dtype)
-            for spec in (layer.attention for layer in model.config.layers)
+            KeyValueBlocks.empty(blocks, *key_value_shape(attention), BLOCK_TOKENS, dtype)
+            for attention in (layer.mixer for layer in model.config.layers)
+            if isinstance(attention, Attention | LatentAttention)
         ]
+        self._lookups = Lookups(model)
         self._plain = self._write(None)
         # The same with a stop behind each linear map, written when an adapter is first used.
         self._adaptable: _Written | None = None
-        self._adapters_of_step: list[tuple[Adapter, Tensor]] = []
+        self._adapters_of_step: Sequence[tuple[Adapter, Tensor | None]] = ()
 
     @torch.no_grad()
     def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
         self._copy(step.copies)
-        tables, written = step_tables(step.chunks), self._written_for(step.chunks)
-        tokens = len(tables.positions_m)
-        ids = [token for one in step.chunks for token in one.sequence.tokens[one.start : one.start + one.length]]
-        ids_m, positions_m = torch.tensor(ids), torch.from_numpy(tables.positions_m.astype(np.int64))
-        written.enters_md[:tokens] = self.model.embed(ids_m[None], positions_m[None])[0]
-        written.program.run(tables)
-        hidden_md = self.model.leave(written.leaves_md[:tokens])
+        adapters_m = [chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]
+        with self.adapters.applied(adapters_m, self.model.device) as self._adapters_of_step:
+            hidden_md = self._through(step.chunks)
         return list(zip(step.chunks, hidden_md.split([chunk.length for chunk in step.chunks]), strict=True))
+
+    def _through(self, chunks: list[Chunk]) -> Tensor:
+        """The final activations of all tokens, each of them a row of one call for the adapters."""
+        tables, written = step_tables(chunks), self._written_for_step()
+        ids_m, positions_m = torch.from_numpy(earlier_tokens(chunks, 0)), torch.from_numpy(tables.positions_m).long()
+        tokens = len(ids_m)
+        entered_md = self.model.embed(ids_m[None], positions_m[None])[0]
+        written.enters_md[:tokens] = entered_md
+        ngrams_md, followers_nm = self._lookups.ngrams(chunks, positions_m), self._lookups.followers(chunks)
+        written.offered.tell(ids_m, entered_md, ngrams_md, followers_nm)
+        written.program.run(tables)
+        return self.model.leave(written.leaves_md[:tokens])
 
     def _copy(self, copies: list[Copy]) -> None:
         for group in at_once(copies, self._blocks):
@@ -101,17 +115,9 @@ class CompiledRunner(StepRunner):
             for one in self._key_values:
                 one.copy(sources, targets)
 
-    def _written_for(self, chunks: list[Chunk]) -> "_Written":
-        adapters = [chunk.sequence.adapter for chunk in chunks]
-        present = dict.fromkeys(adapter for adapter in adapters if adapter is not None)
-        if not present:
-            self._adapters_of_step = []  # one that is dropped is not kept in memory by the last step that had it
+    def _written_for_step(self) -> "_Written":
+        if not self._adapters_of_step:
             return self._plain
-        number_m = np.repeat(np.arange(len(chunks)), [chunk.length for chunk in chunks])
-        self._adapters_of_step = [
-            (one, torch.from_numpy(np.flatnonzero(np.array([adapter is one for adapter in adapters])[number_m])))
-            for one in present
-        ]
         if self._adaptable is None:
             self._adaptable = self._write(self._adapt)
         return self._adaptable
@@ -119,24 +125,31 @@ class CompiledRunner(StepRunner):
     def _adapt(self, name: str, x_mk: Tensor, out_mn: Tensor) -> None:
         for adapter, rows in self._adapters_of_step:
             change = adapter.changes.get(name)
-            if change is not None:
+            if change is None:
+                continue
+            if rows is None:
+                out_mn += change.of(x_mk)
+            else:
                 out_mn.index_add_(0, rows, change.of(x_mk[rows]).to(out_mn.dtype))
 
     def _write(self, adapt: Adapt | None) -> "_Written":
         program, model = Program(self._most_tokens), self.model
-        x_md = program.buffer("x", model.width)
+        x_md, offered = program.buffer("x", model.width), Offered(program, model)
         tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         for number, (layer, key_values) in enumerate(zip(model.layers, self._key_values, strict=True)):
             assert isinstance(layer, Block)
-            spec = layer.spec.attention
+            spec = layer.spec.mixer
+            assert isinstance(spec, Attention | LatentAttention)
             if spec.rope is not None and (spec.rope, spec.head_dim) not in tables:
                 rows = min(model.config.max_positions, self._blocks * BLOCK_TOKENS)
                 tables[spec.rope, spec.head_dim] = _turning_tables(spec.rope, spec.head_dim, rows)
             turning = None if spec.rope is None else tables[spec.rope, spec.head_dim]
-            LayerWriter(program, layer, f"layers.{number}", turning, key_values, adapt).write(x_md)
+            offered.mix(layer, number, x_md)
+            LayerWriter(program, layer, f"layers.{number}", turning, key_values, offered, adapt).write(x_md)
         leaves_md = x_md if model.final_norm is None else program.buffer("hidden", model.width)
         write_norm(program, model.final_norm, x_md, leaves_md)
-        return _Written(program, x_md, leaves_md)
+        offered.point(leaves_md, model.head_matrix)
+        return _Written(program, x_md, leaves_md, offered)
 
 
 class _Written(NamedTuple):
@@ -145,6 +158,7 @@ class _Written(NamedTuple):
     program: Program
     enters_md: Tensor
     leaves_md: Tensor
+    offered: Offered
 
 
 def step_tables(chunks: list[Chunk]) -> StepTables:
@@ -177,7 +191,7 @@ def is_compilable(model: LanguageModel) -> bool:
     config = model.config
     if library.path() is None or model.device.type != "cpu":
         return False
-    if config.residual_mix or config.induction is not None or config.ngram_buckets or config.relative_positions:
+    if config.relative_positions is not None or not is_offerable(model):
         return False
     return not depends_on_the_longest(model) and all(
         isinstance(layer, Block) and is_writable(layer) for layer in model.layers

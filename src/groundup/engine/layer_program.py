@@ -5,15 +5,21 @@ Shape suffixes: m tokens, d model width, k channels, n outputs, f feed-forward w
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from groundup.engine.expert_program import are_quantized, write_experts
 from groundup.engine.kernels import MOST_HEAD_DIM, KeyValueBlocks
 from groundup.engine.kernels.program import Product, Program
+from groundup.engine.latent_program import padded_head_dim, write_latent
+from groundup.engine.norm_program import write_norm
+from groundup.engine.offered import Offered
 from groundup.model.attention import SelfAttention
 from groundup.model.experts import MixtureOfExperts
 from groundup.model.feedforward import DenseFeedForward
+from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Normalise
-from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec
+from groundup.model.specs import Attention, Experts, LatentAttention, LayerSpec
 from groundup.model.stack import Block
 from groundup.quantize.modules import QuantizedLinear
 
@@ -31,10 +37,11 @@ class LayerWriter:
         name: str,
         turning: tuple[Tensor, Tensor] | None,
         key_values: KeyValueBlocks,
+        offered: Offered,
         adapt: Adapt | None,
     ) -> None:
         self._program, self._layer, self._name = program, layer, name
-        self._turning, self._key_values, self._adapt = turning, key_values, adapt
+        self._turning, self._key_values, self._offered, self._adapt = turning, key_values, offered, adapt
 
     def write(self, x_md: Tensor) -> None:
         """Append the layer's instructions, for a buffer (tokens, width)."""
@@ -73,13 +80,22 @@ class LayerWriter:
         self._program.add(x_md, out_md)
 
     def _attention(self, x_md: Tensor, out_md: Tensor, residual_md: Tensor | None) -> None:
-        program, mixer, spec = self._program, self._layer.mixer, self._layer.spec.attention
+        program, mixer = self._program, self._layer.mixer
+        if isinstance(mixer, LatentSelfAttention):
+            assert self._turning is not None
+            ends = x_md, out_md, residual_md
+            write_latent(program, mixer, self._turning, self._key_values, self._linear, *ends)
+            return
         assert isinstance(mixer, SelfAttention)
+        spec = mixer.spec
         query_mk = program.buffer("query", spec.heads * spec.head_dim)
         key_mk, value_mk = (program.buffer(name, spec.kv_heads * spec.head_dim) for name in ("key", "value"))
         self._linear(x_md, {"mixer.query": query_mk, "mixer.key": key_mk, "mixer.value": value_mk})
         self._heads(query_mk, spec.heads, mixer.query_norm)
         self._heads(key_mk, spec.kv_heads, mixer.key_norm)
+        self._clip(value_mk)
+        if self._layer.token_values is not None:
+            self._offered.add_values(self._layer.token_values, x_md, value_mk)
         program.store(self._key_values, key_mk, value_mk)
         program.attend(
             query_mk,
@@ -90,33 +106,61 @@ class LayerWriter:
             softcap=spec.softcap,
             sinks_h=None if mixer.sinks is None else mixer.sinks.detach().float(),
         )
+        if mixer.head_gate is not None:
+            program.gate(x_md, mixer.head_gate.detach().float(), query_mk, None, query_mk, factor=2.0)
         self._linear(query_mk, {"mixer.output": out_md}, residual_md)
 
     def _heads(self, x_mk: Tensor, heads: int, norm: Normalise | None) -> None:
-        """Norm and turn queries or keys, where they stand."""
+        """Norm, clip and turn queries or keys, where they stand."""
         spec, wanted = self._layer.spec.attention, self._layer.spec.attention.query_key_norm
+        over_width = wanted is not None and wanted.over == "width"
         after_rope = wanted is not None and wanted.after_rope
-        pieces = 1 if wanted is not None and wanted.over == "width" else heads
-        if norm is not None and not after_rope:
-            write_norm(self._program, norm, x_mk, x_mk, pieces)
+        if over_width:
+            write_norm(self._program, norm, x_mk, x_mk)
+        self._clip(x_mk)
+        if not over_width and not after_rope:
+            write_norm(self._program, norm, x_mk, x_mk, heads)
         if spec.rope is not None and self._turning is not None:
             self._program.rope(x_mk, heads, *self._turning, interleaved=spec.rope.interleaved)
-        if norm is not None and after_rope:
-            write_norm(self._program, norm, x_mk, x_mk, pieces)
+        if after_rope:
+            write_norm(self._program, norm, x_mk, x_mk, heads)
+
+    def _clip(self, x_mk: Tensor) -> None:
+        clip = self._layer.spec.attention.clip
+        if clip is not None:
+            self._program.call(lambda tokens: x_mk[:tokens].clamp_(-clip, clip))
 
     def _feed_forward(self, x_md: Tensor, out_md: Tensor, residual_md: Tensor | None) -> None:
-        program, network = self._program, self._layer.feed_forward
-        if not isinstance(network, DenseFeedForward):
-            self._call(network, x_md, out_md, residual_md)
-            return
-        up_mf = program.buffer("up", network.spec.width)
-        outs = {"feed_forward.up": up_mf}
-        if network.gate is not None:
-            outs["feed_forward.gate"] = gate_mf = program.buffer("gate", network.spec.width)
+        network = self._layer.feed_forward
+        if isinstance(network, MixtureOfExperts):
+            self._mixture(network, x_md, out_md, residual_md)
+        elif network is not None:
+            self._dense(network, "feed_forward", x_md, out_md, residual_md)
+
+    def _dense(
+        self, network: DenseFeedForward, name: str, x_md: Tensor, out_md: Tensor, residual_md: Tensor | None
+    ) -> None:
+        program, spec = self._program, network.spec
+        up_mf = program.buffer("up", spec.width)
+        gate_mf = None if network.gate is None else program.buffer("gate", spec.width)
+        outs = {f"{name}.up": up_mf}
+        if gate_mf is not None:
+            outs[f"{name}.gate"] = gate_mf
         self._linear(x_md, outs)
-        first_mf, second_mf = (up_mf, None) if network.gate is None else (gate_mf, up_mf)
-        program.activate(first_mf, second_mf, up_mf, network.spec.activation)
-        self._linear(up_mf, {"feed_forward.down": out_md}, residual_md)
+        program.activate_as(spec, up_mf, gate_mf)
+        self._linear(up_mf, {f"{name}.down": out_md}, residual_md)
+
+    def _mixture(self, network: MixtureOfExperts, x_md: Tensor, out_md: Tensor, residual_md: Tensor | None) -> None:
+        """Experts, and the network beside them, which reads x before `out` is written, as that may be x."""
+        shared, gate = network.shared, network.shared_gate
+        shared_md = self._program.buffer("shared", x_md.shape[1])
+        if shared is not None:
+            self._dense(shared, "feed_forward.shared", x_md, shared_md, None)
+        if gate is not None:
+            self._program.call(lambda tokens: _scale(shared_md[:tokens], gate(x_md[:tokens])))
+        write_experts(self._program, network, x_md, out_md, residual_md)
+        if shared is not None:
+            self._program.add(out_md, shared_md)
 
     def _linear(self, x_mk: Tensor, outs: dict[str, Tensor], residual_mn: Tensor | None = None) -> None:
         """The linear maps of these names, all of x; what adapters add comes behind."""
@@ -136,23 +180,9 @@ class LayerWriter:
 
             self._program.call(add)
 
-    def _call(self, experts: nn.Module | None, x_md: Tensor, out_md: Tensor, residual_md: Tensor | None) -> None:
-        """Have the model choose experts and compute them, whose matrices are the kernels' too."""
-        assert isinstance(experts, MixtureOfExperts)
 
-        def run(tokens: int) -> None:
-            fed_md = experts(x_md[None, :tokens])[0][0]
-            out_md[:tokens] = fed_md if residual_md is None else residual_md[:tokens] + fed_md
-
-        self._program.call(run)
-
-
-def write_norm(program: Program, norm: nn.Module | None, x_mk: Tensor, out_mk: Tensor, pieces: int = 1) -> None:
-    """The norm, if it is one, of each of so many equal pieces of a token."""
-    if isinstance(norm, Normalise):
-        weight, bias = (None if one is None else one.detach().float() for one in (norm.weight, norm.bias))
-        kinds = {"centred": norm.kind.startswith("layer"), "plus_one": norm.kind == "rms_plus_one"}
-        program.norm(x_mk, out_mk, weight, bias, norm.eps, pieces=pieces, **kinds)
+def _scale(x_md: Tensor, gate_m1: Tensor) -> None:
+    x_md *= torch.sigmoid(gate_m1)
 
 
 def is_writable(layer: Block) -> bool:
@@ -162,33 +192,31 @@ def is_writable(layer: Block) -> bool:
 
 def _is_expressible(spec: LayerSpec) -> bool:
     attention, network = spec.mixer, spec.feed_forward
-    if not isinstance(attention, Attention) or network is None:
+    if not isinstance(attention, Attention | LatentAttention) or network is None:
         return False
     if isinstance(network, Experts) and network.router.capacity is not None:
         return False
-    if (
-        spec.cross is not None
-        or spec.value_embedding
-        or (spec.placement.startswith("parallel") and not spec.mixer_norm)
-    ):
+    if spec.cross is not None or (spec.placement.startswith("parallel") and not spec.mixer_norm):
         return False
-    norm = attention.query_key_norm
-    return (
-        attention.causal
-        and attention.head_dim <= MOST_HEAD_DIM
-        and attention.alibi is None
-        and attention.clip is None
-        and not (attention.head_gate or attention.output_gate)
-        and (norm is None or norm.over != "each_head")
-        and (isinstance(network, Experts) or _is_plain(network))
-    )
+    if key_value_shape(attention)[1] > MOST_HEAD_DIM:
+        return False
+    if isinstance(attention, LatentAttention):
+        return True
+    return attention.causal and attention.alibi is None and not attention.output_gate
 
 
-def _is_plain(network: FeedForward) -> bool:
-    return network.sharpness == 1 and network.limit is None and not network.up_offset
+def key_value_shape(attention: Attention | LatentAttention) -> tuple[int, int]:
+    """Heads of keys and values, and numbers of each."""
+    if isinstance(attention, LatentAttention):
+        return attention.heads, padded_head_dim(attention)
+    return attention.kv_heads, attention.head_dim
 
 
 def _is_quantized(layer: Block) -> bool:
-    parts = (layer.mixer, layer.feed_forward if isinstance(layer.feed_forward, DenseFeedForward) else None)
-    linears = [one for part in parts if part is not None for one in part.children() if not isinstance(one, Normalise)]
+    network = layer.feed_forward
+    dense = network.shared if isinstance(network, MixtureOfExperts) else network
+    parts = [part for part in (layer.mixer, dense) if part is not None]
+    linears = [one for part in parts for one in part.children() if not isinstance(one, Normalise)]
+    if isinstance(network, MixtureOfExperts) and not are_quantized(network):
+        return False
     return all(isinstance(one, QuantizedLinear) for one in linears)

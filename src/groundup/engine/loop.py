@@ -114,7 +114,8 @@ class Loop:
 
     def _write(self, ready: Sequence["_Ready"]) -> None:
         """The next tokens of texts whose tokens are all computed; their logits are one product."""
-        rows = iter(rows_of(self._runner.logits(torch.cat([one.hidden_td for one in ready]))))
+        adapters = [one.sequence.adapter for one in ready for _ in one.hidden_td]
+        rows = iter(rows_of(self._runner.logits(torch.cat([one.hidden_td for one in ready]), adapters)))
         searches: dict[Beaming, None] = {}
         for job, sequence, _ in ready:
             logits = list(islice(rows, 1 + sequence.guessed))
@@ -164,7 +165,7 @@ class Loop:
     def _score(self, job: Scoring, chunk: Chunk, hidden_td: Tensor) -> None:
         next_ids = chunk.sequence.tokens[chunk.start + 1 : chunk.start + chunk.length + 1]
         # Those found before the text gave way to another, and was computed anew, are found again.
-        job.found[chunk.start :] = self._runner.log_probabilities(hidden_td, next_ids)
+        job.found[chunk.start :] = self._runner.log_probabilities(hidden_td, next_ids, chunk.sequence.adapter)
         if chunk.is_last:
             job.tell(job.found)
             self._end(job)

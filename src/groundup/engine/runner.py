@@ -7,7 +7,7 @@ Shape suffixes: b sequences, t new tokens, d model width, v vocabulary, n tokens
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from groundup.engine.paged import PagedStore, StepCache, lay_out
 from groundup.engine.sequence import Chunk, Step
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
-from groundup.model.lora import Adapters
+from groundup.model.lora import Adapter, Adapters
 from groundup.model.rotary import DynamicScaling, LongRopeScaling
 from groundup.model.specs import Attention, Experts, LatentAttention
 
@@ -39,16 +39,18 @@ class StepRunner(ABC):
         """Compute a step; returns the final activations (t, d) of each chunk's tokens, valid until the next step."""
 
     @torch.no_grad()
-    def logits(self, hidden_nd: Tensor) -> Tensor:
-        """(n, vocab) on the CPU, in at least float32."""
-        return self.model.logits(hidden_nd[None])[0].cpu()
+    def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
+        """(n, vocab) on the CPU, in at least float32. adapters: of each of the n tokens."""
+        with self.adapters.applied(adapters, hidden_nd.device):
+            return self.model.logits(hidden_nd[None])[0].cpu()
 
     @torch.no_grad()
-    def log_probabilities(self, hidden_nd: Tensor, next_ids: list[int]) -> list[float]:
-        """Of each of the tokens that came next, in nats; computed as the trainer's loss is."""
+    def log_probabilities(self, hidden_nd: Tensor, next_ids: list[int], adapter: Adapter | None) -> list[float]:
+        """Of each of the tokens that came next in a text, in nats; computed as the trainer's loss is."""
         found: list[float] = []
         for start in range(0, len(next_ids), HEAD_TOKENS):
-            logits_nv = self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0]
+            with self.adapters.applied([adapter], hidden_nd.device):
+                logits_nv = self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0]
             ids_n1 = torch.tensor(next_ids[start : start + HEAD_TOKENS], device=logits_nv.device)[:, None]
             chosen_n = logits_nv[: len(ids_n1)].gather(1, ids_n1)[:, 0]
             found += (chosen_n - logits_nv[: len(ids_n1)].logsumexp(-1)).tolist()
@@ -161,5 +163,7 @@ def token_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
                 numbers += 2 * heads * head_dim
                 scales += 2 * heads if dtype == torch.int8 else 0
             case LatentAttention() as latent:
-                numbers += latent.heads * (latent.plain_dim + latent.rotated_dim + latent.value_dim)
+                # The kernels keep values as long as keys.
+                numbers += 2 * latent.heads * max(latent.plain_dim + latent.rotated_dim, latent.value_dim)
+                scales += 2 * latent.heads if dtype == torch.int8 else 0
     return numbers * dtype.itemsize + 4 * scales + 8

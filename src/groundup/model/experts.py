@@ -158,9 +158,7 @@ class MixtureOfExperts(nn.Module):
         visible, cache: of the layer, for experts with a capacity, which count the tokens of each text.
         """
         x_nd = x_btd.flatten(0, 1)
-        # Scores are computed in at least float32: rounded, they would change which experts are chosen (Switch, 2.4).
-        logits_ne = self.router(x_nd if x_nd.dtype == torch.float64 else x_nd.float())
-        routing, weights_nc = route(self.spec.router, logits_ne, self.correction)
+        routing, weights_nc = self.choose(x_nd)
         if self.spec.router.capacity is not None:
             assert visible is not None
             room_bt = has_room(self.spec.router, routing.experts_nc.view(x_btd.shape[:2]), visible, cache)
@@ -172,3 +170,9 @@ class MixtureOfExperts(nn.Module):
                 shared_nd = shared_nd * torch.sigmoid(self.shared_gate(x_nd))
             out_nd = out_nd + shared_nd
         return out_nd.view_as(x_btd), routing
+
+    def choose(self, x_nd: Tensor) -> tuple[Routing, Tensor]:
+        """Where each token goes, and the weights of what its experts answer, (tokens, choices); see `route`."""
+        # Scores are computed in at least float32: rounded, they would change which experts are chosen (Switch, 2.4).
+        logits_ne = self.router(x_nd if x_nd.dtype == torch.float64 else x_nd.float())
+        return route(self.spec.router, logits_ne, self.correction)

@@ -35,6 +35,7 @@ class LanguageModel(Stack):
         self.transform = None if config.head_transform is None else Transform(config.head_transform, table_width)
         self.head = None if config.tied_head else Linear(table_width, config.vocab_size)
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
+        self.head_product = HeadProduct()
 
     @property
     def head_matrix(self) -> Matrix:
@@ -127,7 +128,8 @@ class LanguageModel(Stack):
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
-        return softcap(self.head_matrix.wide_product(hidden_btd, self.head_bias), self.config.logit_softcap)
+        logits_btv: Tensor = self.head_product(hidden_btd, self.head_matrix, self.head_bias)
+        return softcap(logits_btv, self.config.logit_softcap)
 
     def _through(
         self,
@@ -158,6 +160,13 @@ class LanguageModel(Stack):
 
         run = self.run(x_btd, positions, segments, cache=cache, memory=memory, offer=offer, routings=routings)
         return run, found
+
+
+class HeadProduct(nn.Module):
+    """The product with the output matrix; a module, so that adapters find it where that matrix is the embedding."""
+
+    def forward(self, hidden_btd: Tensor, matrix: Matrix, bias_v: Tensor | None) -> Tensor:
+        return matrix.wide_product(hidden_btd, bias_v)
 
 
 class Transform(nn.Module):

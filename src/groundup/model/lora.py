@@ -3,7 +3,7 @@
 The layers stay as they are, of whatever kind: a forward hook adds to what leaves them. Without adapters there is none.
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
 
-Shape suffixes: b rows of a batch, t tokens of a row, i inputs, r rank, o outputs.
+Shape suffixes: b rows of a batch, t tokens of a row, i inputs, r rank, o outputs, v rows of a table.
 """
 
 import secrets
@@ -30,15 +30,25 @@ class LowRank(NamedTuple):
         return F.linear(F.linear(x, self.down_ri.to(x.dtype)), self.up_or.to(x.dtype))
 
 
+class LowRankTable(NamedTuple):
+    """What is added to the vectors of a table, up (down of the row), of v rows."""
+
+    down_rv: Tensor
+    up_or: Tensor
+
+    def of(self, ids: Tensor) -> Tensor:
+        return F.linear(F.embedding(ids, self.down_rv.T), self.up_or)
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """changes: name of a linear layer → what is added to it.
+    """changes: name of a linear layer or table → what is added to it; the output head is called `head_product`.
 
     key: its own, so that nothing kept of texts with one adapter is ever taken for that of another, whatever its name.
     """
 
     name: str
-    changes: Mapping[str, LowRank]
+    changes: Mapping[str, LowRank | LowRankTable]
     key: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
 
@@ -83,14 +93,19 @@ class Adapters:
         self._watch()
 
     @contextmanager
-    def applied(self, rows: Sequence[Adapter | None], device: torch.device) -> Iterator[None]:
-        """Within it, each row of a call has its adapter, or none; in this thread alone."""
+    def applied(
+        self, rows: Sequence[Adapter | None], device: torch.device
+    ) -> Iterator[Sequence[tuple[Adapter, Tensor | None]]]:
+        """Within it, each row of a call has its adapter, or none; in this thread alone.
+
+        Yields the adapters that there are, each with the indices of its rows, None for all.
+        """
         present = dict.fromkeys(adapter for adapter in rows if adapter is not None)
         places = [[place for place, one in enumerate(rows) if one is adapter] for adapter in present]
         indices = [None if len(one) == len(rows) else torch.tensor(one, device=device) for one in places]
         self._call.rows, self._call.parts = len(rows), tuple(zip(present, indices, strict=True))
         try:
-            yield
+            yield self._call.parts
         finally:
             self._call.parts = ()
 
@@ -108,10 +123,11 @@ class Adapters:
         changes = [(adapter.changes.get(name), rows) for adapter, rows in self._call.parts]
         if not any(change is not None for change, _ in changes):
             return None
-        # Experts and their router see the tokens of all rows one after the other.
-        x_bti, y_bto = (whole.reshape(self._call.rows, -1, whole.shape[-1]) for whole in (inputs[0], output))
+        # Experts and their router see the tokens of all rows one after the other; a table is given ids.
+        x, y_bto = inputs[0], output.reshape(self._call.rows, -1, output.shape[-1])
+        x_bt = x.reshape(self._call.rows, -1, *(x.shape[-1:] if x.is_floating_point() else ()))
         for change, rows in changes:
             if change is not None:
-                added = change.of(x_bti if rows is None else x_bti[rows])
+                added = change.of(x_bt if rows is None else x_bt[rows]).to(y_bto.dtype)
                 y_bto = y_bto + added if rows is None else y_bto.index_add(0, rows, added)
         return y_bto.view(output.shape)

@@ -146,6 +146,12 @@ class QuantizedExpertLinear(QuantizedModule):
         self.experts = experts
         self.bias = bias
 
+    @property
+    def matrices(self) -> list[QuantizedMatrix]:
+        """One for each expert."""
+        pairs = zip(self.values, self.scales, strict=True)
+        return [QuantizedMatrix(self.format, self.rows, self.columns, *pair) for pair in pairs]
+
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
         """parts: the tokens of each expert, (any number, inputs); one without tokens costs nothing."""
         biases = [None] * len(parts) if self.bias is None else self.bias.unbind()

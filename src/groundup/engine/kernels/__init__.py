@@ -19,7 +19,7 @@ from groundup.model.specs import Activation
 from groundup.quantize.matrix import QuantizedMatrix
 
 # What the library pads and takes steps of: see jobs.h.
-STRIDE_MULTIPLE, SUM_COLUMNS, STRIP, MOST_HEAD_DIM = 128, 32, 16, 512
+STRIDE_MULTIPLE, SUM_COLUMNS, STRIP, MOST_HEAD_DIM, MOST_STREAMS = 128, 32, 16, 512, 64
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh")
 
 
@@ -170,7 +170,7 @@ def _norm(
             require_shape(name, each, (width,))
     out_mk = torch.empty(rows, width)
     pointers = pointer, out_mk.data_ptr(), address("weight", weight_k), address("bias", bias_k)
-    library.call("norm", jobs.NormJob(*pointers, rows, width, x_mk.stride(0), width, eps, centred, plus_one))
+    library.call("norm", jobs.NormJob(*pointers, rows, width, x_mk.stride(0), width, 1, eps, centred, plus_one))
     return out_mk
 
 
@@ -190,16 +190,24 @@ def rope(x_mhd: Tensor, cosine: Tensor, sine: Tensor, positions_m: Tensor, *, in
     library.call("rope", jobs.RopeJob(pointer, *tables, rows, heads, head_dim, dims, x_mhd.stride(0), interleaved))
 
 
-def activate(gate_mk: Tensor, up_mk: Tensor | None, activation: Activation) -> Tensor:
-    """activation(gate), times `up` if given, (m, k)."""
+def activate(
+    gate_mk: Tensor,
+    up_mk: Tensor | None,
+    activation: Activation,
+    *,
+    sharpness: float = 1.0,
+    limit: float | None = None,
+    up_offset: float = 0.0,
+) -> Tensor:
+    """activation(gate), times `up` if given, (m, k). sharpness, limit, up_offset: see `FeedForward`."""
     rows, width = gate_mk.shape
     if up_mk is not None:
         require_shape("up", up_mk, (rows, width))
     out_mk = torch.empty(rows, width)
     pointers = rows_address("gate", gate_mk), None if up_mk is None else rows_address("up", up_mk), out_mk.data_ptr()
     strides = gate_mk.stride(0), 0 if up_mk is None else up_mk.stride(0), width
-    kind = ACTIVATIONS.index(activation)
-    library.call("activate", jobs.ActivateJob(*pointers, rows, width, *strides, kind))
+    shape = ACTIVATIONS.index(activation), sharpness, math.inf if limit is None else limit, up_offset
+    library.call("activate", jobs.ActivateJob(*pointers, rows, width, *strides, *shape))
     return out_mk
 
 

@@ -14,6 +14,7 @@ constexpr int64_t kSumColumns = 32;
 // Keys that attention looks at together; the slots of a key-value block are a multiple of it.
 constexpr int64_t kStrip = 16;
 constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxStreams = 64;
 
 // A quantized matrix, packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
 // unsigned around 8 or 128; `scales` [n/16][k/group][16], half precision with 4 bits and float32 with 8.
@@ -57,7 +58,7 @@ struct LinearJob {
 // Rows of a packed matrix by number, as float32: what an embedding is.
 struct GatherJob {
   PackedMatrix weight;
-  const int64_t* ids;
+  const int64_t* ids;  // negative: a row of zeros
   int64_t count;
   float* out;
   int64_t width;  // columns without padding
@@ -72,6 +73,7 @@ struct NormJob {
   int64_t width;
   int64_t input_stride;
   int64_t out_stride;
+  int64_t weights;  // of `weight` and `bias`, each of the width: rows take them in turn
   float eps;
   int32_t centred;   // layer norm; otherwise root mean square
   int32_t plus_one;  // multiply by 1 + weight
@@ -91,7 +93,8 @@ struct RopeJob {
   int32_t interleaved;  // pairs (2i, 2i + 1) instead of (i, i + dims / 2)
 };
 
-// out = activation(gate) · up, or activation(gate) where up is null.
+// out = f(min(gate, limit)) · (clamp(up, ± limit) + up_offset), without the product where up is null;
+// f(x) = activation(sharpness · x) / sharpness.
 struct ActivateJob {
   const float* gate;
   const float* up;
@@ -102,6 +105,9 @@ struct ActivateJob {
   int64_t up_stride;
   int64_t out_stride;
   int32_t activation;  // see Activation
+  float sharpness;
+  float limit;  // infinite: none
+  float up_offset;
 };
 
 enum Activation : int32_t { kSilu, kGelu, kGeluTanh, kQuickGelu, kRelu, kReluSquared, kTanh, kActivations };
@@ -110,6 +116,47 @@ struct AddJob {
   float* x;  // x += y
   const float* y;
   int64_t count;
+};
+
+// x = weights[kind][0] · x + Σ_j (weights[kind][1 + j] + gates[j] · x) · streams[j], token by token, each of a kind of its
+// own.
+struct MixJob {
+  float* x;              // [m][width]
+  const float* streams;  // [terms][m][width], `stream_stride` apart
+  const float* weights;  // [kinds][1 + terms]
+  const float* gates;    // [terms][width] or null: 0
+  const int64_t* kinds;  // [m]
+  int64_t rows;
+  int64_t width;
+  int64_t terms;  // at most kMaxStreams
+  int64_t stream_stride;
+};
+
+// out[m][h] = base[m][h] + factor · sigmoid(input[m] · weight[h]) · x[m][h]
+struct GateJob {
+  const float* input;   // [m], of which the first `channels` count
+  const float* weight;  // [heads][channels]
+  const float* x;       // [m][heads][head_dim]
+  const float* base;    // likewise, or null: 0
+  float* out;           // likewise; may be x or base
+  int64_t rows;
+  int64_t heads;
+  int64_t head_dim;
+  int64_t channels;
+  int64_t input_stride;
+  float factor;
+};
+
+// out[m] = base[m] + Σ_c weights[m][c] · y[places[m][c]]
+struct CombineJob {
+  const float* y;         // rows of the width
+  const float* weights;   // [m][choices]
+  const int64_t* places;  // likewise
+  const float* base;      // [m][width] or null: 0
+  float* out;             // likewise; may be base
+  int64_t rows;
+  int64_t width;
+  int64_t choices;
 };
 
 struct SummariseJob {
@@ -164,13 +211,25 @@ struct AttentionJob {
 
 // A model's step as instructions, each an operation with its job; those that follow each other work on what the ones
 // before have left. In such a job, what counts tokens counts what there is of each token instead: the `rows` of a norm
-// are heads, the `count` of a sum is the width. `tokens` and the tables below hold for all of them.
-enum Operation : int64_t { kQuantize, kLinear, kNorm, kRope, kActivate, kAdd, kStore, kAttend, kOperations };
+// are heads, those of quantized activations mostly 1, the `count` of a sum is the width. `tokens` and the tables below hold for all of them.
+enum Operation : int64_t {
+  kQuantize, kLinear, kNorm, kRope, kActivate, kAdd, kStore, kAttend, kGather, kMix, kGate, kCombine, kGrouped,
+  kOperations
+};
 
 struct Instruction {
   int64_t operation;
   const void* job;
   int64_t jobs;  // products of the same activations that are shared out as one: `job` is an array of so many
+};
+
+// Products that see different rows of the same activations: product i those of group i % groups, from starts[i % groups]
+// to starts[i % groups + 1] - 1. All are shared out as one.
+struct GroupedJob {
+  const LinearJob* products;  // as of all rows
+  int64_t count;
+  int64_t groups;
+  const int64_t* starts;  // [groups + 1]
 };
 
 struct ProgramJob {

@@ -51,7 +51,7 @@ class GatherJob(ctypes.Structure):
 class NormJob(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("input", "out", "weight", "bias")),
-        *((name, c_int64) for name in ("rows", "width", "input_stride", "out_stride")),
+        *((name, c_int64) for name in ("rows", "width", "input_stride", "out_stride", "weights")),
         ("eps", c_float),
         ("centred", c_int32),
         ("plus_one", c_int32),
@@ -71,11 +71,34 @@ class ActivateJob(ctypes.Structure):
         *((name, c_void_p) for name in ("gate", "up", "out")),
         *((name, c_int64) for name in ("rows", "width", "gate_stride", "up_stride", "out_stride")),
         ("activation", c_int32),
+        *((name, c_float) for name in ("sharpness", "limit", "up_offset")),
     )
 
 
 class AddJob(ctypes.Structure):
     _fields_ = (("x", c_void_p), ("y", c_void_p), ("count", c_int64))
+
+
+class MixJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "streams", "weights", "gates", "kinds")),
+        *((name, c_int64) for name in ("rows", "width", "terms", "stream_stride")),
+    )
+
+
+class GateJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("input", "weight", "x", "base", "out")),
+        *((name, c_int64) for name in ("rows", "heads", "head_dim", "channels", "input_stride")),
+        ("factor", c_float),
+    )
+
+
+class CombineJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("y", "weights", "places", "base", "out")),
+        *((name, c_int64) for name in ("rows", "width", "choices")),
+    )
 
 
 class SummariseJob(ctypes.Structure):
@@ -115,6 +138,10 @@ class Instruction(ctypes.Structure):
     _fields_ = (("operation", c_int64), ("job", c_void_p), ("jobs", c_int64))
 
 
+class GroupedJob(ctypes.Structure):
+    _fields_ = (("products", c_void_p), ("count", c_int64), ("groups", c_int64), ("starts", c_void_p))
+
+
 class ProgramJob(ctypes.Structure):
     _fields_ = (
         ("instructions", c_void_p),
@@ -124,7 +151,10 @@ class ProgramJob(ctypes.Structure):
 
 
 # The operations of a program, by the numbers that the library gives them.
-OPERATIONS = (QuantizeJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob)
+OPERATIONS = (
+    *(QuantizeJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob),
+    *(GatherJob, MixJob, GateJob, CombineJob, GroupedJob),
+)
 
 # The library's functions, without `groundup_`, and what each is told.
 FUNCTIONS: dict[str, type[ctypes.Structure]] = {

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -38,6 +39,9 @@ struct Kernels {
   void (*rope)(const RopeJob&, int64_t, int64_t);
   void (*activate)(const ActivateJob&, int64_t, int64_t);
   void (*add)(const AddJob&, int64_t, int64_t);
+  void (*mix)(const MixJob&, int64_t, int64_t);
+  void (*gate)(const GateJob&, int64_t, int64_t);
+  void (*combine)(const CombineJob&, int64_t, int64_t);
   void (*summarise)(const SummariseJob&, int64_t, int64_t);
   int64_t (*attention_items)(const AttentionJob&);
   void (*attend)(const AttentionJob&, int64_t, int64_t);
@@ -235,6 +239,14 @@ void perform(const RopeJob& job) { run(chosen().rope, job, job.rows, rows_worthw
 void perform(const ActivateJob& job) { run(chosen().activate, job, job.rows, rows_worthwhile(job.width)); }
 
 void perform(const AddJob& job) { run(chosen().add, job, job.count, kWorthwhile); }
+
+void perform(const MixJob& job) { run(chosen().mix, job, job.rows, rows_worthwhile(job.width * (1 + job.terms))); }
+
+void perform(const GateJob& job) { run(chosen().gate, job, job.rows, rows_worthwhile(job.heads * job.head_dim)); }
+
+void perform(const CombineJob& job) {
+  run(chosen().combine, job, job.rows, rows_worthwhile(job.width * (1 + job.choices)));
+}
 
 void perform(const SummariseJob& job) { run(chosen().summarise, job, job.rows, rows_worthwhile(job.width)); }
 

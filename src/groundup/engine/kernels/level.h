@@ -9,5 +9,6 @@
 #undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
-    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, summarise, attention_items, attend,
+    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, mix, gate, combine, summarise,
+    attention_items, attend,
 };

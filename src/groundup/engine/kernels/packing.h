@@ -1,6 +1,7 @@
 // Where a number of a packed matrix lies, the same for every level: see PackedMatrix.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -27,17 +28,35 @@ inline int64_t scale_of(const PackedMatrix& matrix, int64_t n, int64_t g) {
   return (n / kPanel * (matrix.columns / matrix.group) + g) * kPanel + n % kPanel;
 }
 
+// Row n of columns begin … end - 1, which share a scale; `begin` is a multiple of 8.
+inline void gather_group(const PackedMatrix& weight, int64_t n, int64_t begin, int64_t end, float* out) {
+  const int64_t at = scale_of(weight, n, begin / weight.group);
+  if (weight.bits == 4) {
+    const float scale = half_to_float(static_cast<const uint16_t*>(weight.scales)[at]);
+    for (int64_t k = begin; k < end; k += 8) {
+      const uint8_t* bytes = weight.values + byte_of(weight, n, k);
+      for (int64_t i = 0; i < std::min<int64_t>(8, end - k); ++i) {
+        out[k + i] = ((bytes[i % 4] >> (i & 4) & 15) - 8.0f) * scale;
+      }
+    }
+  } else {
+    const float scale = static_cast<const float*>(weight.scales)[at];
+    for (int64_t k = begin; k < end; k += 4) {
+      const uint8_t* bytes = weight.values + byte_of(weight, n, k);
+      for (int64_t i = 0; i < std::min<int64_t>(4, end - k); ++i) out[k + i] = (bytes[i] - 128.0f) * scale;
+    }
+  }
+}
+
 inline void gather(const GatherJob& job, int64_t begin, int64_t end) {
-  const PackedMatrix& weight = job.weight;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t n = job.ids[i];
-    for (int64_t k = 0; k < job.width; ++k) {
-      const uint8_t byte = weight.values[byte_of(weight, n, k)];
-      const int64_t at = scale_of(weight, n, k / weight.group);
-      const float value = weight.bits == 4 ? (byte >> (k & 4) & 15) - 8.0f : byte - 128.0f;
-      const float scale = weight.bits == 4 ? half_to_float(static_cast<const uint16_t*>(weight.scales)[at])
-                                           : static_cast<const float*>(weight.scales)[at];
-      job.out[i * job.width + k] = value * scale;
+    float* out = job.out + i * job.width;
+    if (job.ids[i] < 0) {
+      std::fill_n(out, job.width, 0.0f);
+      continue;
+    }
+    for (int64_t k = 0; k < job.width; k += job.weight.group) {
+      gather_group(job.weight, job.ids[i], k, std::min(k + job.weight.group, job.width), out);
     }
   }
 }

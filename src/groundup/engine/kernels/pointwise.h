@@ -1,10 +1,11 @@
-// Norms, rotary positions, activations and sums, token by token. Included once for every level.
+// Norms, rotary positions, activations, gates and sums, token by token. Included once for every level.
 
 // Zhang and Sennrich 2019; Ba et al. 2016. Statistics in float32, of numbers already centred.
 static void norm(const NormJob& job, int64_t begin, int64_t end) {
   for (int64_t m = begin; m < end; ++m) {
     const float* x = job.input + m * job.input_stride;
     float* out = job.out + m * job.out_stride;
+    const int64_t own = m % job.weights * job.width;
     float mean = 0;
     if (job.centred) {
       F sum = {};
@@ -21,8 +22,8 @@ static void norm(const NormJob& job, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < job.width; i += W) {
       const int64_t left = job.width - i;
       F y = (load(x + i, left) - mean) * scale;
-      if (job.weight != nullptr) y *= load(job.weight + i, left) + (job.plus_one ? 1.0f : 0.0f);
-      if (job.bias != nullptr) y += load(job.bias + i, left);
+      if (job.weight != nullptr) y *= load(job.weight + own + i, left) + (job.plus_one ? 1.0f : 0.0f);
+      if (job.bias != nullptr) y += load(job.bias + own + i, left);
       store(out + i, y, left);
     }
   }
@@ -71,13 +72,19 @@ INLINE F activation(F x, int32_t kind) {
 }
 
 static void activate(const ActivateJob& job, int64_t begin, int64_t end) {
+  const float limit = job.limit, blunt = 1.0f / job.sharpness;
   for (int64_t m = begin; m < end; ++m) {
     const float* gate = job.gate + m * job.gate_stride;
     float* out = job.out + m * job.out_stride;
     for (int64_t i = 0; i < job.width; i += W) {
       const int64_t left = job.width - i;
-      F y = activation(load(gate + i, left), job.activation);
-      if (job.up != nullptr) y *= load(job.up + m * job.up_stride + i, left);
+      const F x = load(gate + i, left);
+      F y = blunt * activation(job.sharpness * (x > limit ? splat(limit) : x), job.activation);
+      if (job.up != nullptr) {
+        F up = load(job.up + m * job.up_stride + i, left);
+        up = up > limit ? splat(limit) : up < -limit ? splat(-limit) : up;
+        y *= up + job.up_offset;
+      }
       store(out + i, y, left);
     }
   }
@@ -87,6 +94,59 @@ static void add(const AddJob& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += W) {
     const int64_t left = end - i;
     store(job.x + i, load(job.x + i, left) + load(job.y + i, left), left);
+  }
+}
+
+INLINE float dot(const float* x, const float* y, int64_t count) {
+  F sum = {};
+  for (int64_t i = 0; i < count; i += W) sum = fma(load(x + i, count - i), load(y + i, count - i), sum);
+  return reduce_add(sum);
+}
+
+static void mix(const MixJob& job, int64_t begin, int64_t end) {
+  float shares[kMaxStreams];
+  for (int64_t m = begin; m < end; ++m) {
+    const float* weights = job.weights + job.kinds[m] * (1 + job.terms);
+    float* x = job.x + m * job.width;
+    for (int64_t j = 0; j < job.terms; ++j) {
+      shares[j] = weights[1 + j] + (job.gates == nullptr ? 0.0f : dot(x, job.gates + j * job.width, job.width));
+    }
+    for (int64_t i = 0; i < job.width; i += W) {
+      const int64_t left = job.width - i;
+      F sum = load(x + i, left) * weights[0];
+      for (int64_t j = 0; j < job.terms; ++j) {
+        sum = fma(splat(shares[j]), load(job.streams + j * job.stream_stride + m * job.width + i, left), sum);
+      }
+      store(x + i, sum, left);
+    }
+  }
+}
+
+static void gate(const GateJob& job, int64_t begin, int64_t end) {
+  for (int64_t m = begin; m < end; ++m) {
+    for (int64_t h = 0; h < job.heads; ++h) {
+      const float asked = dot(job.input + m * job.input_stride, job.weight + h * job.channels, job.channels);
+      const F opened = job.factor * sigmoid(splat(asked));
+      const int64_t head = (m * job.heads + h) * job.head_dim;
+      for (int64_t i = 0; i < job.head_dim; i += W) {
+        const int64_t left = job.head_dim - i;
+        const F before = job.base == nullptr ? F{} : load(job.base + head + i, left);
+        store(job.out + head + i, fma(opened, load(job.x + head + i, left), before), left);
+      }
+    }
+  }
+}
+
+static void combine(const CombineJob& job, int64_t begin, int64_t end) {
+  for (int64_t m = begin; m < end; ++m) {
+    for (int64_t i = 0; i < job.width; i += W) {
+      const int64_t left = job.width - i, at = m * job.width + i;
+      F sum = job.base == nullptr ? F{} : load(job.base + at, left);
+      for (int64_t c = m * job.choices; c < (m + 1) * job.choices; ++c) {
+        sum = fma(splat(job.weights[c]), load(job.y + job.places[c] * job.width + i, left), sum);
+      }
+      store(job.out + at, sum, left);
+    }
   }
 }
 

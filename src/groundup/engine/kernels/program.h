@@ -7,7 +7,7 @@
 constexpr int64_t kMostLinears = 8;
 
 inline QuantizeJob fitted(QuantizeJob job, const ProgramJob& step) {
-  job.out.rows = step.tokens;
+  job.out.rows *= step.tokens;
   return job;
 }
 
@@ -47,6 +47,26 @@ inline AttentionJob fitted(AttentionJob job, const ProgramJob& step) {
   return job;
 }
 
+inline GatherJob fitted(GatherJob job, const ProgramJob& step) {
+  job.count = step.tokens;
+  return job;
+}
+
+inline MixJob fitted(MixJob job, const ProgramJob& step) {
+  job.rows = step.tokens;
+  return job;
+}
+
+inline GateJob fitted(GateJob job, const ProgramJob& step) {
+  job.rows = step.tokens;
+  return job;
+}
+
+inline CombineJob fitted(CombineJob job, const ProgramJob& step) {
+  job.rows = step.tokens;
+  return job;
+}
+
 template <typename Job>
 void perform_as(const Instruction& instruction, const ProgramJob& step) {
   perform(fitted(*static_cast<const Job*>(instruction.job), step));
@@ -58,6 +78,20 @@ inline void perform_linears(const Instruction& instruction, const ProgramJob& st
     jobs[i] = fitted(static_cast<const LinearJob*>(instruction.job)[i], step);
   }
   perform(Linears{jobs, instruction.jobs});
+}
+
+inline void perform_grouped(const GroupedJob& job) {
+  std::vector<LinearJob> jobs;
+  for (int64_t i = 0; i < job.count; ++i) {
+    const int64_t begin = job.starts[i % job.groups], rows = job.starts[i % job.groups + 1] - begin;
+    if (rows == 0) continue;
+    jobs.push_back(job.products[i]);
+    Activations& input = jobs.back().input;
+    input.values += begin * input.stride, input.scales += begin, input.rows = rows;
+    input.running_sums += begin * (input.stride / kSumColumns + 1);
+    jobs.back().out += begin * jobs.back().out_stride;
+  }
+  perform(Linears{jobs.data(), static_cast<int64_t>(jobs.size())});
 }
 
 inline void perform(const ProgramJob& step) {
@@ -72,6 +106,11 @@ inline void perform(const ProgramJob& step) {
       case kAdd: perform_as<AddJob>(instruction, step); break;
       case kStore: perform_as<StoreJob>(instruction, step); break;
       case kAttend: perform_as<AttentionJob>(instruction, step); break;
+      case kGather: perform_as<GatherJob>(instruction, step); break;
+      case kMix: perform_as<MixJob>(instruction, step); break;
+      case kGate: perform_as<GateJob>(instruction, step); break;
+      case kCombine: perform_as<CombineJob>(instruction, step); break;
+      case kGrouped: perform_grouped(*static_cast<const GroupedJob*>(instruction.job)); break;
     }
   }
 }

@@ -9,7 +9,8 @@ Shape suffixes: m tokens, k channels, s sequences, p positions, f frequencies.
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from groundup.engine.kernels import (
     ACTIVATIONS,
+    MOST_STREAMS,
     Activations,
     KeyValueBlocks,
     jobs,
@@ -26,7 +28,7 @@ from groundup.engine.kernels import (
     matrix_fields,
 )
 from groundup.engine.kernels.checks import address, require_shape
-from groundup.model.specs import Activation
+from groundup.model.specs import Activation, FeedForward
 from groundup.quantize.matrix import QuantizedMatrix
 
 # Products that one instruction can share out: see program.h.
@@ -56,6 +58,14 @@ class Product(NamedTuple):
     residual_mn: Tensor | None = None
 
 
+class Numbers(NamedTuple):
+    """int64 (count, tokens), told before a run: each is at least `least` and less than `below`."""
+
+    values_nm: Tensor
+    least: int
+    below: int
+
+
 class Program:
     """Instructions for up to `tokens` tokens, in the order in which its methods are called."""
 
@@ -65,10 +75,11 @@ class Program:
         self._positions: float = math.inf
         self._slots: float = math.inf
         # What is done in turn: instructions that follow each other are one call of the library.
-        self._parts: list[list[jobs.Instruction] | Callable[[int], None]] = []
-        self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], None]] | None = None
+        self._parts: list[list[jobs.Instruction] | Callable[[int], object]] = []
+        self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], object]] | None = None
         self._buffers: dict[tuple[str, int], Tensor] = {}
-        self._quantized: dict[int, Activations] = {}
+        self._numbers: list[Numbers] = []
+        self._quantized: dict[tuple[int, int], Activations] = {}
         # What instructions point to lives as long as they do.
         self._kept: list[Any] = []
 
@@ -78,14 +89,27 @@ class Program:
             self._buffers[name, width] = torch.empty(self.tokens, width)
         return self._buffers[name, width]
 
-    def quantize(self, x_mk: Tensor) -> Activations:
-        """The tokens as int8; the next call with as many channels writes over them."""
+    def buffers(self, count: int, width: int) -> Tensor:
+        """float32 (count, tokens, width), new ones each time."""
+        return torch.empty(count, self.tokens, width)
+
+    def numbers(self, below: int, count: int = 1, least: int = 0) -> Numbers:
+        """Room for so many numbers of each token, zeros at first."""
+        self._numbers.append(Numbers(torch.zeros(count, self.tokens, dtype=torch.int64), least, below))
+        return self._numbers[-1]
+
+    def quantize(self, x_mk: Tensor, pieces: int = 1) -> Activations:
+        """Each of the equal pieces of a token as int8; the next call with as many channels writes over them."""
         self._require_rows("x", x_mk)
-        columns = x_mk.shape[1]
-        if columns not in self._quantized:
-            self._quantized[columns] = Activations.empty(self.tokens, columns)
-        made = self._quantized[columns]
-        self._append(jobs.QuantizeJob(x_mk.data_ptr(), columns, columns, made.fields()), x_mk, made)
+        columns, left = divmod(x_mk.shape[1], pieces)
+        if left:
+            raise ValueError(f"{x_mk.shape[1]} channels have no {pieces} equal pieces")
+        if (columns, pieces) not in self._quantized:
+            self._quantized[columns, pieces] = Activations.empty(self.tokens * pieces, columns)
+        made = self._quantized[columns, pieces]
+        fields = made.fields()
+        fields.rows = pieces
+        self._append(jobs.QuantizeJob(x_mk.data_ptr(), columns, columns, fields), x_mk, made)
         return made
 
     def linear(self, x: Activations, *products: Product) -> None:
@@ -93,25 +117,43 @@ class Program:
         if not 1 <= len(products) <= MOST_LINEARS:
             raise ValueError(f"an instruction holds 1 to {MOST_LINEARS} products, not {len(products)}")
         for each in products:
-            if x.columns != each.matrix.columns:
-                raise ValueError(f"a matrix of {each.matrix.columns} columns cannot be multiplied by {x.columns}")
             for name, rows in (("out", each.out_mn), ("residual", each.residual_mn)):
                 if rows is not None:
                     self._require_rows(name, rows, each.matrix.rows)
-            if each.bias_n is not None:
-                require_shape("bias", each.bias_n, (each.matrix.rows,))
-        fields = [
-            jobs.LinearJob(
-                matrix_fields(each.matrix),
-                x.fields(),
-                address("bias", each.bias_n),
-                address("residual", each.residual_mn),
-                each.out_mn.data_ptr(),
-                each.matrix.rows,
-            )
-            for each in products
-        ]
+        fields = [_linear_job(x, each) for each in products]
         self._append((jobs.LinearJob * len(fields))(*fields), x, products, count=len(fields))
+
+    def grouped(self, x: Activations, starts: Tensor, *products: Sequence[Product]) -> None:
+        """In each list of products, the first is of the rows starts[0] … starts[1] - 1 of x, and so on.
+
+        starts: int64, rising from 0 to no more than the rows of x: whoever fills it in between two instructions sees to
+        that. A product's `out` has a place for every row of x, and there is no residual.
+        """
+        require_shape("starts", starts, (len(products[0]) + 1,))
+        each_group = list(chain(*products))
+        for each in each_group:
+            self._require_rows("out", each.out_mn, each.matrix.rows * len(x.scales) // self.tokens)
+        fields = [_linear_job(x, each) for each in each_group]
+        array = (jobs.LinearJob * len(fields))(*fields)
+        sizes = len(fields), len(products[0])
+        job = jobs.GroupedJob(ctypes.addressof(array), *sizes, address("starts", starts, torch.int64))
+        self._append(job, array, x, products, starts)
+
+    def combine(self, y: Tensor, weights_mc: Tensor, places_mc: Tensor, base_mk: Tensor | None, out_mk: Tensor) -> None:
+        """out = base + Σ_c weights[c] · the row of y in places[c]; `out` may be `base`.
+
+        y: (tokens, choices · width), as rows of the width. places_mc: int64, filled in like the `starts` of `grouped`.
+        """
+        self._require_rows("out", out_mk)
+        width, choices = out_mk.shape[1], weights_mc.shape[1]
+        self._require_rows("y", y, choices * width)
+        self._require_rows("weights", weights_mc)
+        require_shape("places", places_mc, (self.tokens, choices))
+        if base_mk is not None:
+            self._require_rows("base", base_mk, width)
+        pointers = y.data_ptr(), weights_mc.data_ptr(), address("places", places_mc, torch.int64)
+        job = jobs.CombineJob(*pointers, address("base", base_mk), out_mk.data_ptr(), 0, width, choices)
+        self._append(job, y, weights_mc, places_mc, base_mk, out_mk)
 
     def norm(
         self,
@@ -125,17 +167,23 @@ class Program:
         centred: bool = False,
         plus_one: bool = False,
     ) -> None:
-        """Each of the equal `pieces` of a token's channels by itself, all with the same weight; `out` may be `x`."""
+        """Each of the equal `pieces` of a token's channels by itself; `out` may be `x`.
+
+        out_mk: if it has fewer channels than x, these are the first ones, as a single piece.
+        weight_k, bias_k: of a piece, the same for all, or of all pieces behind each other.
+        """
         self._require_rows("x", x_mk)
-        self._require_rows("out", out_mk, x_mk.shape[1])
-        width, left = divmod(x_mk.shape[1], pieces)
-        if left:
-            raise ValueError(f"{x_mk.shape[1]} channels have no {pieces} equal pieces")
+        self._require_rows("out", out_mk)
+        channels, all_channels = out_mk.shape[1], x_mk.shape[1]
+        width, left = divmod(channels, pieces)
+        if left or channels > all_channels or (channels < all_channels and pieces > 1):
+            raise ValueError(f"{channels} of {all_channels} channels have no {pieces} equal pieces")
+        weights = pieces if weight_k is not None and len(weight_k) == channels else 1
         for name, each in (("weight", weight_k), ("bias", bias_k)):
             if each is not None:
-                require_shape(name, each, (width,))
+                require_shape(name, each, (weights * width,))
         pointers = x_mk.data_ptr(), out_mk.data_ptr(), address("weight", weight_k), address("bias", bias_k)
-        job = jobs.NormJob(*pointers, pieces, width, width, width, eps, centred, plus_one)
+        job = jobs.NormJob(*pointers, pieces, width, all_channels // pieces, width, weights, eps, centred, plus_one)
         self._append(job, x_mk, out_mk, weight_k, bias_k)
 
     def rope(self, x_mk: Tensor, heads: int, cosine_pf: Tensor, sine_pf: Tensor, *, interleaved: bool) -> None:
@@ -150,16 +198,81 @@ class Program:
         self._positions = min(self._positions, len(cosine_pf))
         self._append(job, x_mk, cosine_pf, sine_pf)
 
-    def activate(self, gate_mk: Tensor, up_mk: Tensor | None, out_mk: Tensor, activation: Activation) -> None:
-        """out = activation(gate), times `up` if given; `out` may be one of them."""
+    def activate(
+        self,
+        gate_mk: Tensor,
+        up_mk: Tensor | None,
+        out_mk: Tensor,
+        activation: Activation,
+        *,
+        sharpness: float = 1.0,
+        limit: float | None = None,
+        up_offset: float = 0.0,
+    ) -> None:
+        """out = activation(gate), times `up` if given; `out` may be one of them. See `kernels.activate`."""
         self._require_rows("gate", gate_mk)
         width = gate_mk.shape[1]
         for name, each in (("up", up_mk), ("out", out_mk)):
             if each is not None:
                 self._require_rows(name, each, width)
         pointers = gate_mk.data_ptr(), address("up", up_mk), out_mk.data_ptr()
-        job = jobs.ActivateJob(*pointers, 0, width, width, width, width, ACTIVATIONS.index(activation))
+        shape = ACTIVATIONS.index(activation), sharpness, math.inf if limit is None else limit, up_offset
+        job = jobs.ActivateJob(*pointers, 0, width, width, width, width, *shape)
         self._append(job, gate_mk, up_mk, out_mk)
+
+    def activate_as(self, spec: FeedForward, up_mk: Tensor, gate_mk: Tensor | None) -> None:
+        """What the last matrix of a feed-forward network is given, in the place of `up`."""
+        first_mk, second_mk = (up_mk, None) if gate_mk is None else (gate_mk, up_mk)
+        bounds = {"sharpness": spec.sharpness, "up_offset": spec.up_offset}
+        self.activate(first_mk, second_mk, up_mk, spec.activation, limit=spec.limit, **bounds)
+
+    def gather(self, matrix: QuantizedMatrix, ids: Numbers, out_nmk: Tensor) -> None:
+        """Rows of the matrix by number, (count, tokens, columns); zeros for negative ones."""
+        if ids.below > matrix.rows:
+            raise ValueError(f"a matrix of {matrix.rows} rows has none for every number below {ids.below}")
+        require_shape("out", out_nmk, (*ids.values_nm.shape, matrix.columns))
+        address("out", out_nmk)
+        for ids_m, out_mk in zip(ids.values_nm, out_nmk, strict=True):
+            pointers = ids_m.data_ptr(), 0, out_mk.data_ptr()
+            self._append(jobs.GatherJob(matrix_fields(matrix), *pointers, matrix.columns), matrix, ids, out_nmk)
+
+    def mix(
+        self, x_mk: Tensor, streams_jmk: Tensor, weights_nj: Tensor, kinds: Numbers, gates_jk: Tensor | None = None
+    ) -> None:
+        """x = weights[kind, 0] · x + Σ_j (weights[kind, 1 + j] + gates[j] · x) · streams[j], each token of a kind."""
+        self._require_rows("x", x_mk)
+        if len(streams_jmk) > MOST_STREAMS:
+            raise ValueError(f"at most {MOST_STREAMS} streams can be mixed, not {len(streams_jmk)}")
+        require_shape("streams", streams_jmk, (weights_nj.shape[1] - 1, *x_mk.shape))
+        if gates_jk is not None:
+            require_shape("gates", gates_jk, (len(streams_jmk), x_mk.shape[1]))
+        if kinds.least < 0 or kinds.below > len(weights_nj):
+            raise ValueError(f"weights of {len(weights_nj)} kinds are not for {kinds.least} … {kinds.below - 1}")
+        pointers = x_mk.data_ptr(), address("streams", streams_jmk), address("weights", weights_nj)
+        sizes = 0, x_mk.shape[1], len(streams_jmk), x_mk.numel()
+        job = jobs.MixJob(*pointers, address("gates", gates_jk), kinds.values_nm.data_ptr(), *sizes)
+        self._append(job, x_mk, streams_jmk, weights_nj, kinds, gates_jk)
+
+    def gate(
+        self, input_mk: Tensor, weight_hc: Tensor, x_mk: Tensor, base_mk: Tensor | None, out_mk: Tensor, factor: float
+    ) -> None:
+        """out = base + factor · sigmoid(w · c) · x for each head, c being the first channels of the token's input.
+
+        `out` may be `x` or `base`.
+        """
+        (heads, channels), width = weight_hc.shape, x_mk.shape[1]
+        self._require_rows("input", input_mk)
+        for name, each in (("x", x_mk), ("base", base_mk), ("out", out_mk)):
+            if each is not None:
+                self._require_rows(name, each, width)
+        if width % heads or channels > input_mk.shape[1]:
+            raise ValueError(
+                f"{channels} of {input_mk.shape[1]} input channels cannot gate {heads} heads of {width} channels"
+            )
+        pointers = input_mk.data_ptr(), address("weight", weight_hc), x_mk.data_ptr(), address("base", base_mk)
+        sizes = 0, heads, width // heads, channels, input_mk.shape[1]
+        job = jobs.GateJob(*pointers, out_mk.data_ptr(), *sizes, factor)
+        self._append(job, input_mk, weight_hc, x_mk, base_mk, out_mk)
 
     def add(self, x_mk: Tensor, y_mk: Tensor) -> None:
         """x += y."""
@@ -201,7 +314,7 @@ class Program:
         job = jobs.AttentionJob(blocks.fields(), *pointers, *sizes, scale, softcap or 0.0)
         self._append(job, queries_mk, blocks, out_mk, sinks_h)
 
-    def call(self, function: Callable[[int], None]) -> None:
+    def call(self, function: Callable[[int], object]) -> None:
         """Have Python work on the buffers: what is told is how many tokens there are."""
         self._parts.append(function)
         self._written = None
@@ -215,6 +328,10 @@ class Program:
             raise ValueError(f"a token stands beyond the {self._positions} positions that there are tables for")
         if tables.slots_m.max() >= self._slots:
             raise ValueError(f"a token's keys lie beyond the {self._slots} slots that there are")
+        for values_nm, least, below in self._numbers:
+            told = values_nm.numpy()[:, :tokens]
+            if told.min() < least or told.max() >= below:
+                raise ValueError(f"numbers of {told.min()} … {told.max()} are not in {least} … {below - 1}")
         if self._written is None:
             self._written = [part if callable(part) else (jobs.Instruction * len(part))(*part) for part in self._parts]
         pointers = [each.ctypes.data for each in tables]
@@ -240,3 +357,13 @@ class Program:
         """That it is a buffer of this program: as many rows, contiguous float32."""
         require_shape(name, x_mk, (self.tokens, x_mk.shape[1] if width is None else width))
         address(name, x_mk)
+
+
+def _linear_job(x: Activations, product: Product) -> jobs.LinearJob:
+    matrix, bias_n = product.matrix, product.bias_n
+    if x.columns != matrix.columns:
+        raise ValueError(f"a matrix of {matrix.columns} columns cannot be multiplied by {x.columns}")
+    if bias_n is not None:
+        require_shape("bias", bias_n, (matrix.rows,))
+    pointers = address("bias", bias_n), address("residual", product.residual_mn), product.out_mn.data_ptr()
+    return jobs.LinearJob(matrix_fields(matrix), x.fields(), *pointers, matrix.rows)

@@ -1,0 +1,145 @@
+"""What layers of our own preset are offered beside their input: the first layer's input, n-grams, followers, values.
+
+All of it follows from the tokens of the texts: it is looked up once for a step and lies in buffers of the program, from
+which each layer takes its own mixture (`model/shortcuts.py`, `model/induction.py`).
+
+Shape suffixes: m tokens, d model width, k kv width or kinds of tokens, j streams, n followers of a token.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from groundup.engine.followers import EarlierPlaces
+from groundup.engine.kernels.program import Program
+from groundup.engine.sequence import Chunk
+from groundup.engine.sequence import Sequence as Text
+from groundup.model.induction import NOWHERE
+from groundup.model.language_model import LanguageModel
+from groundup.model.shortcuts import TokenValues
+from groundup.model.stack import Block
+from groundup.quantize.matrix import QuantizedMatrix
+from groundup.quantize.modules import QuantizedMatrixModule
+
+
+class Lookups:
+    """What is looked up in the texts themselves. places: of each text, where its last tokens stood before."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._places: WeakKeyDictionary[Text, EarlierPlaces] = WeakKeyDictionary()
+
+    def ngrams(self, chunks: Sequence[Chunk], positions_m: Tensor) -> Tensor | None:
+        """The sums of n-gram vectors, (m, d), or None where the model has none."""
+        ngrams = self._model.ngrams
+        if ngrams is None:
+            return None
+        distances = range(len(ngrams.tables), -1, -1)
+        stream_mt = torch.stack([torch.from_numpy(earlier_tokens(chunks, distance)) for distance in distances], dim=1)
+        rows_m1d: Tensor = ngrams(stream_mt, positions_m[:, None], torch.float32)
+        return rows_m1d[:, 0]
+
+    def followers(self, chunks: Sequence[Chunk]) -> Tensor | None:
+        """Of all tokens, (n, m) as `induction.followers` has them, or None where the model does not look for any."""
+        heads = self._model.induction
+        if heads is None:
+            return None
+        rows: list[list[int]] = []
+        for chunk in chunks:
+            places = self._places.get(chunk.sequence)
+            if places is None:
+                places = self._places[chunk.sequence] = EarlierPlaces(heads.spec)
+            rows += places.followers_of(chunk.sequence.tokens, chunk.start, chunk.start + chunk.length)
+        return torch.tensor(rows).T
+
+
+def earlier_tokens(chunks: Sequence[Chunk], distance: int) -> npt.NDArray[np.int64]:
+    """The tokens so far before those of the chunks, int64 (m,); 0 before the beginning of a text."""
+
+    def shifted(chunk: Chunk) -> list[int]:
+        start, end = chunk.start - distance, chunk.start + chunk.length - distance
+        return [0] * (min(end, 0) - min(start, 0)) + chunk.sequence.tokens[max(start, 0) : max(end, 0)]
+
+    count = sum(chunk.length for chunk in chunks)
+    return np.fromiter(chain.from_iterable(map(shifted, chunks)), dtype=np.int64, count=count)
+
+
+class Offered:
+    """The buffers of one program, and the instructions that fill and use them."""
+
+    def __init__(self, program: Program, model: LanguageModel) -> None:
+        self._program, self._heads, vocabulary = program, model.induction, model.config.vocab_size
+        lengths, followers = (0, 0) if self._heads is None else (len(self._heads.spec.lengths), self._heads.spec.terms)
+        self._ids = program.numbers(vocabulary)
+        # What entered the first layer, n-grams, and each of the followers.
+        streams = 1 + (model.ngrams is not None) + followers if model.config.residual_mix else 0
+        self._streams_jmd = program.buffers(streams, model.width)
+        self._rows_nmd = self._streams_jmd[streams - followers :]
+        self._kinds = program.numbers(lengths + 1)
+        self._followers = None if self._heads is None else program.numbers(vocabulary, followers, least=NOWHERE)
+        if self._heads is not None:
+            self._gather_followers(self._heads.table)
+
+    def tell(self, ids_m: Tensor, entered_md: Tensor, ngrams_md: Tensor | None, followers_nm: Tensor | None) -> None:
+        """What the next run is about."""
+        tokens = len(ids_m)
+        self._ids.values_nm[0, :tokens] = ids_m
+        if len(self._streams_jmd):
+            self._streams_jmd[0, :tokens] = entered_md
+        if ngrams_md is not None:
+            self._streams_jmd[1, :tokens] = ngrams_md
+        if self._heads is not None and self._followers is not None and followers_nm is not None:
+            self._followers.values_nm[:, :tokens] = followers_nm
+            self._kinds.values_nm[0, :tokens] = (followers_nm[:: self._heads.spec.places] != NOWHERE).sum(0)
+
+    def mix(self, layer: Block, number: int, x_md: Tensor) -> None:
+        """Append the mixture of what enters a layer. What a follower counts depends on how many lengths found one."""
+        if layer.mix is None:
+            return
+        scalars = layer.mix.scalars.detach().float()
+        weights_kj = scalars[None]
+        if self._heads is not None:
+            weight_kn = self._heads.weight[number].detach().float()
+            weights_kj = torch.cat((scalars[:-1].expand(len(weight_kn), -1), scalars[-1] * weight_kn), dim=1)
+        self._program.mix(x_md, self._streams_jmd, weights_kj, self._kinds)
+
+    def add_values(self, values: TokenValues, input_md: Tensor, value_mk: Tensor) -> None:
+        """Append what the tokens' own vectors add to their attention values."""
+        rows_mk = self._program.buffer("token values", value_mk.shape[1])
+        self._program.gather(matrix_of(values.table), self._ids, rows_mk[None])
+        self._program.gate(input_md, values.gate.detach().float(), rows_mk, value_mk, value_mk, factor=2.0)
+
+    def point(self, hidden_md: Tensor, head: nn.Module) -> None:
+        """Append what raises the followers' own logits, as `Found.point` has it."""
+        if self._heads is not None:
+            self._gather_followers(head)
+            bias_kn = self._heads.gate_bias.detach().float()
+            weights_kj = torch.cat((torch.ones(len(bias_kn), 1), bias_kn), dim=1)
+            gates_nd = self._heads.gate.detach().float()
+            self._program.mix(hidden_md, self._rows_nmd, weights_kj, self._kinds, gates_nd)
+
+    def _gather_followers(self, table: nn.Module) -> None:
+        assert self._followers is not None
+        self._program.gather(matrix_of(table), self._followers, self._rows_nmd)
+
+
+def matrix_of(table: nn.Module) -> QuantizedMatrix:
+    """Of a table that is quantized."""
+    assert isinstance(table, QuantizedMatrixModule)
+    return table.matrix
+
+
+def is_offerable(model: LanguageModel) -> bool:
+    """Whether a program can offer all that the layers want: what it looks up there must be quantized."""
+    values = [layer.token_values for layer in model.layers if isinstance(layer, Block)]
+    tables: list[nn.Module] = [each.table for each in values if each is not None]
+    if model.induction is not None:
+        tables += [model.induction.table, model.head_matrix]
+        if model.embedding_out is not None or model.transform is not None or model.config.logit_scale is not None:
+            return False  # the followers' logits come behind these, which are no part of the program
+    return all(isinstance(table, QuantizedMatrixModule) for table in tables)
