@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from groundup.engine.beaming import Beaming
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Chooser
 from groundup.engine.completion import Heard
 from groundup.engine.jobs import Scoring, Writing
@@ -67,13 +67,13 @@ def jobs_for(
 
 def require_room(job: Writing | Beaming | Scoring, pool: BlockPool, most_running: int) -> None:
     """Raises ValueError for a job that could never come to its end in this pool."""
-    blocks, texts = blocks_for(job.most_tokens), "a text"
+    blocks, texts = pool.blocks_for(job.most_tokens), "a text"
     if isinstance(job, Beaming):
         if job.beams > most_running:
             raise ValueError(f"`beams` must be at most {most_running}, the texts that this engine computes at a time")
-        blocks, texts = job.most_blocks, f"a search with {job.beams} beams"
+        blocks, texts = job.most_blocks(pool), f"a search with {job.beams} beams"
     if blocks > pool.count:
         raise ValueError(
             f"{texts} of up to {job.most_tokens} tokens does not fit into the cache of this engine, which holds "
-            f"{pool.count * BLOCK_TOKENS}; ask for fewer `max_tokens` or give it more `cache_tokens`"
+            f"{pool.tokens}; ask for fewer `max_tokens` or give it more `cache_tokens`"
         )

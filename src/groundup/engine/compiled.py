@@ -6,7 +6,6 @@ numbers do not depend on the others. What the program cannot express is left to 
 Shape suffixes: m tokens, d model width, s sequences, p positions, f frequencies.
 """
 
-from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, Copy
 from groundup.engine.kernels import KeyValueBlocks, library
-from groundup.engine.kernels.program import Program, StepTables
+from groundup.engine.kernels.program import Program
 from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, write_norm
 from groundup.engine.paged import at_once
-from groundup.engine.runner import Runner, StepRunner, depends_on_the_longest
+from groundup.engine.runner import StepRunner, depends_on_the_longest
 from groundup.engine.scheduler import Chunk, Step
+from groundup.engine.step_tables import step_ids, step_tables
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.model.positions import rope_tables
@@ -32,18 +32,6 @@ CACHE_TYPES: dict[CacheType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
 }
-
-
-def runner_of(
-    model: LanguageModel, blocks: int, most_tokens: int, dtype: torch.dtype, host_blocks: int = 0
-) -> StepRunner:
-    """What computes the model's steps: the kernels if they can, else the model itself.
-
-    dtype: of keys and values, one that `cache_dtype` gives. blocks, host_blocks: see `BlockPool`.
-    """
-    if is_compilable(model):
-        return CompiledRunner(model, blocks + host_blocks, most_tokens, dtype)
-    return Runner(model, blocks, host_blocks)
 
 
 def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.dtype:
@@ -85,12 +73,9 @@ class CompiledRunner(StepRunner):
     @torch.no_grad()
     def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
         self._copy(step.copies)
-        tables, written = step_tables(step.chunks), self._written_for(step.chunks)
+        tables, written = step_tables(step.chunks, BLOCK_TOKENS), self._written_for(step.chunks)
         tokens = len(tables.positions_m)
-        ids = chain.from_iterable(
-            chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in step.chunks
-        )
-        ids_m = torch.from_numpy(np.fromiter(ids, dtype=np.int64, count=tokens))
+        ids_m = torch.from_numpy(step_ids(step.chunks, tokens))
         positions_m = torch.from_numpy(tables.positions_m.astype(np.int64))
         written.enters_md[:tokens] = self.model.embed(ids_m[None], positions_m[None])[0]
         written.program.run(tables)
@@ -146,23 +131,6 @@ class _Written(NamedTuple):
     program: Program
     enters_md: Tensor
     leaves_md: Tensor
-
-
-def step_tables(chunks: list[Chunk]) -> StepTables:
-    """Where the tokens of these chunks stand, one chunk behind the other."""
-    starts_s = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-    lengths_s = np.array([chunk.length for chunk in chunks], dtype=np.int32)
-    ends = [chunk.sequence.table.dropped + len(chunk.sequence.table.blocks) for chunk in chunks]
-    block_table = np.zeros((len(chunks), max(ends)), dtype=np.int32)
-    for row, chunk, end in zip(block_table, chunks, ends, strict=True):
-        row[chunk.sequence.table.dropped : end] = chunk.sequence.table.blocks
-    query_starts = np.zeros(len(chunks) + 1, dtype=np.int32)
-    np.cumsum(lengths_s, out=query_starts[1:])
-    sequence_m = np.repeat(np.arange(len(chunks)), lengths_s)
-    positions_m = np.arange(query_starts[-1], dtype=np.int32) + (starts_s - query_starts[:-1])[sequence_m]
-    blocks_m = block_table[sequence_m, positions_m // BLOCK_TOKENS].astype(np.int64)
-    slots_m = blocks_m * BLOCK_TOKENS + positions_m % BLOCK_TOKENS
-    return StepTables(positions_m, slots_m, block_table, query_starts, starts_s + lengths_s)
 
 
 def is_compilable(model: LanguageModel) -> bool:

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, Copy
 from groundup.engine.scheduler import Chunk
+from groundup.model.attention import attend
+from groundup.model.context import Visibility
+from groundup.model.specs import Attention
 
 
 class Remembered(NamedTuple):
@@ -156,11 +159,21 @@ class LayerStep:
         self.load: Tensor | None = None if loads is None else loads[0]
         self.memory: tuple[Tensor, Tensor] | None = None
 
-    def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values into their slots; returns all that the sequences see."""
+    def attend(
+        self,
+        spec: Attention,
+        q_bhtk: Tensor,
+        k_bhtk: Tensor,
+        v_bhtk: Tensor,
+        visible: Visibility,
+        sinks_h: Tensor | None = None,
+        bias_hts: Tensor | None = None,
+    ) -> Tensor:
+        """Write the new keys and values into their slots; the queries see all that is in those of their sequences."""
         self._keys.write(self._new_slots_bt, k_bhtk)
         self._values.write(self._new_slots_bt, v_bhtk)
-        return self._keys.read(self._slots_bs), self._values.read(self._slots_bs)
+        seen = self._keys.read(self._slots_bs), self._values.read(self._slots_bs)
+        return attend(spec, q_bhtk, *seen, visible, sinks_h, bias_hts)
 
     def remembered(self, row: int) -> Remembered:
         """What is to be kept of one sequence, in memory of its own."""
