@@ -48,7 +48,7 @@ class DeviceStore:
 
     def cache(self, places: Places) -> "StepBlocks":
         """The model's cache for one step."""
-        return StepBlocks([LayerBlocks(*memory.unbind(), places) for memory in self._device], places.most_keys)
+        return StepBlocks([LayerBlocks(memory[0], memory[1], places) for memory in self._device], places.most_keys)
 
     def _memories(self, blocks: Items[int]) -> tuple[list[Tensor], list[int]]:
         """The memories of all layers in which these blocks lie, and their places there."""

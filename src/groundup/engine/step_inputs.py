@@ -54,10 +54,10 @@ def widened(inputs: StepInputs, blocks: int, block_size: int, device: torch.devi
     table = inputs.places.block_table
     wide = table.new_zeros(len(table), max(blocks, table.shape[1]))
     wide[:, : table.shape[1]] = table
-    moved = [each.to(device, copy=True) for each in (*inputs.tensors[:-1], wide)]
-    ids_m, positions_m, *others = moved
-    places = Places(*others, most_queries=inputs.places.most_queries, most_keys=wide.shape[1] * block_size)
-    return StepInputs(ids_m, positions_m, places)
+    tensors = (each.to(device, copy=True) for each in (*inputs.tensors[:-1], wide))
+    ids_m, positions_m, slots_m, query_starts, key_starts, key_counts_s, block_table = tensors
+    most = inputs.places.most_queries, wide.shape[1] * block_size
+    return StepInputs(ids_m, positions_m, Places(slots_m, query_starts, key_starts, key_counts_s, block_table, *most))
 
 
 def fill(inputs: StepInputs, other: StepInputs) -> None:
