@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.varlen import AuxRequest
 
 from groundup.engine.paged_attention import Places, attend_to_blocks, defined, is_known_to_the_kernel, varlen
 from groundup.model.specs import Attention
@@ -121,6 +122,61 @@ def test_what_the_kernel_does_not_know_is_told():
     others = [{"softcap": 20.0}, {"alibi": 1.0}, {"causal": False}, {"head_dim": 12}, {"head_dim": 264}]
     for change in others:
         assert not is_known_to_the_kernel(replace(PLAIN, **change))
+
+
+def _as_documented(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: AuxRequest,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    num_splits: int,
+) -> tuple[Tensor, Tensor]:
+    """`varlen_attn` by its documentation, and what FlashAttention 2 requires of its arguments.
+
+    The last query of a sequence stands at its last key. Log-sums are (heads, queries), as the operator has them.
+    """
+    assert {each.dtype for each in (cu_seq_q, cu_seq_k, seqused_k, block_table)} == {torch.int32}
+    assert key.shape[1] % 256 == 0 and num_splits == 1 and return_aux.lse
+    assert enable_gqa or query.shape[1] == key.shape[2]
+    assert torch.equal(cu_seq_k.diff(), seqused_k)
+    assert max_q >= cu_seq_q.diff().max() and max_k >= seqused_k.max()
+    left, right = (math.inf if each < 0 else each for each in window_size)
+    out, log_sums = torch.zeros_like(query), query.new_zeros(query.shape[1], len(query))
+    for row, used in enumerate(seqused_k.tolist()):
+        first, stop = cu_seq_q[row : row + 2].tolist()
+        keys, values = (each[block_table[row].long()].flatten(0, 1)[:used] for each in (key, value))
+        for token in range(first, stop):
+            own = used - (stop - token)
+            seen = [place for place in range(used) if own - left <= place <= own + right]
+            for head in range(query.shape[1]):
+                group = head * key.shape[2] // query.shape[1]
+                scores = keys[seen, group] @ query[token, head] * (scale or query.shape[2] ** -0.5)
+                out[token, head] = scores.softmax(0) @ values[seen, group]
+                log_sums[head, token] = scores.logsumexp(0)
+    return out, log_sums
+
+
+@pytest.mark.parametrize("window", [None, 1, 100])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+def test_the_kernel_is_asked_for_what_is_defined(
+    heads: tuple[int, int], scale: float | None, window: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    spec = Attention(*heads, head_dim=8, window=window, scale=scale)
+    case = _case(spec, [(3, 254), (1, 0), (2, 130)], 256, seed=3)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _as_documented)
+    for found, expected in zip(varlen(spec, *case[:4]), defined(spec, *case[:4]), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
