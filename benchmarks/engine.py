@@ -12,9 +12,10 @@ the same threads. Per round and side:
 - overhead: what of a step of ours in which every stream gets a token is spent outside the model;
 - guesses: one stream of ours that repeats itself, with speculation and without.
 
-Ours chooses every token from its logits; llama.cpp is fed random ones and chooses none, as in its own benchmarks. The
-median of the rounds counts. `--opponents DIR` installs what is missing into environments of their own: llama.cpp is
-compiled for this machine, which takes ten minutes or more. A side that is not there is left out, and why is said.
+Ours and `transformers` choose every token from its logits; llama.cpp is fed random ones and chooses none, as in its own
+benchmarks, and so is OpenVINO. The median of the rounds counts. `--opponents DIR` installs what is missing into
+environments of their own: llama.cpp is compiled for this machine, which takes ten minutes or more. A side that is not
+there is left out, and why is said. What the few bits cost each side is measured by `engine_perplexity.py`.
 """
 
 import statistics
@@ -25,7 +26,7 @@ from typing import Any
 
 from engine_models import KINDS, SHAPES, Forms, Missing
 from engine_sides import Side, sides
-from figures import arguments, show, write_figures
+from figures import arguments, settings, show, write_figures
 
 OURS = "groundup"
 
@@ -71,7 +72,7 @@ def main() -> None:
             show(title, rows, None, {})
     if options.json is not None:
         write_figures(
-            options.json, {"settings": vars(options), "left_out": left_out, "rounds": found, "tables": tables}
+            options.json, {"settings": settings(options), "left_out": left_out, "rounds": found, "tables": tables}
         )
 
 

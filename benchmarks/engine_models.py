@@ -42,6 +42,7 @@ class Shape:
     vocab_size: int
 
     def config(self) -> ModelConfig:
+        """The preset `llama` in these sizes."""
         head_dim = self.width // self.heads
         base = build_config("llama", self.layers, self.vocab_size, CONTEXT, self.width, head_dim)
         assert isinstance(base, ModelConfig)
@@ -91,20 +92,20 @@ class Forms:
                 _quantize(self.bfloat16(), Path(working), kind).rename(out)
         return out
 
-    def gguf(self, quantize: Callable[[Path, Path], None]) -> Path:
+    def gguf(self, quantize: Callable[[Path, Path], object]) -> Path:
         """A file of type q4_0. quantize: llama.cpp's own, from a file in half precision: it knows its best mixture."""
         out = self.folder / self.name / "gguf" / "q4_0.gguf"
         if not out.exists():
             folder = self.bfloat16()
             with staged(out.parent) as working:
                 half = working / "half.gguf"
-                _byte_tokens().save(working)
+                byte_tokens().save(working)
                 save_gguf(load_language_model(folder), working, half, "f16")
                 quantize(half, working / out.name)
                 half.unlink()
         return out
 
-    def openvino(self, export: Callable[[Path, Path], None]) -> Path:
+    def openvino(self, export: Callable[[Path, Path], object]) -> Path:
         """A folder of OpenVINO, its weights in 4 bits. export: OpenVINO's own, from a model folder."""
         out = self.folder / self.name / "openvino"
         if not out.exists():
@@ -118,7 +119,7 @@ def _quantize(folder: Path, working: Path, kind: str) -> Path:
     """The folder in few bits, in `working`. Raises Missing if that cannot be done."""
     source, out = working / "source", working / "quantized"
     shutil.copytree(folder, source, copy_function=os.link)
-    _byte_tokens().save(source)  # the verb wants one
+    byte_tokens().save(source)  # the verb wants one
     # Rounded to the nearest and not measured: there is nothing to lose in random weights.
     words = ["--out", str(out), "--format", kind, "--method", "nearest", "--unmeasured"]
     command = [sys.executable, "-m", "groundup", "quantize", str(source), *words]
@@ -148,6 +149,6 @@ def _save_random(shape: Shape, out: Path) -> None:
     groundup.save(model.to(torch.bfloat16).eval(), out)
 
 
-def _byte_tokens() -> Tokenizer:
+def byte_tokens() -> Tokenizer:
     """A GGUF file needs a tokenizer; what is missing in it up to the vocabulary's size gets names there."""
     return Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["qwen2"]))

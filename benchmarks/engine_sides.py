@@ -1,12 +1,11 @@
 """The sides that `engine.py` compares: where each one's environment is, what it reads, and how it is asked."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from engine_models import Forms, Missing, last_line
 
 sys.path.append(str(Path(__file__).parent / "opponents"))
-from task import MARK, Task
+from task import Task, told
 
 SCRIPTS = Path(__file__).parent / "opponents"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -23,31 +22,26 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 LLAMA_CPP = ("--no-binary", "llama-cpp-python", "llama-cpp-python>=0.3.36")
 OPENVINO = (f"torch=={torch.__version__.partition('+')[0]}", "optimum-intel", "openvino", "nncf")
 
-Run = Callable[..., None]
+Run = Callable[..., str]
 
 
 @dataclass(frozen=True)
 class Side:
     """One engine.
 
-    python: of its environment; raises Missing where there is none. script: in `opponents/`, and its flags.
-    model: makes what it reads, if that is not there yet; it is given the forms and a way to run the script.
+    python: of its environment; raises Missing where there is none. script: in `opponents/`.
+    model: makes what it reads, if that is not there yet; it is given the forms and `run`.
     """
 
     name: str
     python: Callable[[], Path]
     script: str
     model: Callable[[Forms, Run], Path]
-    flags: tuple[str, ...] = ()
 
     def prepared(self, forms: Forms) -> Path:
         """The model, made with the side's own tools. Raises Missing."""
         self.python()
-
-        def run(*words: str | Path) -> None:
-            self._run([str(word) for word in words], {})
-
-        return self.model(forms, run)
+        return self.model(forms, self.run)
 
     def measure(self, model: Path, vocab_size: int, options: Any) -> dict[str, Any]:
         """One round. Raises Missing if the process fails."""
@@ -61,20 +55,23 @@ class Side:
             new_tokens=options.new_tokens,
             streams=options.streams,
         )
-        threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
-        output = self._run([task.words(), *self.flags], threads)
-        (line,) = (one for one in output.splitlines() if one.startswith(MARK))
-        answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
-        return answer
+        return told(self.run(task.words(), threads=options.threads))
 
-    def _run(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
-        """Run the script; returns what it printed."""
+    def score(self, model: Path, texts: Path, threads: int) -> dict[str, Any]:
+        """What the model says of the texts of a file: `nats`, and the `tokens` that these are summed over."""
+        task = Task(str(model), threads, time.monotonic(), vocab_size=0, texts=str(texts))
+        return told(self.run(task.words(), threads=threads))
+
+    def run(self, *words: str | Path, threads: int | None = None) -> str:
+        """Run the script; returns what it printed. Raises Missing if it fails."""
         python = self.python()
         # Where the linker does not find them by itself: llama.cpp's libraries beside its Python files.
         libraries = [str(path) for path in python.parent.parent.glob("lib/python*/site-packages/llama_cpp/lib")]
         paths = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
-        variables = os.environ | environment | ({"LD_LIBRARY_PATH": paths} if paths else {})
-        command = [str(python), str(SCRIPTS / self.script), *words]
+        variables = os.environ | ({"LD_LIBRARY_PATH": paths} if paths else {})
+        if threads is not None:
+            variables |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+        command = [str(python), str(SCRIPTS / self.script), *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, env=variables)
         if done.returncode != 0:
             raise Missing(last_line(done))
@@ -105,14 +102,13 @@ def sides(options: Any) -> list[Side]:
             "llama.cpp",
             with_llama_cpp,
             "llama_cpp_side.py",
-            lambda forms, run: forms.gguf(lambda half, out: run("--quantize", half, out)),
+            lambda forms, run: forms.gguf(lambda half, out: run("--quantize", half, out, "q4_0")),
         ),
         Side(
             "OpenVINO",
             with_openvino,
-            "transformers_side.py",
-            lambda forms, run: forms.openvino(lambda folder, out: run("--export", folder, out)),
-            ("openvino",),
+            "openvino_side.py",
+            lambda forms, run: forms.openvino(lambda folder, out: run("--export", folder, out, "int4")),
         ),
         Side("transformers", with_transformers, "transformers_side.py", lambda forms, run: forms.bfloat16()),
     ]

@@ -20,6 +20,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for; where files lie says nothing to others."""
+    return {name: value for name, value in vars(options).items() if not _names_files(value)}
+
+
 def show(title: str, rows: Sequence[Mapping[str, Any]], json_path: Path | None, figures: Mapping[str, Any]) -> None:
     """Print `rows` as a table (keys of the first row are the columns), and write `figures` with the machine's name."""
     machine = describe()
@@ -39,6 +44,10 @@ def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
     machine = describe()
     document = {"machine": {"processor": machine.processor, "cores": machine.cores}, **figures}
     path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _names_files(value: Any) -> bool:
+    return isinstance(value, Path) or (isinstance(value, list) and any(map(_names_files, value)))
 
 
 def _number(value: float) -> str:

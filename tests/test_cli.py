@@ -136,6 +136,28 @@ def test_the_cause_of_an_error_is_looked_at():
         assert "quota" in str(explain(error))
 
 
+@pytest.mark.parametrize(
+    ("command", "struck", "next_time"),
+    [
+        (["run"], "running.shipped_recipes", "goes on from here"),
+        (["pretrain", "--out", "x"], "running.remembered", "goes on from here"),
+        (["doctor"], "looking._doctor", "begins anew"),
+        (["sample", "x"], "talking.find_model", "begins anew"),
+        (["--threads", "1", "x"], "parser.parse", "begins anew"),
+    ],
+)
+@pytest.mark.parametrize(("signalled", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_is_interrupted_says_whether_it_goes_on(
+    command: list[str], struck: str, next_time: str, signalled: int, code: int, monkeypatch, capsys
+):
+    """Struck as soon as it does anything: parsing what is asked, finding a model, looking at a run."""
+    monkeypatch.setattr(f"groundup.cli.{struck}", lambda *arguments, **options: signal.raise_signal(signalled))
+    assert main(command) == code
+    assert capsys.readouterr().err == (
+        f"groundup: {'interrupted' if code == 130 else 'stopped'}; the same command {next_time}\n"
+    )
+
+
 def test_a_defect_shows_its_traceback_and_where_to_report(monkeypatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("groundup.cli.running.shipped_recipes", lambda: 1 / 0)
     assert main(["run"]) == 1

@@ -42,6 +42,14 @@ if {arguments!r}:
     assert done.stdout.splitlines()[-1:] == ["LOADED"], done.stdout[-200:] + done.stderr[-2000:]
 
 
+def test_an_engine_starts_without_what_only_others_need():
+    """PyTorch takes most of a start; nothing of ours beside it that writes no text."""
+    unneeded = {"pyarrow", "rich", "transformers", "huggingface_hub", "jinja2", "pydantic", "llguidance"}
+    program = f"import sys, groundup; groundup.Engine; print(*sorted({unneeded!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def _rooms_reached(module: str, graph: grimp.ImportGraph) -> set[str]:
     """The rooms whose code runs when this module does, directly or not."""
     modules = {module} | graph.find_upstream_modules(module)

@@ -16,7 +16,8 @@ from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits, Row
 from groundup.engine.runner import Runner, StepRunner
-from groundup.engine.scheduler import Scheduler, Sequence, Step
+from groundup.engine.scheduler import Scheduler
+from groundup.engine.sequence import Sequence, Step
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Experts

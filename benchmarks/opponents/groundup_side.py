@@ -28,6 +28,9 @@ class Groundup:
         first = self._seconds(others, 1)
         return self._seconds(prompts, new_tokens) - first
 
+    def nats(self, texts: list[list[int]]) -> float:
+        return -sum(score.total for score in self._engine.score(texts))
+
     def extras(self, task: Task) -> dict[str, Any]:
         """How long steps take in which every stream gets a token, and how much of that is outside the model."""
         found = {}

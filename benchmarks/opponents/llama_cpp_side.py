@@ -1,9 +1,9 @@
 """llama.cpp through its C API, as its own `llama-bench` and `llama-batched-bench` measure it.
 
     llama_cpp_side.py TASK
-    llama_cpp_side.py --quantize FILE OUT
+    llama_cpp_side.py --quantize FILE OUT TYPE
 
-The second form makes a file of type q4_0 of one in half precision, with llama.cpp's own mixture of types.
+The second form makes a file of type q4_0 or q8_0 of one in half precision, with llama.cpp's own mixture of types.
 Nothing is sampled: the tokens of a step are random, as there. A context holds as many sequences as there are streams.
 """
 
@@ -12,6 +12,8 @@ import time
 from typing import Any
 
 import llama_cpp as api
+import numpy as np
+from likelihood import nats_of
 from task import Task, answer
 
 IMPORTED = time.monotonic()
@@ -38,6 +40,7 @@ class LlamaCpp:
         return seconds
 
     def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
+        """All streams are one batch, in each step one token of each, chosen beforehand."""
         context = self._context(prompts, new_tokens)
         for sequence, prompt in enumerate(prompts):
             self._timed(context, [_batch([[(token, place) for place, token in enumerate(prompt)]], sequence)])
@@ -47,6 +50,18 @@ class LlamaCpp:
         seconds = self._timed(context, steps)
         api.llama_free(context)
         return seconds
+
+    def nats(self, texts: list[list[int]]) -> float:
+        """Each text is one batch in a context of its own, and tells the logits behind every token."""
+        vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
+        nats = 0.0
+        for text in texts:
+            context = self._context([text], 0)
+            self._timed(context, [_batch([[(token, place) for place, token in enumerate(text)]], every_logits=True)])
+            logits_tv = np.ctypeslib.as_array(api.llama_get_logits(context), (len(text), vocab_size))
+            nats += nats_of(text, logits_tv)
+            api.llama_free(context)
+        return nats
 
     def extras(self, task: Task) -> dict[str, Any]:
         return {"system": api.llama_print_system_info().decode(), "bytes": api.llama_model_size(self._model)}
@@ -76,10 +91,10 @@ class LlamaCpp:
         return seconds
 
 
-def _batch(sequences: list[list[tuple[int, int]]], first_sequence: int = 0) -> Any:
-    """(token, place) of each sequence; logits are wanted of the last of each."""
+def _batch(sequences: list[list[tuple[int, int]]], first_sequence: int = 0, every_logits: bool = False) -> Any:
+    """(token, place) of each sequence; logits are wanted of the last of each, or of all."""
     rows = [
-        (token, place, first_sequence + sequence, place == tokens[-1][1])
+        (token, place, first_sequence + sequence, every_logits or place == tokens[-1][1])
         for sequence, tokens in enumerate(sequences)
         for token, place in tokens
     ]
@@ -92,9 +107,9 @@ def _batch(sequences: list[list[tuple[int, int]]], first_sequence: int = 0) -> A
     return batch
 
 
-def _quantize(path: str, out: str) -> None:
+def _quantize(path: str, out: str, type: str) -> None:
     params = api.llama_model_quantize_default_params()
-    params.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.ftype = {"q4_0": api.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": api.LLAMA_FTYPE_MOSTLY_Q8_0}[type]
     if api.llama_model_quantize(path.encode(), out.encode(), params) != 0:
         raise SystemExit(f"llama.cpp cannot quantize {path}")
 
@@ -103,6 +118,6 @@ _SILENT = api.llama_log_callback(lambda level, text, data: None)
 
 if __name__ == "__main__":
     if sys.argv[1] == "--quantize":
-        _quantize(*sys.argv[2:4])
+        _quantize(*sys.argv[2:5])
     else:
         answer(LlamaCpp, IMPORTED)

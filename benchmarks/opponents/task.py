@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 # Nobody else's output may be taken for an answer.
@@ -17,11 +18,12 @@ MARK = "measured: "
 
 @dataclass(frozen=True)
 class Task:
-    """One round.
+    """One round of speeds, or, of `texts`, what the model says of them.
 
     model: folder or file. started: when the process was asked for, on the clock `time.monotonic`, which all share.
     prompt_tokens: of the prompt whose reading is timed. context_tokens: of the prompts from which streams go on, short,
     so that an engine may read all of them at once; new_tokens: of each stream, of which the first is not timed.
+    texts: a JSON file with the token ids of each.
     """
 
     model: str
@@ -32,6 +34,7 @@ class Task:
     context_tokens: int = 16
     new_tokens: int = 64
     streams: list[int] = field(default_factory=lambda: [1, 16, 32])
+    texts: str | None = None
 
     @property
     def longest(self) -> int:
@@ -57,6 +60,9 @@ class Side(Protocol):
     def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
         """Seconds from the first to the last of `new_tokens` that follow each prompt, all prompts together."""
 
+    def nats(self, texts: list[list[int]]) -> float:
+        """What all tokens but the first of each text cost, given those before them."""
+
     def extras(self, task: Task) -> dict[str, Any]:
         """What else there is to tell."""
 
@@ -69,6 +75,23 @@ def answer(load: Callable[[Task], Side], imported: float) -> None:
     task = Task(**json.loads(sys.argv[1]))
     side = load(task)
     loaded = time.monotonic()
+    found = _speeds(task, side, imported, loaded) if task.texts is None else _likelihood(side, Path(task.texts))
+    print(MARK + json.dumps(found), flush=True)
+
+
+def told(output: str) -> dict[str, Any]:
+    """What a side answered, among what else it printed."""
+    (line,) = (one for one in output.splitlines() if one.startswith(MARK))
+    answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+    return answer
+
+
+def _likelihood(side: Side, path: Path) -> dict[str, Any]:
+    texts = json.loads(path.read_text(encoding="utf-8"))
+    return {"nats": side.nats(texts), "tokens": sum(len(text) - 1 for text in texts)}
+
+
+def _speeds(task: Task, side: Side, imported: float, loaded: float) -> dict[str, Any]:
     (short,) = task.prompts(1, task.context_tokens, seed=0)
     side.prefill(short)
     figures: dict[str, Any] = {
@@ -86,5 +109,4 @@ def answer(load: Callable[[Task], Side], imported: float) -> None:
         side.decode(task.prompts(streams, task.context_tokens, seed=10 + streams), 4)
         seconds = side.decode(task.prompts(streams, task.context_tokens, seed=1000 + streams), task.new_tokens)
         figures[str(streams)] = streams * (task.new_tokens - 1) / seconds
-    figures |= side.extras(task)
-    print(MARK + json.dumps(figures), flush=True)
+    return figures | side.extras(task)

@@ -1,24 +1,13 @@
-"""`generate` of `transformers` in bfloat16, or of OpenVINO through `optimum-intel`, which has the same face.
+"""`generate` of `transformers` in bfloat16."""
 
-    transformers_side.py TASK [openvino]
-    transformers_side.py --export FOLDER OUT
-
-The second form writes a model for OpenVINO, its weights in 4 bits: symmetric, groups of 128.
-"""
-
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from likelihood import nats_of
 from task import Task, answer
+from transformers import AutoModelForCausalLM
 
-WITH_OPENVINO = sys.argv[2:] == ["openvino"] or sys.argv[1:2] == ["--export"]
-if WITH_OPENVINO:
-    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
-else:
-    from transformers import AutoModelForCausalLM
 IMPORTED = time.monotonic()
 
 
@@ -38,7 +27,7 @@ class Generate:
 
     def __init__(self, task: Task) -> None:
         torch.set_num_threads(task.threads)
-        self._model: Any = _openvino(task) if WITH_OPENVINO else _transformers(task)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.bfloat16)
         self._model.generation_config.eos_token_id = None
         self._model.generation_config.pad_token_id = 0
 
@@ -49,6 +38,10 @@ class Generate:
     def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
         came = self._write(prompts, new_tokens)
         return came[-1] - came[0]
+
+    @torch.no_grad()
+    def nats(self, texts: list[list[int]]) -> float:
+        return sum(nats_of(text, self._model(torch.tensor([text])).logits[0].float().numpy()) for text in texts)
 
     def extras(self, task: Task) -> dict[str, Any]:
         return {}
@@ -70,23 +63,5 @@ class Generate:
         return clock.came
 
 
-def _transformers(task: Task) -> Any:
-    return AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.bfloat16)
-
-
-def _openvino(task: Task) -> Any:
-    settings = {"INFERENCE_NUM_THREADS": str(task.threads), "PERFORMANCE_HINT": "LATENCY"}
-    return OVModelForCausalLM.from_pretrained(task.model, ov_config=settings)
-
-
-def _export(folder: Path, out: Path) -> None:
-    config = OVWeightQuantizationConfig(bits=4, sym=True, group_size=128)
-    model = OVModelForCausalLM.from_pretrained(folder, export=True, compile=False, quantization_config=config)
-    model.save_pretrained(out)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "--export":
-        _export(Path(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        answer(Generate, IMPORTED)
+    answer(Generate, IMPORTED)

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from groundup.engine.draft import DraftModel as DraftModel
     from groundup.engine.engine import Engine as Engine
     from groundup.engine.guessing import PromptLookup as PromptLookup
+    from groundup.engine.prompts import Pair as Pair
     from groundup.model.build import AnyModel
 
 __version__ = "0.1.0"
 
-_OF_THE_ENGINE = {"Engine": "engine", "PromptLookup": "guessing", "DraftModel": "draft"}
+_OF_THE_ENGINE = {"Engine": "engine", "PromptLookup": "guessing", "DraftModel": "draft", "Pair": "prompts"}
 
 
 def __getattr__(name: str) -> Any:

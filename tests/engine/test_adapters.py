@@ -229,7 +229,7 @@ def test_a_text_whose_adapter_was_dropped_before_it_began_is_told(engine: gu.Eng
     gone = engine._loop.adapters.named("mine")
     engine.drop_adapter("mine")
     told = []
-    engine._submit([Scoring(BASE, told.append, gone)])
+    engine._desk.submit([Scoring(BASE, told.append, gone)])
     assert _engine_free(engine)
     assert str(told[0]) == "adapter `mine` was dropped before this text was begun"
 

@@ -77,6 +77,7 @@ class Memory:
             assert self.pool.is_held(block) == (block in held)
             assert self.pool.is_shared(block) == (held[block] > 1)
         for table, tokens in self.texts:
+            assert table.numbers().tolist() == [0] * table.dropped + table.blocks
             read = [token for block in table.blocks for token in self.cells[block]]
             assert read[: len(tokens) - table.first_token] == tokens[table.first_token :]
 

@@ -1,5 +1,7 @@
 """Models whose layers are a program: the numbers of the same model in PyTorch, whatever is computed together."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -143,6 +145,21 @@ def test_adapters_add_to_their_own_texts_what_they_add_in_the_model():
         with torch.no_grad(), in_model.applied([adapter], model.device):
             expected_tv = model(torch.tensor([prompt]))[0]
         _require_close(torch.cat(seen[number]), expected_tv)
+
+
+def test_an_adapter_that_is_dropped_is_not_kept_by_the_step_that_had_it_last():
+    model = _quantized("llama")
+    runner, scheduler = CompiledRunner(model, 40, 24, torch.float32), Scheduler(BlockPool(40), 24, 4)
+    adapter = _random_adapter(model, "all", 0)
+    gone = weakref.ref(adapter)
+    adapted = scheduler.add([1, 2, 3], 10, adapter=adapter)
+    runner.run(scheduler.schedule())
+    scheduler.remove(adapted)
+    scheduler.add([1, 2, 3], 10)
+    runner.run(scheduler.schedule())
+    del adapter, adapted
+    gc.collect()
+    assert gone() is None
 
 
 def _random_adapter(model: LanguageModel, name: str, seed: int) -> Adapter:

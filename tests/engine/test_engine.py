@@ -146,6 +146,24 @@ def test_text_streams_in_whole_characters_up_to_a_stop_string(talker: LanguageMo
     assert "".join(pieces) == cut and len(pieces) > 1
 
 
+def test_tokens_beyond_the_tokenizers_vocabulary_spell_nothing():
+    """The tables of many models have more rows than their tokenizers have tokens."""
+    config = build_config("llama", depth=2, vocab_size=WORDS.vocab_size + 50, context=120, width=32, head_dim=16)
+    engine = gu.Engine(hot_decoder(config), WORDS, stop_ids=[])
+    beyond = WORDS.vocab_size + 20
+    asked = {"logit_bias": {beyond: 8.0}, "temperature": 1.5, "seed": 2, "max_tokens": 40}
+    (one,) = engine.generate(["Hello"], **asked)
+    inside = [token for token in one.tokens if token < WORDS.vocab_size]
+    assert beyond in one.tokens and inside
+    assert one.text == WORDS.decode(inside)
+    assert engine.generate(["Hello"], stop=["never there"], **asked)[0].text == one.text
+    assert "".join(engine.stream("Hello", **asked)) == one.text
+    beams = engine.generate(["Hello"], beams=2, logit_bias={beyond: 100.0}, max_tokens=5)
+    assert beams[0].tokens == [beyond] * 5 and beams[0].text == ""
+    said = engine.chat([{"role": "user", "content": "Hello"}], logit_bias={beyond: 100.0}, max_tokens=5)
+    assert said.content == ""
+
+
 def test_texts_with_a_form_and_free_ones_go_together(talker: LanguageModel):
     engine = gu.Engine(talker, WORDS, stop_ids=[])
     settings = {"max_tokens": 30, "temperature": 1.0, "seed": 3}

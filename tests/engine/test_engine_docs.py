@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import hot_decoder
+from tiny import hot_model
 
 import groundup
 from groundup.engine.sampling import Sampling
-from groundup.model.config import ModelConfig
 from groundup.model.presets import build_config
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
 from groundup.tokens.tokenizer import Tokenizer, train
@@ -21,12 +20,12 @@ PAGE = (Path(__file__).parents[2] / "docs/engine.md").read_text()
 
 @pytest.fixture
 def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`my-model` in the current folder: it writes bytes that nobody taught it."""
+    """`my-model` and `my-t5` in the current folder: they write bytes that nobody taught them."""
     tokenizer = Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["code"]))
-    config = build_config("llama", depth=2, vocab_size=tokenizer.vocab_size, context=256, width=32, head_dim=16)
-    assert isinstance(config, ModelConfig)
-    groundup.save(hot_decoder(config, dtype=torch.float32), tmp_path / "my-model")
-    tokenizer.save(tmp_path / "my-model")
+    for preset, name in (("llama", "my-model"), ("t5", "my-t5")):
+        config = build_config(preset, depth=2, vocab_size=tokenizer.vocab_size, context=256, width=32, head_dim=16)
+        groundup.save(hot_model(config, dtype=torch.float32), tmp_path / name)
+        tokenizer.save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
 
 
@@ -36,7 +35,7 @@ def test_the_examples_run_one_after_another(model_folder: None, capsys: pytest.C
     names: dict[str, object] = {}
     for number, example in enumerate(examples, start=1):
         exec(compile(example, f"docs/engine.md, example {number}", "exec"), names)
-    assert len(examples) == 8
+    assert len(examples) == 9
     assert "prompts[1]: a prompt needs at least one token" in capsys.readouterr().out
 
 

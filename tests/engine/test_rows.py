@@ -38,6 +38,19 @@ def test_what_is_chosen_does_not_depend_on_who_summed_up(compiled: None, asked: 
         assert one.top == [(token, pytest.approx(logprob, abs=1e-5)) for token, logprob in other.top]
 
 
+def test_no_row_ends_a_text_before_its_least_length(compiled: None):
+    logits_nv = _logits(torch.float32)
+    likeliest = logits_nv.argmax(-1).tolist()
+    chooser = make_chooser(Sampling(stop_token_ids=likeliest, min_tokens=4), [1, 2])
+    tokens = []
+    for row in rows_of(logits_nv):
+        tokens.append(chooser.choose(row).token)
+        assert chooser.has_ended == (len(tokens) > 4)
+    expected_nv = logits_nv.clone()
+    expected_nv[:4, likeliest] = -torch.inf
+    assert tokens == expected_nv.argmax(-1).tolist()
+
+
 def test_float64_is_left_as_it_is():
     logits_nv = _logits(torch.float64)
     assert all(torch.equal(row, logits_v) for row, logits_v in zip(rows_of(logits_nv), logits_nv, strict=True))

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
-from groundup.engine.scheduler import Scheduler, Sequence, Step
+from groundup.engine.scheduler import Scheduler
+from groundup.engine.sequence import Sequence, Step
 
 
 @dataclass

@@ -99,7 +99,7 @@ def test_a_run_without_a_common_time_does_not_spoil_the_others():
 def test_the_engine_is_asked_what_was_planned(monkeypatch: pytest.MonkeyPatch):
     plan = Plan(prompt_tokens=40, new_tokens=6, streams=(1, 3), repeats=2)
     engine = gu.Engine(hot_decoder(tiny_config("llama", context=64)), stop_ids=range(VOCABULARY))
-    submit, prompts, pieces = engine._submit, [], []
+    submit, prompts, pieces = engine._desk.submit, [], []
 
     def overheard(tell: Callable[[Piece], None]) -> Callable[[Piece], None]:
         own: list[Piece] = []
@@ -112,7 +112,7 @@ def test_the_engine_is_asked_what_was_planned(monkeypatch: pytest.MonkeyPatch):
             job.tell = overheard(job.tell)
         submit(jobs)
 
-    monkeypatch.setattr(engine, "_submit", submit_overheard)
+    monkeypatch.setattr(engine._desk, "submit", submit_overheard)
     told: list[tuple[int, str]] = []
     speed = measure(engine, plan, lambda tokens, what: told.append((tokens, what)))
 

@@ -23,7 +23,8 @@ from groundup.engine.jobs import Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits
 from groundup.engine.runner import Runner, is_recurrent, reach
-from groundup.engine.scheduler import Chunk, Scheduler, Step
+from groundup.engine.scheduler import Scheduler
+from groundup.engine.sequence import Chunk, Step
 from groundup.model.language_model import LanguageModel
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_figures_are_those_of_one_token_after_the_other(
     words, before, after = Tokenizer.load(folder), load_language_model(folder), load_language_model(folder)
     quantize_model(after, W4)
     text = TextStream([str(texts)], words)
-    found = compare(before, after, text, 24, words.bos_id)
+    found = compare(before, after, text, 24)
     expected = _by_hand(before, after, text, words.bos_id, 24)
     assert [found.before_nats, found.after_nats, found.divergence_nats] == pytest.approx(expected, rel=1e-3)
     read = [json.loads(line)["text"] for line in texts.read_text(encoding="utf-8").splitlines()]
@@ -114,6 +115,17 @@ def test_what_nobody_measured_is_not_called_good(
     assert "not measured: nobody knows what this model has lost" in capsys.readouterr().out
     record = json.loads((tmp_path / "out/quantization.json").read_text())
     assert record["measured"] is False and "good" not in record
+
+
+def test_a_folder_without_a_tokenizer_is_quantized_unmeasured(pretrained: Callable[[str], Path], tmp_path: Path):
+    folder = tmp_path / "wordless"
+    shutil.copytree(pretrained("llama"), folder)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    quantize_folder(QuantizeConfig("w4", unmeasured=True), folder, tmp_path / "out")
+    assert quantized_format(groundup.load(tmp_path / "out")) == W4
+    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        quantize_folder(QuantizeConfig("w4", heldout=("x",)), folder, tmp_path / "measured")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import GenerationMixin
 from variants_encoder_decoder import OWN_HEAD, VARIANTS
 
+import groundup as gu
 from groundup.engine.cache import KeyValueCache
-from groundup.engine.generate import Generator
-from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model, save_model
 from groundup.model.encoder_decoder import EncoderDecoder
@@ -153,8 +152,10 @@ def test_greedy_generation_is_that_of_the_reference(variant: str, tmp_path: Path
     begun = torch.cat((torch.full((6, 1), model.config.start_id), random_ids(6, 2, seed=7)), dim=1)
     expected = _reference_greedy(variant, _save(model, tmp_path / "ours"), source, begun, count=20)
     assert max(len(set(row)) for row in expected) > 4, "texts that go round in circles say little"
-    sources = source if variant.startswith("whisper") else source.tolist()
-    assert Generator(model, [2]).generate(begun.tolist(), Sampling(max_tokens=20), sources) == expected
+    sources = list(source) if variant.startswith("whisper") else source.tolist()
+    pairs = [gu.Pair(one, target) for one, target in zip(sources, begun.tolist(), strict=True)]
+    found = gu.Engine(model, stop_ids=[2]).generate(pairs, max_tokens=20)
+    assert [one.tokens for one in found] == expected
 
 
 @OF_TEXT

@@ -4,6 +4,7 @@ This file holds what all verbs share: how a command starts, and how it ends. An 
 the user can mend (one sentence says which), 130 Ctrl-C, 143 a request to end (SIGTERM), 1 a defect of ours (traceback).
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -27,12 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _terminate)
+    flags: argparse.Namespace | None = None
     try:
-        _run_verb(sys.argv[1:] if argv is None else argv)
+        flags = _read_flags(sys.argv[1:] if argv is None else argv)
+        if flags is not None:
+            _prepare(flags)
+            flags.handler(flags)
+            sys.stdout.flush()
     except Terminated:
-        return _end("stopped; the same command goes on from here", 143)
+        return _end(f"stopped; {_what_next(flags)}", 143)
     except KeyboardInterrupt:
-        return _end("interrupted; the same command goes on from here", 130)
+        return _end(f"interrupted; {_what_next(flags)}", 130)
     except BrokenPipeError:
         # The reader (`head`, a pager) has seen enough. Nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,14 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_verb(argv: Sequence[str]) -> None:
+def _read_flags(argv: Sequence[str]) -> argparse.Namespace | None:
+    """The flags of a command; None where there is none, and help was shown instead."""
     from groundup.cli.parser import build_parser, parse
 
     parser = build_parser()
     if not argv:
         parser.print_help()
-        return
-    flags = parse(parser, argv)
+        return None
+    return parse(parser, argv)
+
+
+def _prepare(flags: argparse.Namespace) -> None:
+    """What the flags of every verb ask for."""
     if flags.quiet:
         os.environ["GROUNDUP_QUIET"] = "1"
     if flags.threads is not None:
@@ -61,8 +72,6 @@ def _run_verb(argv: Sequence[str]) -> None:
             raise UserError(f"--threads must be at least 1, not {flags.threads}")
         # The libraries read these when they are loaded, which no verb has done yet.
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(flags.threads)))
-    flags.handler(flags)
-    sys.stdout.flush()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -74,6 +83,12 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise Terminated
+
+
+def _what_next(flags: argparse.Namespace | None) -> str:
+    """What becomes of a command that did not come to its end."""
+    resumes = flags is not None and flags.resumes
+    return "the same command goes on from here" if resumes else "the same command begins anew"
 
 
 def _end(sentence: str, code: int) -> int:

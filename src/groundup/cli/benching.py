@@ -70,11 +70,12 @@ def _bench(flags: argparse.Namespace) -> None:
     from groundup.cli.speed_shown import Measured, speed_page, terminal_lines, terminal_table
     from groundup.engine.speed import measure
     from groundup.hardware import describe, peak_memory_bytes
+    from groundup.model.language_model import LanguageModel
 
     begun = time.perf_counter()
     engine = _engine(folder, plan, flags.device, flags.compile_layers)
     load_seconds = time.perf_counter() - begun
-    if not engine.model.config.causal:
+    if not isinstance(engine.model, LanguageModel) or not engine.model.config.causal:
         raise UserError(f"{folder} holds a {engine.model.config.family} model, which cannot go on from a text")
     plan = plan.within(engine.max_positions)
     with Progress("bench", total=plan.tokens, unit="tokens") as progress:

@@ -18,7 +18,7 @@ start here:
   groundup chat runs/pocket        talk to it
   groundup run stories --corpus.paths my-texts/    the same with texts of your own
 
-Every verb explains itself: groundup VERB --help. Whatever was interrupted goes on when run again."""
+Every verb explains itself: groundup VERB --help. A run that was interrupted goes on when run again."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,12 +60,16 @@ class Verbs:
         usage: str,
         about: str = "",
         after: str = "",
+        resumes: bool = False,
     ) -> Parser:
-        """about: what the verb does, in full. after: examples and what comes next, shown below the flags."""
+        """about: what the verb does, in full. after: examples and what comes next, shown below the flags.
+
+        resumes: the same command goes on where it was interrupted.
+        """
         parser = self._subparsers.add_parser(
             name, help=summary, usage=f"groundup {name} {usage}", description=about or summary, epilog=after
         )
-        parser.set_defaults(handler=handler)
+        parser.set_defaults(handler=handler, resumes=resumes)
         _add_shared(parser)
         return parser
 

@@ -81,9 +81,8 @@ Next: groundup report runs/mine""",
 
 def add_verbs(verbs: Verbs) -> None:
     """Add `run` and the stages."""
-    run = verbs.add(
-        "run", "run a whole recipe", _run, "[RECIPE] [--out RUN] [--STAGE.KEY VALUE …]", RUN_ABOUT, RUN_AFTER
-    )
+    usage = "[RECIPE] [--out RUN] [--STAGE.KEY VALUE …]"
+    run = verbs.add("run", "run a whole recipe", _run, usage, RUN_ABOUT, RUN_AFTER, resumes=True)
     run.add_argument("recipe", nargs="?", metavar="RECIPE", help="a shipped recipe or a TOML file")
     run.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/RECIPE)")
     run.add_argument("--show", action="store_true", help="print the recipe and run nothing")
@@ -96,7 +95,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _add_stage(verbs: Verbs, stage: Stage) -> None:
     about = f"{stage.summary.capitalize()}.\n\nOne stage of a run folder; settings of an earlier run there are kept."
-    verb = verbs.add(stage.name, stage.summary, _run_stage, "RUN [settings] [inputs]", about, STAGE_AFTER[stage.name])
+    usage, after = "RUN [settings] [inputs]", STAGE_AFTER[stage.name]
+    verb = verbs.add(stage.name, stage.summary, _run_stage, usage, about, after, resumes=True)
     verb.add_argument("run", nargs="?", type=Path, metavar="RUN", help=f"run folder; the result goes to {stage.folder}")
     verb.add_argument("--out", type=Path, metavar="RUN", help="the run folder as a flag")
     settings = verb.add_argument_group("settings, as in the recipe's table")

@@ -1,21 +1,130 @@
 """From what is asked of the engine to the jobs that its thread is given; mistakes come out here, where it is asked."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from groundup.engine.beaming import Beaming
 from groundup.engine.blocks import BlockPool
-from groundup.engine.choose import Chooser
+from groundup.engine.choose import Chooser, make_chooser
 from groundup.engine.completion import Heard
+from groundup.engine.constrain import Constraint
+from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of, embed
 from groundup.engine.jobs import Scoring, Writing
-from groundup.engine.prompts import Prompt
+from groundup.engine.loop import Job, Loop, Worker
+from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.runner import decoder_of, depends_on_the_longest
 from groundup.engine.sampling import Sampling
+from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
+from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 
-# Gives a new way to tell a text's pieces to whoever waits for them.
-Listen = Callable[[], Callable[[Heard], None]]
+# What a text's pieces are told to, one after the other.
+Listener = Callable[[Heard], None]
+# Gives a new one for whoever waits for a text.
+Listen = Callable[[], Listener]
+
+
+class Desk:
+    """Takes what is asked in the thread that asks, checks it, and hands it as jobs to the one that computes."""
+
+    def __init__(
+        self,
+        model: LanguageModel | EncoderDecoder,
+        reader: Reader,
+        loop: Loop,
+        worker: Worker,
+        pool: BlockPool,
+        most_running: int,
+    ) -> None:
+        self._model, self._reader, self._loop, self._worker = model, reader, loop, worker
+        self._pool, self._most_running = pool, most_running
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        listen: Listen,
+        sampling: Sampling,
+        constraint: Constraint | None,
+        adapter: str | None,
+        streams: bool = False,
+    ) -> tuple[list[list[int]], list[Job]]:
+        """Have texts written; returns the prompts' token ids, and the jobs.
+
+        streams: whether somebody reads the text as it comes; otherwise it is spelled at its end.
+        """
+        require_decoder(self._model)
+        sampling.require_vocabulary(self._model.config.vocab_size)
+        adapted = self._adapter(adapter)
+        groups: list[list[Writing | Beaming]] = []
+        for index, prompt in enumerate(prompts):
+            ids, source = self._reader.read(prompt, f"prompts[{index}]", room=1)
+            limit = min(sampling.max_tokens, self._model.config.max_positions - len(ids))
+            text = self._reader.text(sampling.stop) if streams or sampling.stop else None
+            chooser = make_chooser(sampling, ids, constraint)
+            groups.append(jobs_for(ids, limit, chooser, text, listen, adapted, source))
+            require_room(groups[-1][0], self._pool, self._most_running)
+        self.submit([leader for leader, *_ in groups])
+        return [leader.prompt for leader, *_ in groups], [job for group in groups for job in group]
+
+    def begin_scores(
+        self,
+        texts: Sequence[Prompt],
+        adapter: str | None,
+        tells: Sequence[Callable[[list[float] | Exception], None]],
+    ) -> list[Scoring]:
+        """Have texts scored."""
+        require_decoder(self._model)
+        read = [self._reader.read(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
+        adapted = self._adapter(adapter)
+        jobs = [Scoring(ids, tell, adapted, source) for (ids, source), tell in zip(read, tells, strict=True)]
+        for job in jobs:
+            require_room(job, self._pool, self._most_running)
+        self.submit(jobs)
+        return jobs
+
+    def begin_embedding(
+        self, texts: Sequence[Prompt], pooling: Pooling
+    ) -> "tuple[list[list[int]], list[Future[Tensor]]]":
+        """Have texts embedded; returns which are in each batch, and its vectors to come."""
+        if pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
+        batches = batches_of(all_ids, 1 if depends_on_the_longest(decoder_of(self._model)) else EMBED_BATCH)
+        return batches, [
+            self._worker.result_of(partial(embed, self._model, [all_ids[index] for index in batch], pooling))
+            for batch in batches
+        ]
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
+
+        def begin() -> None:
+            for job in jobs:
+                self._loop.begin(job)
+
+        self._worker.do(begin)
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Give up what is not finished."""
+        for job in jobs:
+            self._worker.do(partial(self._loop.cancel, job))
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        """Raises ValueError if there is none of this name."""
+        return None if name is None else self._loop.adapters.named(name)
+
+
+def require_decoder(model: LanguageModel | EncoderDecoder) -> None:
+    """Raises ValueError for a model that reads both ways and has no part that writes."""
+    if not decoder_of(model).config.causal:
+        raise ValueError(f"a {model.config.family} model cannot go on from a text; this engine only embeds")
 
 
 def asked(sampling: Sampling | None, options: Mapping[str, Any], stop_ids: Collection[int]) -> Sampling:
@@ -49,31 +158,34 @@ def jobs_for(
     text: StoppingText | None,
     listen: Listen,
     adapter: Adapter | None = None,
+    source: Source | None = None,
 ) -> list[Writing | Beaming]:
     """The jobs that answer a prompt; the first of them is begun, and begins the others.
 
     limit: tokens of an answer. chooser, text: of the first answer, others have copies of them. adapter: that the model
-    has for all of them, if any.
+    has for all of them, if any. source: that they are written for, if the model has an encoder.
     """
     sampling = chooser.sampling
     if sampling.beams > 1:
-        return [Beaming(prompt, limit, chooser, text, [listen() for _ in range(sampling.n)], adapter)]
-    leader = Writing(prompt, limit, chooser, text, listen(), adapter)
+        return [Beaming(prompt, limit, chooser, text, [listen() for _ in range(sampling.n)], adapter, source)]
+    leader = Writing(prompt, limit, chooser, text, listen(), adapter, source)
     for copy in range(1, sampling.written):
         own_text = None if text is None else text.copy()
-        leader.copies.append(Writing(prompt, limit, chooser.fork(copy), own_text, listen(), adapter))
+        leader.copies.append(Writing(prompt, limit, chooser.fork(copy), own_text, listen(), adapter, source))
     return [leader, *leader.copies]
 
 
 def require_room(job: Writing | Beaming | Scoring, pool: BlockPool, most_running: int) -> None:
     """Raises ValueError for a job that could never come to its end in this pool."""
-    blocks, texts = pool.blocks_for(job.most_tokens), "a text"
+    source = job.source
+    blocks, texts = pool.blocks_for(job.most_tokens) + (0 if source is None else source.blocks), "a text"
     if isinstance(job, Beaming):
         if job.beams > most_running:
             raise ValueError(f"`beams` must be at most {most_running}, the texts that this engine computes at a time")
         blocks, texts = job.most_blocks(pool), f"a search with {job.beams} beams"
     if blocks > pool.count:
+        texts += f" of up to {job.most_tokens} tokens" + ("" if source is None else f" for a source of {source.length}")
         raise ValueError(
-            f"{texts} of up to {job.most_tokens} tokens does not fit into the cache of this engine, which holds "
+            f"{texts} does not fit into the cache of this engine, which holds "
             f"{pool.tokens}; ask for fewer `max_tokens` or give it more `cache_tokens`"
         )

@@ -18,7 +18,8 @@ from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.jobs import Piece, next_piece
 from groundup.engine.rows import Logits
-from groundup.engine.scheduler import Sequence
+from groundup.engine.sequence import Sequence
+from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
 from groundup.model.lora import Adapter
 
@@ -58,7 +59,7 @@ class Beaming:
     prompt: its token ids. limit: tokens that an answer may get.
     text: what the tokens of an answer spell; None where there is no tokenizer.
     tells: one for each answer that is wanted, from the best on; given its pieces when the search is over, or an error.
-    adapter: that the model has meanwhile, if any.
+    adapter: that the model has meanwhile, if any. source: see `Writing`.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class Beaming:
         text: StoppingText | None,
         tells: list[Callable[[Piece | Exception], None]],
         adapter: Adapter | None = None,
+        source: Source | None = None,
     ) -> None:
         sampling = chooser.sampling
-        self.prompt, self._limit, self._tells, self.adapter = prompt, limit, tells, adapter
+        self.prompt, self._limit, self._tells = prompt, limit, tells
+        self.adapter, self.source = adapter, source
         self.beams, self._has_stops = sampling.beams, len(sampling.stop) > 0
         self._chooser, self._text = chooser, text
         self._search = BeamSearch(sampling.beams, chooser.end_ids, limit, sampling.length_penalty)
@@ -86,9 +89,10 @@ class Beaming:
     def most_blocks(self, pool: BlockPool) -> int:
         """With so many blocks, and as many places, the search comes to its end whatever it shares.
 
-        A sequence is admitted when there is a block left for each that runs.
+        A sequence is admitted when there is a block left for each that runs. The source of all is one.
         """
-        return self.beams * pool.blocks_for(self.most_tokens) + self.beams - 1
+        source = 0 if self.source is None else self.source.blocks
+        return self.beams * pool.blocks_for(self.most_tokens) + self.beams - 1 + source
 
     @property
     def sequences(self) -> list[Sequence]:

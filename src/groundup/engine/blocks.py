@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 # Tokens of a block, where nothing else asks for more.
@@ -192,6 +194,7 @@ class BlockTable:
         self._pool = pool
         self.blocks: list[int] = []
         self.dropped = 0
+        self._numbers: npt.NDArray[np.int32] | None = None
 
     @property
     def room(self) -> int:
@@ -203,9 +206,19 @@ class BlockTable:
         """Index of the first token that is still there."""
         return self.dropped * self._pool.block_size
 
+    def numbers(self) -> npt.NDArray[np.int32]:
+        """The blocks as an array, with zeros for those that were dropped; the same one until they change."""
+        if self._numbers is None:
+            self._numbers = np.array([0] * self.dropped + self.blocks, dtype=np.int32)
+        return self._numbers
+
     def block_of(self, index: int) -> int:
         """The block that holds the tokens from index · block size on."""
         return self.blocks[index - self.dropped]
+
+    def has_room(self, tokens: int, written: int) -> bool:
+        """Whether `grow` has nothing to do."""
+        return tokens <= self.room and not self._shared_from(written)
 
     def wanted(self, tokens: int, written: int) -> int:
         """Blocks that `grow` would take from the pool."""
@@ -213,6 +226,7 @@ class BlockTable:
 
     def grow(self, tokens: int, written: int) -> None:
         """Make room for `tokens` in all, `written` of which are there, in blocks that nobody else holds."""
+        self._numbers = None
         for place in self._shared_from(written):
             old, self.blocks[place] = self.blocks[place], self._pool.take()
             if (self.dropped + place) * self._pool.block_size < written:
@@ -223,7 +237,7 @@ class BlockTable:
 
     def adopt(self, blocks: Sequence[int]) -> None:
         """Begin with known blocks."""
-        self.blocks = self._pool.hold(blocks)
+        self.blocks, self._numbers = self._pool.hold(blocks), None
 
     def fork(self) -> "BlockTable":
         """Another table of the same blocks."""
@@ -239,17 +253,18 @@ class BlockTable:
             self._release(self.blocks[:gone])
             self.blocks = self.blocks[gone:]
             self.dropped += gone
+            self._numbers = None
 
     def shrink(self, tokens: int) -> None:
         """Give back the blocks behind those that `tokens` fill."""
         kept = self._pool.blocks_for(tokens) - self.dropped
         self._release(self.blocks[kept:])
-        self.blocks = self.blocks[:kept]
+        self.blocks, self._numbers = self.blocks[:kept], None
 
     def release(self) -> None:
         """Give everything back."""
         self._release(self.blocks)
-        self.blocks, self.dropped = [], 0
+        self.blocks, self.dropped, self._numbers = [], 0, None
 
     def _release(self, blocks: Sequence[int]) -> None:
         # The last ones are taken first: what comes later in a text is of less use to others.

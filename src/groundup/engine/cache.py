@@ -1,5 +1,7 @@
 """The cache of one generation: per layer the keys and values of every token so far, or a recurrent state."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,16 +14,16 @@ from groundup.model.specs import Attention
 class LayerKeyValues:
     """Keys and values of one layer, (batch, kv heads, tokens, head_dim), in buffers that double when full.
 
-    state, memory, load: see `model/context.py`.
+    state, load: see `model/context.py`.
     """
 
     def __init__(self) -> None:
         self.length = 0
         self.state: tuple[Tensor, ...] | None = None
-        self.memory: tuple[Tensor, Tensor] | None = None
         self.load: Tensor | None = None
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
+        self._memory: tuple[Tensor, Tensor] | None = None
 
     def attend(
         self,
@@ -39,6 +41,12 @@ class LayerKeyValues:
         self._values = _append(self._values, v_bhtk, start)
         kept = self._keys[:, :, : self.length], self._values[:, :, : self.length]
         return attend(spec, q_bhtk, *kept, visible, sinks_h, bias_hts)
+
+    def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder's output, computed once."""
+        if self._memory is None:
+            self._memory = compute()
+        return self._memory
 
 
 class KeyValueCache:

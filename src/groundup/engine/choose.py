@@ -16,7 +16,7 @@ them. Shape suffixes: v vocabulary, n candidates.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,7 @@ class Chooser:
     """Chooses the tokens of one answer, one after the other. Made by `make_chooser`.
 
     answer: the tokens so far, a stop token included.
+    end_ids: stop tokens, and those that end what the constraint asks for.
     """
 
     def __init__(
@@ -96,11 +97,13 @@ class Chooser:
         self._bias = np.array(list(sampling.logit_bias.values()))
         self._filters = _kept_of(sampling, mirostat)
         self._vocab_size: int | None = None
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Stop tokens, and those that end what the constraint asks for."""
-        return (*self.sampling.stop_token_ids, *(() if self._constraint is None else self._constraint.end_ids))
+        self.end_ids = frozenset(sampling.stop_token_ids) | frozenset(() if constraint is None else constraint.end_ids)
+        # Until so many tokens are there, stop tokens are banned.
+        self._first_end = sampling.min_tokens if sampling.stop_token_ids else 0
+        self._is_banning = len(sampling.bad_words) > 0 or constraint is not None
+        self._is_changing = self._is_banning or counts is not None or len(self._bias_ids) > 0
+        # Whether the summary of a row says all that there is to say about it.
+        self._is_plain = sampling.temperature == 0 and sampling.logprobs == 0 and not self._is_changing
 
     @property
     def has_ended(self) -> bool:
@@ -113,6 +116,9 @@ class Chooser:
         logits: (vocab,), any float type. Raises ValueError for logits that are no numbers, where bans and constraint
         together leave no token, and for a token id in the settings that the vocabulary does not have.
         """
+        if self._is_settled_by(logits):
+            self.answer.append(logits.largest)
+            return Choice(logits.largest, logits.highest - logits.normaliser, [])
         values_v, normaliser, largest = self._read(logits)
         adjusted_v = self._adjusted(values_v)
         if self.sampling.temperature == 0:
@@ -179,6 +185,16 @@ class Chooser:
             stream=self._stream if stream is None else stream,
         )
 
+    def _is_settled_by(self, logits: Logits) -> TypeGuard[Row]:
+        """Whether the likeliest token is wanted, and the row's summary names it; the settings have been checked."""
+        return (
+            self._is_plain
+            and self._vocab_size is not None
+            and len(self.answer) >= self._first_end
+            and isinstance(logits, Row)
+            and math.isfinite(logits.normaliser)
+        )
+
     def _read(self, logits: Logits) -> tuple[Floats, float, int | None]:
         """The logits as an array, which is not to be written to, their normaliser, and the largest if it is known.
 
@@ -206,10 +222,10 @@ class Chooser:
 
     def _changed(self, logits_v: Floats) -> tuple[Floats, bool]:
         """The same, and whether there are bans; the logits themselves where nothing changes them."""
-        is_early = len(self.answer) < self.sampling.min_tokens and len(self.sampling.stop_token_ids) > 0
-        is_banning = is_early or len(self.sampling.bad_words) > 0 or self._constraint is not None
-        if not is_banning and self._counts is None and not len(self._bias_ids):
+        is_early = len(self.answer) < self._first_end
+        if not is_early and not self._is_changing:
             return logits_v, False
+        is_banning = is_early or self._is_banning
         changed_v = logits_v.copy()
         changed_v[self._bias_ids] += self._bias
         if self._counts is not None:
@@ -279,4 +295,6 @@ def _kept_of(sampling: Sampling, mirostat: Mirostat | None) -> list[Callable[[Fl
 
 def _divided(logits_n: Floats, temperature: float) -> Floats:
     """The logits by the temperature, the largest moved to 0, so that the least temperature leads to no infinity."""
-    return (logits_n - logits_n.max()) / max(temperature, _COLDEST)
+    divided_n = logits_n - logits_n.max()
+    divided_n /= max(temperature, _COLDEST)
+    return divided_n

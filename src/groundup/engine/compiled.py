@@ -18,7 +18,7 @@ from groundup.engine.kernels.program import Program
 from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, write_norm
 from groundup.engine.paged import at_once
 from groundup.engine.runner import StepRunner, depends_on_the_longest
-from groundup.engine.scheduler import Chunk, Step
+from groundup.engine.sequence import Chunk, Step
 from groundup.engine.step_tables import step_ids, step_tables
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
@@ -75,7 +75,7 @@ class CompiledRunner(StepRunner):
         self._copy(step.copies)
         tables, written = step_tables(step.chunks, BLOCK_TOKENS), self._written_for(step.chunks)
         tokens = len(tables.positions_m)
-        ids_m = torch.from_numpy(step_ids(step.chunks, tokens))
+        ids_m = torch.from_numpy(step_ids(step.chunks))
         positions_m = torch.from_numpy(tables.positions_m.astype(np.int64))
         written.enters_md[:tokens] = self.model.embed(ids_m[None], positions_m[None])[0]
         written.program.run(tables)
@@ -92,6 +92,7 @@ class CompiledRunner(StepRunner):
         adapters = [chunk.sequence.adapter for chunk in chunks]
         present = dict.fromkeys(adapter for adapter in adapters if adapter is not None)
         if not present:
+            self._adapters_of_step = []  # one that is dropped is not kept in memory by the last step that had it
             return self._plain
         number_m = np.repeat(np.arange(len(chunks)), [chunk.length for chunk in chunks])
         self._adapters_of_step = [

@@ -13,6 +13,8 @@ from groundup.engine.sampling import Sampling
 
 Event = TypeVar("Event")
 Heard = Piece | Exception
+# The text of token ids.
+Spell = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
@@ -50,28 +52,50 @@ class Score:
         return sum(self.logprobs)
 
 
-def completions(prompts: Sequence[list[int]], texts: Sequence[Sequence[Piece]], sampling: Sampling) -> list[Completion]:
-    """What is given of the texts that were written, `sampling.written` for each prompt in turn."""
+def completions(
+    prompts: Sequence[list[int]], texts: Sequence[Sequence[Piece]], sampling: Sampling, spell: Spell
+) -> list[Completion]:
+    """What is given of the texts that were written, `sampling.written` for each prompt in turn.
+
+    spell: the text of token ids, where no stop strings had it made on the way.
+    """
     found: list[Completion] = []
     for number, prompt in enumerate(prompts):
         own = texts[number * sampling.written : (number + 1) * sampling.written]
         if sampling.best_of is not None:
             own = sorted(own, key=_mean_logprob, reverse=True)[: sampling.n]
-        found += [_completion(prompt, pieces) for pieces in own]
+        found += [_completion(prompt, pieces, None if sampling.stop else spell) for pieces in own]
     return found
 
 
-def _completion(prompt: list[int], pieces: Sequence[Piece]) -> Completion:
+def _completion(prompt: list[int], pieces: Sequence[Piece], spell: Spell | None) -> Completion:
     """All pieces of a text as one."""
     choices = [piece.choice for piece in pieces if piece.choice is not None]
     last = pieces[-1]
     assert last.ending is not None
-    text = "".join(piece.text for piece in pieces)
-    return Completion(prompt, [one.token for one in choices], text, choices, last.ending, last.cached)
+    tokens = [one.token for one in choices]
+    text = "".join(piece.text for piece in pieces) if spell is None else spell(tokens)
+    return Completion(prompt, tokens, text, choices, last.ending, last.cached)
 
 
 def _mean_logprob(pieces: Sequence[Piece]) -> float:
     return sum(piece.logprob for piece in pieces) / len(pieces)
+
+
+class Gathering:
+    """Takes the pieces of a text one by one, and tells all of them at its end: nobody is woken up for each."""
+
+    def __init__(self, tell: "Callable[[Sequence[Piece] | Exception], None]") -> None:
+        self._tell = tell
+        self._pieces: list[Piece] = []
+
+    def __call__(self, told: Heard) -> None:
+        if isinstance(told, Exception):
+            self._tell(told)
+            return
+        self._pieces.append(told)
+        if told.ending is not None:
+            self._tell(self._pieces)
 
 
 def pieces_of(inbox: "SimpleQueue[Heard]") -> Iterator[Piece]:

@@ -18,7 +18,7 @@ from groundup.engine.decode_graphs import CudaRecorder, DecodeGraphs, Record
 from groundup.engine.device_store import DeviceStore
 from groundup.engine.paged_attention import KERNEL_DTYPES, is_known_to_the_kernel
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent
-from groundup.engine.scheduler import Chunk, Step
+from groundup.engine.sequence import Chunk, Step
 from groundup.engine.step_inputs import StepInputs, step_inputs
 from groundup.engine.step_tables import padded, step_ids, step_tables
 from groundup.model.language_model import LanguageModel
@@ -67,7 +67,7 @@ class DeviceRunner(StepRunner):
 
     def _plain(self, chunks: list[Chunk]) -> Tensor:
         tokens, block_size = sum(chunk.length for chunk in chunks), self._store.block_size
-        ids_m, tables = step_ids(chunks, tokens), step_tables(chunks, block_size)
+        ids_m, tables = step_ids(chunks), step_tables(chunks, block_size)
         size = None if self._graphs is None or tokens > len(chunks) else self._graphs.size_for(tokens)
         if self._graphs is None or size is None:
             return self._hidden(step_inputs(ids_m, tables, block_size, self.model.device))
@@ -79,7 +79,7 @@ class DeviceRunner(StepRunner):
         """A step with adapters, each token being a row to them; neither recorded nor compiled steps have hooks."""
         adapters = [chunk.sequence.adapter for chunk in chunks for _ in range(chunk.length)]
         tables = step_tables(chunks, self._store.block_size)
-        ids_m = step_ids(chunks, len(adapters))
+        ids_m = step_ids(chunks)
         inputs = step_inputs(ids_m, tables, self._store.block_size, self.model.device)
         uncompiled = torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext()
         with uncompiled, self.adapters.applied(adapters, self.model.device):

@@ -6,6 +6,7 @@ only fill up a step write to it.
 Shape suffixes: m new tokens of all texts, h heads, j kv heads, k head dimension, p blocks, b tokens of a block.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -64,7 +65,6 @@ class LayerBlocks:
     values_pbjk: Tensor
     places: Places
     state: tuple[Tensor, ...] | None = None
-    memory: tuple[Tensor, Tensor] | None = None
     load: Tensor | None = None
 
     def attend(
@@ -88,6 +88,10 @@ class LayerBlocks:
         q_mhk = q_bhtk[0].transpose(0, 1)
         out_mhk = attend_to_blocks(spec, q_mhk, self.keys_pbjk, self.values_pbjk, self.places, sinks_h)
         return out_mhk.transpose(0, 1)[None]
+
+    def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What is computed now: there is no source."""
+        return compute()
 
 
 @dataclass

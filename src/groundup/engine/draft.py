@@ -21,7 +21,8 @@ from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent, reach
 from groundup.engine.runners import block_size_of, runner_of
 from groundup.engine.scheduler import Scheduler
-from groundup.engine.scheduler import Sequence as Text
+from groundup.engine.sequence import Sequence as Text
+from groundup.errors import UserError
 from groundup.formats.folder import local_folder
 from groundup.model.language_model import LanguageModel
 
@@ -139,7 +140,10 @@ def speculation_of(
     if isinstance(spec.model, LanguageModel):
         draft = spec.model
     else:
-        draft = load_for_engine(local_folder(spec.model), None, str(model.device))
+        loaded = load_for_engine(local_folder(spec.model), None, str(model.device))
+        if not isinstance(loaded, LanguageModel):
+            raise UserError(f"{spec.model} holds a {loaded.config.family} model; a draft is a decoder, such as llama")
+        draft = loaded
     _require_taking_back(draft)
     use_kernels(draft)
     if draft.config.vocab_size != model.config.vocab_size:

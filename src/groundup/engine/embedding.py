@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.prompts import left_padded
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 
 Pooling = Literal["mean", "last"]
@@ -19,19 +20,27 @@ EMBED_BATCH = 16
 
 
 @torch.no_grad()
-def embed(model: LanguageModel, texts: Sequence[Sequence[int]], pooling: Pooling) -> Tensor:
+def embed(model: LanguageModel | EncoderDecoder, texts: Sequence[Sequence[int]], pooling: Pooling) -> Tensor:
     """(b, d) on the CPU, in at least float32: the mean over the tokens of each text, or what leaves at its last one.
 
-    The same for encoders and decoders; padding counts for nothing.
+    The same for encoders, also those before a decoder, and decoders; padding counts for nothing.
     """
     input_ids, mask_bt = left_padded(texts, model.device)
     padded = int(mask_bt.min()) == 0
-    hidden_btd = model.encode(input_ids, mask_bt if padded else None)
+    hidden_btd = _hidden(model, input_ids, mask_bt if padded else None)
     wide_btd = hidden_btd if hidden_btd.dtype == torch.float64 else hidden_btd.float()
     if pooling == "last":
         return wide_btd[:, -1].cpu()
     weights_bt1 = mask_bt[..., None].to(wide_btd.dtype)
     return ((wide_btd * weights_bt1).sum(1) / weights_bt1.sum(1)).cpu()
+
+
+def _hidden(model: LanguageModel | EncoderDecoder, input_ids: Tensor, mask_bt: Tensor | None) -> Tensor:
+    if isinstance(model, LanguageModel):
+        return model.encode(input_ids, mask_bt)
+    hidden_btd = model.read(input_ids, mask_bt).hidden_bsd
+    assert hidden_btd is not None
+    return hidden_btd
 
 
 def batches_of(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:

@@ -6,26 +6,24 @@ together, and beginnings that they share are computed once. What a request gets 
 
 import asyncio
 from asyncio import wrap_future
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from groundup.engine.asking import Listen, asked, jobs_for, listed, of_one_text, require_room
-from groundup.engine.beaming import Beaming
+from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text, require_decoder
 from groundup.engine.blocks import BlockPool, blocks_for
-from groundup.engine.choose import make_chooser
 from groundup.engine.compiled import CacheType, cache_dtype
 from groundup.engine.completion import (
     Completion,
+    Gathering,
     Heard,
     Score,
     awaited_pieces_of,
@@ -36,24 +34,25 @@ from groundup.engine.completion import (
 )
 from groundup.engine.constrain import Constraint
 from groundup.engine.draft import DraftModel, speculation_of
-from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of, embed, in_order
+from groundup.engine.embedding import Pooling, in_order
 from groundup.engine.guessing import PromptLookup
-from groundup.engine.jobs import Piece, Scoring, Writing
-from groundup.engine.loop import Job, Loop, Worker
-from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.jobs import Piece
+from groundup.engine.loop import Loop, Worker
+from groundup.engine.pairs import reader_of
+from groundup.engine.prompts import Prompt
 from groundup.engine.quantized import load_for_engine, use_kernels
-from groundup.engine.runner import depends_on_the_longest, is_recurrent, reach, token_bytes
+from groundup.engine.runner import decoder_of, depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.runners import block_size_of, runner_of
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
 from groundup.formats.peft import read_adapter
+from groundup.model.config import AudioConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
-
-Result = TypeVar("Result")
 
 # What the cache may hold by default, of keys and values.
 CACHE_BYTES = 2**30
@@ -62,7 +61,8 @@ CACHE_BYTES = 2**30
 class Engine:
     """A model, and all that is asked of it.
 
-    model: a model folder, `hf:org/name`, or a model of text; decoders write and score, encoders only embed.
+    model: a model folder, `hf:org/name`, or a model; decoders write and score, encoder-decoders do for a source,
+        encoders only embed.
     tokenizer: of a model that is given as such; a folder has its own. Token ids need none.
     stop_ids: tokens that end a text; by default those of the folder's generation settings, or of the tokenizer.
     cache_tokens: how many tokens the cache holds for all requests together; by default as many as fit into 1 GiB, but
@@ -85,7 +85,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | PathLike[str] | LanguageModel,
+        model: str | PathLike[str] | LanguageModel | EncoderDecoder,
         tokenizer: Tokenizer | None = None,
         *,
         stop_ids: Collection[int] | None = None,
@@ -99,20 +99,20 @@ class Engine:
         device: str | None = None,
         compile_layers: bool = False,
     ) -> None:
-        if isinstance(model, LanguageModel):
+        if isinstance(model, LanguageModel | EncoderDecoder):
             if quantize is not None:
                 raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
             if device is not None:
                 raise ValueError("`device` is for folders; a model that is given as such is computed where it lies")
-            folder, self.model = None, model
+            self.model, folder = model, None
         else:
             folder = local_folder(model)
             self.model = load_for_engine(folder, quantize, device or "cpu")
-        use_kernels(self.model)
-        self._reader = Reader(self.model.config, folder, tokenizer)
+        decoder = decoder_of(self.model)
+        use_kernels(decoder)
+        self._reader = reader_of(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
-        self._most_running = most_running
-        dtype = cache_dtype(self.model, cache_type)
+        dtype = cache_dtype(decoder, cache_type)
         cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
         if host_tokens is None:
             host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
@@ -122,16 +122,17 @@ class Engine:
             self._pool,
             step_tokens,
             most_running,
-            recurrent=is_recurrent(self.model),
-            whole_prompts=depends_on_the_longest(self.model),
-            reach=reach(self.model),
+            recurrent=is_recurrent(decoder),
+            whole_prompts=depends_on_the_longest(decoder),
+            reach=reach(decoder),
         )
         speculation = None
         if speculate is not None:
-            speculation = speculation_of(speculate, self.model, self._pool.tokens, step_tokens, most_running)
+            speculation = speculation_of(speculate, decoder, self._pool.tokens, step_tokens, most_running)
         runner = runner_of(self.model, self._pool, step_tokens, most_running, dtype, compile_layers)
         self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)
+        self._desk = Desk(self.model, self._reader, self._loop, self._worker, self._pool, most_running)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -140,22 +141,25 @@ class Engine:
 
     @property
     def max_positions(self) -> int:
-        """Tokens of prompt and answer together that the model is meant for; texts end there."""
+        """Tokens of prompt and answer together that the model is meant for; texts end there. A source has its own."""
         return self.model.config.max_positions
 
     def add_adapter(self, name: str, folder: str | PathLike[str]) -> None:
         """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
 
-        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken.
+        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken, and
+        for a model that is no decoder.
         """
-        self._check_decoder()
+        require_decoder(self.model)
+        if isinstance(self.model, EncoderDecoder):
+            raise ValueError(f"adapters are for decoders; a {self.model.config.family} model can have none here")
         dtype = self.model.compute_dtype or next(self.model.parameters()).dtype
         changes = read_adapter(Path(folder), self.model.config, dtype, self.model.device)
-        self._do(partial(self._loop.adapters.add, Adapter(name, changes))).result()
+        self._worker.result_of(partial(self._loop.adapters.add, Adapter(name, changes))).result()
 
     def drop_adapter(self, name: str) -> None:
         """Forget an adapter. Raises ValueError if there is none of this name, or while texts with it are written."""
-        self._do(partial(self._loop.drop_adapter, name)).result()
+        self._worker.result_of(partial(self._loop.drop_adapter, name)).result()
 
     def generate(
         self,
@@ -168,6 +172,7 @@ class Engine:
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
 
+        prompts: to encoder-decoders a prompt is a source, or a `Pair` of one and of how the text for it begins.
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
         adapter: the name of the one that the model is to have for these texts.
@@ -175,17 +180,17 @@ class Engine:
         vocabulary.
         """
         wanted = asked(sampling, options, self.stop_ids)
-        inboxes: list[SimpleQueue[Heard]] = []
+        inboxes: list[SimpleQueue[Sequence[Piece] | Exception]] = []
 
-        def listen() -> Callable[[Heard], None]:
+        def listen() -> Listener:
             inboxes.append(SimpleQueue())
-            return inboxes[-1].put
+            return Gathering(inboxes[-1].put)
 
-        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint, adapter)
+        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter)
         try:
-            return completions(all_ids, [list(pieces_of(inbox)) for inbox in inboxes], wanted)
+            return completions(all_ids, [heard(inbox.get()) for inbox in inboxes], wanted, self._reader.spell)
         except BaseException:
-            self._cancel(jobs)
+            self._desk.cancel(jobs)
             raise
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> Iterator[str]:
@@ -208,11 +213,11 @@ class Engine:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._begin([prompt], lambda: inbox.put, wanted, constraint, adapter)
+        _, jobs = self._desk.begin([prompt], lambda: inbox.put, wanted, constraint, adapter, streams=True)
         try:
             yield from pieces_of(inbox)
         except BaseException:
-            self._cancel(jobs)
+            self._desk.cancel(jobs)
             raise
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
@@ -237,26 +242,27 @@ class Engine:
     def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
 
-        adapter: as for `generate`.
-
+        texts: to encoder-decoders a `Pair` each, whose target is scored. adapter: as for `generate`.
         Raises ValueError as `generate` does.
         """
         inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in listed(texts)]
-        jobs = self._begin_scores(texts, adapter, [inbox.put for inbox in inboxes])
+        jobs = self._desk.begin_scores(texts, adapter, [inbox.put for inbox in inboxes])
         try:
             return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:
-            self._cancel(jobs)
+            self._desk.cancel(jobs)
             raise
 
     def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
         """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
 
+        Where there is an encoder, it is what leaves that.
+
         Raises ValueError as `generate` does.
         """
-        batches, found = self._begin_embedding(texts, pooling)
+        batches, found = self._desk.begin_embedding(texts, pooling)
         try:
-            return in_order([future.result() for future in found], batches, self.model.config.width)
+            return in_order([future.result() for future in found], batches, decoder_of(self.model).width)
         finally:
             for future in found:
                 future.cancel()
@@ -272,35 +278,35 @@ class Engine:
     ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
         wanted = asked(sampling, options, self.stop_ids)
-        inboxes: list[asyncio.Queue[Heard]] = []
+        inboxes: list[asyncio.Queue[Sequence[Piece] | Exception]] = []
 
-        def listen() -> Callable[[Heard], None]:
+        def listen() -> Listener:
             inboxes.append(asyncio.Queue())
-            return from_other_thread(inboxes[-1])
+            return Gathering(from_other_thread(inboxes[-1]))
 
-        all_ids, jobs = self._begin(listed(prompts), listen, wanted, constraint, adapter)
+        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter)
         try:
-            texts = [[piece async for piece in awaited_pieces_of(inbox)] for inbox in inboxes]
-            return completions(all_ids, texts, wanted)
+            texts = [heard(await inbox.get()) for inbox in inboxes]
+            return completions(all_ids, texts, wanted, self._reader.spell)
         except BaseException:
-            self._cancel(jobs)
+            self._desk.cancel(jobs)
             raise
 
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
         inboxes: list[asyncio.Queue[list[float] | Exception]] = [asyncio.Queue() for _ in listed(texts)]
-        jobs = self._begin_scores(texts, adapter, [from_other_thread(inbox) for inbox in inboxes])
+        jobs = self._desk.begin_scores(texts, adapter, [from_other_thread(inbox) for inbox in inboxes])
         try:
             return [Score(job.prompt, heard(await inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
         except BaseException:
-            self._cancel(jobs)
+            self._desk.cancel(jobs)
             raise
 
     async def aembed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
         """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""
-        batches, found = self._begin_embedding(texts, pooling)
+        batches, found = self._desk.begin_embedding(texts, pooling)
         try:
-            return in_order([await wrap_future(future) for future in found], batches, self.model.config.width)
+            return in_order([await wrap_future(future) for future in found], batches, decoder_of(self.model).width)
         finally:
             for future in found:
                 future.cancel()
@@ -325,105 +331,18 @@ class Engine:
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._begin([prompt], lambda: tell, wanted, constraint, adapter)
+        _, jobs = self._desk.begin([prompt], lambda: tell, wanted, constraint, adapter, streams=True)
         try:
             async for piece in awaited_pieces_of(inbox):
                 yield piece
         except BaseException:
-            self._cancel(jobs)
+            self._desk.cancel(jobs)
             raise
 
-    def _begin(
-        self,
-        prompts: Sequence[Prompt],
-        listen: Listen,
-        sampling: Sampling,
-        constraint: Constraint | None,
-        adapter: str | None,
-    ) -> tuple[list[list[int]], list[Job]]:
-        """Check what is asked, then hand it to the thread; returns the prompts' token ids, and the jobs."""
-        self._check_decoder()
-        sampling.require_vocabulary(self.model.config.vocab_size)
-        adapted = self._adapter(adapter)
-        groups: list[list[Writing | Beaming]] = []
-        for index, prompt in enumerate(prompts):
-            ids = self._reader.ids(prompt, f"prompts[{index}]", room=1)
-            limit = min(sampling.max_tokens, self.max_positions - len(ids))
-            chooser = make_chooser(sampling, ids, constraint)
-            groups.append(jobs_for(ids, limit, chooser, self._reader.text(sampling.stop), listen, adapted))
-            self._require_room(groups[-1][0])
-        self._submit([leader for leader, *_ in groups])
-        return [leader.prompt for leader, *_ in groups], [job for group in groups for job in group]
 
-    def _begin_scores(
-        self,
-        texts: Sequence[Prompt],
-        adapter: str | None,
-        tells: Sequence[Callable[[list[float] | Exception], None]],
-    ) -> list[Scoring]:
-        """Check the texts, then hand them to the thread."""
-        self._check_decoder()
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
-        adapted = self._adapter(adapter)
-        jobs = [Scoring(ids, tell, adapted) for ids, tell in zip(all_ids, tells, strict=True)]
-        for job in jobs:
-            self._require_room(job)
-        self._submit(jobs)
-        return jobs
-
-    def _begin_embedding(
-        self, texts: Sequence[Prompt], pooling: Pooling
-    ) -> "tuple[list[list[int]], list[Future[Tensor]]]":
-        """Check the texts, then have them embedded; returns which are in each batch, and its vectors to come."""
-        if pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
-        batches = batches_of(all_ids, 1 if depends_on_the_longest(self.model) else EMBED_BATCH)
-        return batches, [
-            self._do(partial(embed, self.model, [all_ids[index] for index in batch], pooling)) for batch in batches
-        ]
-
-    def _adapter(self, name: str | None) -> Adapter | None:
-        """Raises ValueError if there is none of this name."""
-        return None if name is None else self._loop.adapters.named(name)
-
-    def _submit(self, jobs: Sequence[Job]) -> None:
-        """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
-
-        def begin() -> None:
-            for job in jobs:
-                self._loop.begin(job)
-
-        self._worker.do(begin)
-
-    def _cancel(self, jobs: Sequence[Job]) -> None:
-        """Give up what is not finished."""
-        for job in jobs:
-            self._worker.do(partial(self._loop.cancel, job))
-
-    def _do(self, work: Callable[[], Result]) -> "Future[Result]":
-        """Have something else done by the thread, between two steps, unless it is cancelled before."""
-        future: Future[Result] = Future()
-
-        def action() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(work())
-            except Exception as error:  # whoever waits for the result gets it
-                future.set_exception(error)
-
-        self._worker.do(action)
-        return future
-
-    def _require_room(self, job: Job) -> None:
-        require_room(job, self._pool, self._most_running)
-
-    def _check_decoder(self) -> None:
-        if not self.model.config.causal:
-            raise ValueError(f"a {self.model.config.family} model cannot go on from a text; this engine only embeds")
-
-
-def _usual_cache_tokens(model: LanguageModel, most_running: int, dtype: torch.dtype) -> int:
+def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
     longest = model.config.max_positions
-    return max(longest, min(CACHE_BYTES // token_bytes(model, dtype), most_running * longest))
+    if isinstance(model, EncoderDecoder):
+        encoder = model.config.encoder
+        longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
+    return max(longest, min(CACHE_BYTES // token_bytes(decoder_of(model), dtype), most_running * longest))

@@ -95,7 +95,10 @@ def draw(weights_n: Floats, number: float) -> int:
 
 def weights(logits_n: Floats) -> Floats:
     """Probabilities up to a factor, which makes that of the likeliest 1."""
-    shifted_n = logits_n - logits_n.max()
+    peak = logits_n.max()
+    if peak == 0:  # the logits by the temperature come like that
+        return np.exp(logits_n)
+    shifted_n = logits_n - peak
     return np.exp(shifted_n, out=shifted_n)
 
 

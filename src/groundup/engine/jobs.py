@@ -3,13 +3,14 @@
 Beam search is in `beaming.py`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.rows import Logits
-from groundup.engine.scheduler import Sequence
+from groundup.engine.sequence import Sequence as Computed
+from groundup.engine.source import Source
 from groundup.engine.speculate import verify
 from groundup.engine.text import StoppingText
 from groundup.model.lora import Adapter
@@ -17,8 +18,7 @@ from groundup.model.lora import Adapter
 Ending = Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one token adds to a text.
 
     choice: the new token; None where it was a stop token, which belongs to no text.
@@ -63,6 +63,7 @@ class Writing:
     text: what its tokens spell; None where there is no tokenizer.
     tell: is given each piece, or the error that ends it.
     adapter: that the model has while it writes this text, if any.
+    source: that the text is written for, if the model has an encoder.
     copies: others with the same prompt, which is computed once; they begin when it is.
     """
 
@@ -72,8 +73,9 @@ class Writing:
     text: StoppingText | None
     tell: Callable[[Piece | Exception], None]
     adapter: Adapter | None = None
+    source: Source | None = None
     copies: list["Writing"] = field(default_factory=list)
-    sequence: Sequence | None = None
+    sequence: Computed | None = None
     written: int = 0
 
     @property
@@ -82,20 +84,20 @@ class Writing:
         return len(self.prompt) + self.limit - 1
 
     @property
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[Computed]:
         return [] if self.sequence is None else [self.sequence]
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: Computed) -> None:
         """It is to be computed as this sequence."""
         self.sequence = sequence
 
-    def write(self, logits: Iterable[Logits], guesses: list[int], cached: int) -> tuple[list[int], bool]:
+    def write(self, logits: Sequence[Logits], guesses: list[int], cached: int) -> tuple[list[int], bool]:
         """Choose the next tokens and tell of them; returns them, and whether the text is at its end.
 
         logits: guesses + 1 times (vocab,), see `verify`. All tokens but the last are guesses that were right.
         """
         tokens: list[int] = []
-        for choice in verify(self.chooser, logits, guesses):
+        for choice in verify(self.chooser, logits, guesses) if guesses else [self.chooser.choose(logits[0])]:
             tokens.append(choice.token)
             self.written += 1
             is_full = self.written == self.limit
@@ -121,7 +123,8 @@ class Scoring:
     prompt: list[int]
     tell: Callable[[list[float] | Exception], None]
     adapter: Adapter | None = None
-    sequence: Sequence | None = None
+    source: Source | None = None
+    sequence: Computed | None = None
     found: list[float] = field(default_factory=list)
 
     @property
@@ -129,10 +132,10 @@ class Scoring:
         return len(self.prompt)
 
     @property
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[Computed]:
         return [] if self.sequence is None else [self.sequence]
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: Computed) -> None:
         """It is to be computed as this sequence."""
         self.sequence = sequence
 

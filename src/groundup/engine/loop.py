@@ -6,8 +6,10 @@ when there is something to do and ends when there is nothing left.
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,11 +19,13 @@ from groundup.engine.guessing import Speculation
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner
-from groundup.engine.scheduler import Chunk, Scheduler
-from groundup.engine.scheduler import Sequence as Text
+from groundup.engine.scheduler import Scheduler
+from groundup.engine.sequence import Chunk
+from groundup.engine.sequence import Sequence as Text
 from groundup.model.lora import Adapters
 
 Job = Writing | Beaming | Scoring
+Result = TypeVar("Result")
 
 
 class Loop:
@@ -48,7 +52,7 @@ class Loop:
             return
         # All tokens of a text to score are computed, as their logits are wanted.
         reuses = not isinstance(job, Scoring)
-        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter)
+        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter, job.source)
         job.begin(sequence)
         self._jobs[sequence] = job
 
@@ -86,19 +90,21 @@ class Loop:
                 self._fail(job, error)
             return
         self._scheduler.complete(step)
+        ready: list[_Ready] = []
         for chunk, hidden_td in outputs:
             job = self._jobs[chunk.sequence]
             if isinstance(job, Scoring):
                 self._score(job, chunk, hidden_td)
-        self._write([(chunk, hidden_td) for chunk, hidden_td in outputs if self._wants_token(chunk)])
+            elif chunk.is_last:
+                wanted = 1 + chunk.sequence.guessed
+                ready.append(_Ready(job, chunk.sequence, hidden_td if chunk.length == wanted else hidden_td[-wanted:]))
+        if ready:
+            self._write(ready)
 
     def fail_all(self, error: Exception) -> None:
         """End every job with an error."""
         for job in set(self._jobs.values()):
             self._fail(job, error)
-
-    def _wants_token(self, chunk: Chunk) -> bool:
-        return chunk.is_last and isinstance(self._jobs.get(chunk.sequence), Writing | Beaming)
 
     def _guess(self) -> None:
         """Guesses behind the texts whose next token comes in this step."""
@@ -106,37 +112,40 @@ class Loop:
             ready = [self._jobs[sequence] for sequence in self._scheduler.running if sequence.pending == 1]
             self._speculation.propose([job for job in ready if isinstance(job, Writing) and job.written > 0])
 
-    def _write(self, ready: Sequence[tuple[Chunk, Tensor]]) -> None:
+    def _write(self, ready: Sequence["_Ready"]) -> None:
         """The next tokens of texts whose tokens are all computed; their logits are one product."""
-        if not ready:
-            return
-        hidden = [hidden_td[-1 - chunk.sequence.guessed :] for chunk, hidden_td in ready]
-        rows = iter(rows_of(self._runner.logits(torch.cat(hidden))))
+        rows = iter(rows_of(self._runner.logits(torch.cat([one.hidden_td for one in ready]))))
         searches: dict[Beaming, None] = {}
-        for (chunk, _), hidden_td in zip(ready, hidden, strict=True):
-            job, logits = self._jobs[chunk.sequence], list(islice(rows, len(hidden_td)))
+        for job, sequence, _ in ready:
+            logits = list(islice(rows, 1 + sequence.guessed))
             if isinstance(job, Beaming):
-                job.hear(chunk.sequence, logits[0])
+                job.hear(sequence, logits[0])
                 searches[job] = None
-            elif isinstance(job, Writing):
-                for one in (job, *self._copies(job, chunk.sequence)):
-                    self._go_on(one, partial(self._write_one, one, logits))
+                continue
+            copies = self._copies(job, sequence)
+            self._go_on(job, partial(self._write_one, job, logits))
+            for copy in copies:
+                self._go_on(copy, partial(self._write_one, copy, logits))
         for search in searches:
             self._go_on(search, partial(search.follow, partial(self._fork, search), self._drop))
 
     def _write_one(self, job: Writing, logits: Sequence[Logits]) -> bool:
         """The next tokens of one text, among them the guesses that were right; returns whether it ends."""
-        assert job.sequence is not None
-        guesses = job.sequence.guesses
-        tokens, ended = job.write(logits, guesses, job.sequence.cached or 0)
-        self._scheduler.settle(job.sequence, right=len(tokens) - 1)
-        job.sequence.tokens.append(tokens[-1])
-        if self._speculation is not None and guesses:
-            self._speculation.learn(job, len(guesses), len(tokens) - 1)
+        sequence = job.sequence
+        assert sequence is not None
+        guesses = sequence.guesses
+        tokens, ended = job.write(logits, guesses, sequence.cached or 0)
+        if guesses:
+            self._scheduler.settle(sequence, right=len(tokens) - 1)
+            if self._speculation is not None:
+                self._speculation.learn(job, len(guesses), len(tokens) - 1)
+        sequence.tokens.append(tokens[-1])
         return ended
 
     def _copies(self, leader: Writing, sequence: Text) -> list[Writing]:
         """Those that wait for the prompt, which begin now."""
+        if not leader.copies:
+            return []
         copies, leader.copies = leader.copies, []
         for copy in copies:
             copy.begin(self._fork(copy, sequence))
@@ -181,6 +190,14 @@ class Loop:
         job.fail(error)
 
 
+class _Ready(NamedTuple):
+    """A text whose next token can be chosen: what leaves the model at its last token and at the guesses behind it."""
+
+    job: Writing | Beaming
+    sequence: Text
+    hidden_td: Tensor
+
+
 class Worker:
     """The thread that owns a loop and its model. A program that ends waits for it, so that no product is cut off."""
 
@@ -197,6 +214,21 @@ class Worker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._turn, name="groundup-engine")
                 self._thread.start()
+
+    def result_of(self, work: Callable[[], Result]) -> "Future[Result]":
+        """Have something done between two steps, and its result or error told, unless it is cancelled before."""
+        future: Future[Result] = Future()
+
+        def action() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except Exception as error:  # whoever waits for the result gets it
+                future.set_exception(error)
+
+        self.do(action)
+        return future
 
     def _turn(self) -> None:
         while (actions := self._next_actions()) is not None:

@@ -10,16 +10,17 @@ less than another. No padding ever stands between what was there and what is new
 Shape suffixes: b sequences, t new tokens, s all tokens, h kv heads, k head dimension, n slots.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groundup.engine.blocks import BLOCK_TOKENS, Copy
-from groundup.engine.scheduler import Chunk
+from groundup.engine.blocks import BLOCK_TOKENS, BlockTable, Copy
+from groundup.engine.sequence import Chunk
 from groundup.model.attention import attend
 from groundup.model.context import Visibility
 from groundup.model.specs import Attention
@@ -134,9 +135,7 @@ def lay_out(chunks: Items[Chunk], padding_slot: int, device: torch.device) -> La
     lengths = [end - chunk.sequence.table.first_token for end, chunk in zip(ends, chunks, strict=True)]
     slots_bs = np.full((len(chunks), max(lengths)), padding_slot, dtype=np.int64)
     for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
-        blocks = np.array(chunk.sequence.table.blocks, dtype=np.int64)
-        slots = (blocks[:, None] * BLOCK_TOKENS + np.arange(BLOCK_TOKENS)).ravel()
-        slots_bs[row, max(lengths) - length :] = slots[:length]
+        slots_bs[row, max(lengths) - length :] = slots_of(chunk.sequence.table, length)
     positions_bt = np.array([chunk.start for chunk in chunks])[:, None] + np.arange(chunks[0].length)
     padded = min(lengths) < max(lengths)
     segments_bs = -(slots_bs == padding_slot).astype(np.int32) if padded else None
@@ -147,17 +146,30 @@ def lay_out(chunks: Items[Chunk], padding_slot: int, device: torch.device) -> La
     )
 
 
+def slots_of(table: BlockTable, tokens: int) -> npt.NDArray[np.int64]:
+    """The slots of the first tokens that a table holds."""
+    blocks = np.array(table.blocks, dtype=np.int64)
+    return (blocks[:, None] * BLOCK_TOKENS + np.arange(BLOCK_TOKENS)).ravel()[:tokens]
+
+
 class LayerStep:
     """One layer's part of a call: a `LayerCache`."""
 
-    def __init__(self, keys: Slots, values: Slots, slots_bs: Tensor, new: int, before: Items[Remembered]) -> None:
-        self._keys, self._values = keys, values
+    def __init__(
+        self,
+        keys: Slots,
+        values: Slots,
+        slots_bs: Tensor,
+        new: int,
+        before: Items[Remembered],
+        source_slots_bs: Tensor | None,
+    ) -> None:
+        self._keys, self._values, self._source_slots_bs = keys, values, source_slots_bs
         self._slots_bs, self._new_slots_bt = slots_bs, slots_bs[:, slots_bs.shape[1] - new :]
         states = _rows_together([one.state for one in before])
         self.state: tuple[Tensor, ...] | None = states
         loads = _rows_together([None if one.load is None else (one.load,) for one in before])
         self.load: Tensor | None = None if loads is None else loads[0]
-        self.memory: tuple[Tensor, Tensor] | None = None
 
     def attend(
         self,
@@ -175,6 +187,12 @@ class LayerStep:
         seen = self._keys.read(self._slots_bs), self._values.read(self._slots_bs)
         return attend(spec, q_bhtk, *seen, visible, sinks_h, bias_hts)
 
+    def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Those of the sequences' sources, gathered anew each time: never those of all layers at once."""
+        if self._source_slots_bs is None:
+            return compute()
+        return self._keys.read(self._source_slots_bs), self._values.read(self._source_slots_bs)
+
     def remembered(self, row: int) -> Remembered:
         """What is to be kept of one sequence, in memory of its own."""
 
@@ -186,15 +204,27 @@ class LayerStep:
 
 
 class StepCache:
-    """The model's `Cache` for one call. before: of each sequence, what each layer remembers; None at its start."""
+    """The model's `Cache` for one call.
 
-    def __init__(self, store: PagedStore, layout: Layout, before: Items[Items[Remembered] | None]) -> None:
+    before: of each sequence, what each layer remembers; None at its start.
+    source_slots_bs: where what the layers see of each one's source lies, see `encoding.py`; None without sources.
+    """
+
+    def __init__(
+        self,
+        store: PagedStore,
+        layout: Layout,
+        before: Items[Items[Remembered] | None],
+        source_slots_bs: Tensor | None = None,
+    ) -> None:
         self._store, self._slots_bs = store, layout.slots_bs
         new = layout.positions_bt.shape[1]
         nothing = [Remembered(None, None)] * len(store.keys)
         by_layer = zip(*(nothing if one is None else one for one in before), strict=True)
         parts = zip(store.keys, store.values, by_layer, strict=True)
-        self.layers = [LayerStep(keys, values, self._slots_bs, new, rows) for keys, values, rows in parts]
+        self.layers = [
+            LayerStep(keys, values, self._slots_bs, new, rows, source_slots_bs) for keys, values, rows in parts
+        ]
 
     @property
     def length(self) -> int:

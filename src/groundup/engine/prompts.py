@@ -1,20 +1,37 @@
 """What a model reads: prompts as token ids, alone or as padded rows, and what its texts end at."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
 from groundup.errors import UserError
 from groundup.formats.folder import GENERATION, read_object
 from groundup.model.config import ModelConfig
 from groundup.tokens.tokenizer import Tokenizer
 
-# A text, or token ids as they are.
-Prompt = str | Sequence[int]
+
+@dataclass(frozen=True)
+class Pair:
+    """What an encoder-decoder is given where it is more than a source.
+
+    source: a text, token ids, or of sound a log-mel spectrogram (mel bins, frames).
+    target: how the text begins that is written for it, or the text that is scored; a text goes behind the tokens with
+        which targets begin, token ids are all there is. None: those tokens alone.
+    """
+
+    source: str | Sequence[int] | Tensor
+    target: str | Sequence[int] | None = None
+
+
+# A text, or token ids as they are; of encoder-decoders the source, or a pair.
+Prompt = str | Sequence[int] | Tensor | Pair
 
 
 class Reader:
@@ -33,32 +50,57 @@ class Reader:
             raise self._words
         return self._words
 
-    def ids(self, prompt: Prompt, where: str, room: int) -> list[int]:
-        """A prompt's token ids; those of a text begin with `<|begin_of_text|>`.
+    def read(self, prompt: Prompt, where: str, room: int) -> tuple[list[int], Source | None]:
+        """The token ids of what goes on, and the source that it goes on for, where the model has an encoder.
 
-        room: tokens that must fit behind it. Raises ValueError, naming `where` it stands, if it does not fit.
+        room: tokens that must fit behind them. Raises ValueError, naming `where` it stands, if they do not fit.
         """
-        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)
-        vocab_size, longest = self._config.vocab_size, self._config.max_positions
+        return self.ids(prompt, where, room), None
+
+    def ids(self, text: Prompt, where: str, room: int) -> list[int]:
+        """The token ids of a text by itself; raises as `read` does. They begin with `<|begin_of_text|>`."""
+        if isinstance(text, Pair | Tensor):
+            raise ValueError(
+                f"{where}: a {self._config.family} model goes on from a text or token ids, without a source"
+            )
+        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text)] if isinstance(text, str) else list(text)
+        self._require_tokens(ids, where)
+        self._require_room(ids, where, room)
+        return ids
+
+    def _require_tokens(self, ids: Sequence[int], where: str) -> None:
+        vocab_size = self._config.vocab_size
         if not ids:
             raise ValueError(f"{where}: a prompt needs at least one token")
         if (strange := next((one for one in ids if not 0 <= one < vocab_size), None)) is not None:
             raise ValueError(f"{where}: {strange} is no token of this model, whose ids are 0 … {vocab_size - 1}")
+
+    def _require_room(self, ids: Sequence[int], where: str, room: int) -> None:
+        longest = self._config.max_positions
         if len(ids) + room > longest:
             raise ValueError(f"{where} has {len(ids)} tokens and leaves no room: the model holds {longest}")
-        return ids
 
     def text(self, stops: Sequence[str]) -> StoppingText | None:
         """What turns tokens into text; None where there is no tokenizer. Raises UserError if stop strings need one."""
         return StoppingText(self.tokenizer, stops) if stops or isinstance(self._words, Tokenizer) else None
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of token ids; none where there is no tokenizer."""
+        return self._words.decode(ids) if isinstance(self._words, Tokenizer) else ""
+
     def usual_stops(self) -> Collection[int]:
         """The tokens that end a text by the folder's generation settings or, without any, by the tokenizer."""
-        if self._folder is not None and (self._folder / GENERATION).is_file():
-            found = read_object(self._folder / GENERATION).get("eos_token_id")
-            if found is not None:
-                return [found] if isinstance(found, int) else found
+        found = self._settings.get("eos_token_id")
+        if found is not None:
+            return [found] if isinstance(found, int) else found
         return (self._words.eos_id, self._words.end_id) if isinstance(self._words, Tokenizer) else ()
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """How the folder wants its texts to be written; empty where there is nothing of the kind."""
+        if self._folder is None or not (self._folder / GENERATION).is_file():
+            return {}
+        return read_object(self._folder / GENERATION)
 
     @cached_property
     def _words(self) -> Tokenizer | UserError:

@@ -9,7 +9,8 @@ from torch import Tensor
 from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.errors import UserError
-from groundup.formats.huggingface import load_language_model
+from groundup.formats.huggingface import load_model
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import compute_with, quantize_model, quantized_format, require_floating
 from groundup.quantize.float8 import LEAST_CAPABILITY, use_float8
@@ -33,19 +34,23 @@ def use_kernels(model: LanguageModel) -> None:
         compute_with(model, KERNELS)
 
 
-def load_for_engine(folder: Path, quantize: str | None, device: str) -> LanguageModel:
+def load_for_engine(folder: Path, quantize: str | None, device: str) -> LanguageModel | EncoderDecoder:
     """The model of a folder on a device; on a GPU in bfloat16, unless its weights are float16.
 
     quantize: the format to whose nearest the weights are rounded, one of those of files or `fp8`; None: they are not.
-    Raises UserError for a folder that cannot be read or quantized and a device that is not there, ValueError for an
-    unknown format, or one that the device does not multiply.
+    Raises UserError for a folder that cannot be read or quantized, or whose model is none of texts, and for a device
+    that is not there; ValueError for an unknown format, or one that the device does not multiply.
     """
     if quantize is not None and quantize not in ENGINE_FORMATS:
         raise ValueError(f"`quantize` must be one of {', '.join(ENGINE_FORMATS)} or None, not {quantize!r}")
     place = _device(device)
     if quantize == FLOAT8_NAME and not _multiplies_float8(place):
         raise ValueError("`quantize` 'fp8' is for GPUs of compute capability 8.9 and above; here w8 and w4 are there")
-    model = load_language_model(folder)
+    model = load_model(folder)
+    if not isinstance(model, LanguageModel | EncoderDecoder):
+        raise UserError(f"{folder} holds a {model.config.family} model; this needs one of texts, such as llama")
+    if quantize is not None and isinstance(model, EncoderDecoder):
+        raise UserError(f"{folder} holds a {model.config.family} model; only models of text alone can be quantized")
     if quantize in WEIGHT_FORMATS:
         require_floating(model, "quantized again")
         quantize_model(model, WEIGHT_FORMATS[quantize])
@@ -71,7 +76,7 @@ def _multiplies_float8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
-def _move(model: LanguageModel, device: torch.device) -> None:
+def _move(model: LanguageModel | EncoderDecoder, device: torch.device) -> None:
     """To a device, in place; numbers that are not quantized become those that a GPU's attention knows."""
     if device.type == "cpu":
         return

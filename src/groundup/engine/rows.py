@@ -14,14 +14,22 @@ from groundup.engine.kernels import library
 
 
 class Row(NamedTuple):
-    """Logits (vocab,) float32, log Σ exp of them, and the first place of the largest.
+    """One row of logits (n, vocab), float32, that were summed up together.
 
-    normaliser: not a number where no token can be chosen.
+    normaliser: log Σ exp of it, not a number where no token can be chosen. largest: the first place of its largest
+    logit, which is `highest`.
     """
 
-    logits_v: Tensor
+    logits_nv: Tensor
+    number: int
     normaliser: float
     largest: int
+    highest: float
+
+    @property
+    def logits_v(self) -> Tensor:
+        """(vocab,). Made where it is wanted: taking the likeliest token needs no more than the numbers here."""
+        return self.logits_nv[self.number]
 
 
 # Logits (vocab,) by themselves, or with what is known of them.
@@ -37,7 +45,9 @@ def rows_of(logits_nv: Tensor) -> list[Logits]:
     if not _has_kernels() or logits_nv.dtype != torch.float32:
         return list(logits_nv)
     normalisers_n, largest_n = kernels.summarise(logits_nv)
-    return [Row(*one) for one in zip(logits_nv, normalisers_n.tolist(), largest_n.tolist(), strict=True)]
+    highest_n = logits_nv.gather(1, largest_n[:, None])[:, 0]
+    summaries = zip(normalisers_n.tolist(), largest_n.tolist(), highest_n.tolist(), strict=True)
+    return [Row(logits_nv, number, *one) for number, one in enumerate(summaries)]
 
 
 @cache

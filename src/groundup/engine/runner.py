@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from groundup.engine.encoding import Encoding
 from groundup.engine.paged import PagedStore, StepCache, lay_out
-from groundup.engine.scheduler import Chunk, Step
+from groundup.engine.sequence import Chunk, Step
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapters
 from groundup.model.rotary import DynamicScaling, LongRopeScaling
@@ -56,18 +58,23 @@ class StepRunner(ABC):
 class Runner(StepRunner):
     """Through the model itself, and a store of tensors.
 
+    model: a decoder, or an encoder-decoder, all of whose sequences then have a source.
     blocks: of the store, on the model's device. host_blocks: further ones in the host's memory.
     """
 
-    def __init__(self, model: LanguageModel, blocks: int, host_blocks: int = 0) -> None:
-        super().__init__(model)
-        self._store = PagedStore(len(model.layers), blocks, host_blocks)
-        self._remembers = is_recurrent(model)
-        self._alone = depends_on_the_longest(model)
+    def __init__(self, model: LanguageModel | EncoderDecoder, blocks: int, host_blocks: int = 0) -> None:
+        decoder = decoder_of(model)
+        super().__init__(decoder)
+        self._store = PagedStore(len(decoder.layers), blocks, host_blocks)
+        self._encoding = Encoding(model, self._store) if isinstance(model, EncoderDecoder) else None
+        self._remembers = is_recurrent(decoder)
+        self._alone = depends_on_the_longest(decoder)
 
     @torch.no_grad()
     def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
         self._store.copy(step.copies)
+        if self._encoding is not None:
+            self._encoding.read(step.chunks)
         return [pair for chunks in self._together(step.chunks) for pair in self._call(chunks)]
 
     def _together(self, chunks: list[Chunk]) -> list[list[Chunk]]:
@@ -75,7 +82,7 @@ class Runner(StepRunner):
         if self._alone:
             return [[chunk] for chunk in chunks]
         calls: list[list[Chunk]] = []
-        for chunk in sorted(chunks, key=lambda chunk: (chunk.length, chunk.start), reverse=True):
+        for chunk in sorted(chunks, key=lambda chunk: (chunk.length, chunk.seen), reverse=True):
             longest = calls[-1][0] if calls else None
             if longest is None or longest.length != chunk.length or _is_far_longer(longest, chunk):
                 calls.append([])
@@ -85,11 +92,14 @@ class Runner(StepRunner):
     def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
         device = self.model.device
         layout = lay_out(chunks, self._store.padding_slot, device)
-        cache = StepCache(self._store, layout, [chunk.sequence.state for chunk in chunks])
+        sources = None if self._encoding is None else self._encoding.layout(chunks)
+        states = [chunk.sequence.state for chunk in chunks]
+        cache = StepCache(self._store, layout, states, None if sources is None else sources.slots_bs)
+        memory = None if sources is None else sources.memory
         ids = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks]
         input_ids = torch.tensor(ids, device=device)
         with self.adapters.applied([chunk.sequence.adapter for chunk in chunks], device):
-            hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache)
+            hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache, memory=memory)
         for row, chunk in enumerate(chunks):
             if self._remembers:
                 chunk.sequence.state = cache.remembered(row)
@@ -97,8 +107,12 @@ class Runner(StepRunner):
 
 
 def _is_far_longer(one: Chunk, other: Chunk) -> bool:
-    end = one.start + one.length
-    return end > ALIKE_TOKENS and end > 2 * (other.start + other.length)
+    return one.seen > ALIKE_TOKENS and one.seen > 2 * other.seen
+
+
+def decoder_of(model: LanguageModel | EncoderDecoder) -> LanguageModel:
+    """The part of a model that writes."""
+    return model.decoder if isinstance(model, EncoderDecoder) else model
 
 
 def is_recurrent(model: LanguageModel) -> bool:

@@ -7,16 +7,22 @@ from groundup.engine.compiled import CompiledRunner, is_compilable
 from groundup.engine.device_runner import device_runner, runs_on_device
 from groundup.engine.paged_attention import KERNEL_BLOCK_TOKENS
 from groundup.engine.runner import Runner, StepRunner
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 
 
-def block_size_of(model: LanguageModel) -> int:
+def block_size_of(model: LanguageModel | EncoderDecoder) -> int:
     """Tokens of a block, as what computes the model wants it."""
-    return KERNEL_BLOCK_TOKENS if runs_on_device(model) else BLOCK_TOKENS
+    return KERNEL_BLOCK_TOKENS if isinstance(model, LanguageModel) and runs_on_device(model) else BLOCK_TOKENS
 
 
 def runner_of(
-    model: LanguageModel, pool: BlockPool, most_tokens: int, most_texts: int, dtype: torch.dtype, compiles: bool = False
+    model: LanguageModel | EncoderDecoder,
+    pool: BlockPool,
+    most_tokens: int,
+    most_texts: int,
+    dtype: torch.dtype,
+    compiles: bool = False,
 ) -> StepRunner:
     """What computes the model's steps.
 
@@ -24,10 +30,10 @@ def runner_of(
     dtype: of keys and values, one that `cache_dtype` gives.
     compiles: whether the layers of a model that a GPU runs are compiled. Raises ValueError where it runs no such model.
     """
-    if compiles and not runs_on_device(model):
-        raise ValueError("`compile_layers` is for models that a GPU runs as docs/engine.md says; this is none of them")
-    if is_compilable(model):
+    if isinstance(model, LanguageModel) and is_compilable(model) and not compiles:
         return CompiledRunner(model, pool.count + pool.host, most_tokens, dtype)
-    if runs_on_device(model):
+    if isinstance(model, LanguageModel) and runs_on_device(model):
         return device_runner(model, pool.count, pool.host, pool.block_size, most_texts, compiles)
+    if compiles:
+        raise ValueError("`compile_layers` is for models that a GPU runs as docs/engine.md says; this is none of them")
     return Runner(model, pool.count, pool.host)

@@ -1,9 +1,5 @@
 """Which tokens of which sequences are computed in the next step.
 
-There is one notion for everything: a sequence has tokens, and some of them have been computed. A prompt that has just
-come, one whose beginning was found in the cache, a running text with its newest token, and a text that lost its blocks
-and is computed anew differ only in how many are left.
-
 A step takes a budget of tokens. Texts that are being written come first, one token each, so that none of them ever
 waits for a prompt. What is left goes to guesses at what follows these, at most half of it if there are prompts, and to
 prompts in chunks, the oldest first, and none so much that a short one behind it would have to wait. Guesses are the
@@ -17,104 +13,12 @@ grow, the youngest gives its blocks back and is computed anew later: nothing is 
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence as Items
-from typing import Any, NamedTuple
+from typing import Any
 
-from groundup.engine.blocks import BlockPool, BlockTable, Copy
+from groundup.engine.blocks import BlockPool
+from groundup.engine.sequence import Chunk, Sequence, Step
+from groundup.engine.source import Source
 from groundup.model.lora import Adapter
-
-
-class Sequence:
-    """A text that is computed.
-
-    tokens: prompt and answer so far, and guesses; whoever owns the sequence appends to it.
-    guessed: how many of the last tokens are guesses.
-    computed: how many of them have their keys, values and states.
-    cached: how many were found in the cache when it was first admitted, None before.
-    state: of recurrent layers after these; the scheduler only hands it on.
-    reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
-    order: sequences are served in this order.
-    adapter: that it is computed with, if any; those with different ones share nothing.
-    """
-
-    def __init__(
-        self,
-        tokens: Items[int],
-        pool: BlockPool,
-        order: tuple[int, int],
-        reuses: bool = True,
-        adapter: Adapter | None = None,
-    ) -> None:
-        self.tokens = list(tokens)
-        self.guessed = 0
-        self.computed = 0
-        self.cached: int | None = None
-        self.state: Any | None = None
-        self.reuses = reuses
-        self.order = order
-        self.adapter = adapter
-        self.table = BlockTable(pool)
-        self._pool = pool
-        self._hashes: list[bytes] = []
-
-    @property
-    def pending(self) -> int:
-        return len(self.tokens) - self.computed
-
-    @property
-    def certain(self) -> int:
-        """Tokens that are no guesses."""
-        return len(self.tokens) - self.guessed
-
-    @property
-    def is_written(self) -> bool:
-        """Whether one token more is all that has to be computed before the next can be chosen, or guessed."""
-        return self.pending > 0 and self.computed >= self.certain - 1
-
-    @property
-    def guesses(self) -> list[int]:
-        return self.tokens[self.certain :]
-
-    def guess(self, tokens: Items[int]) -> None:
-        """Append guesses at what follows."""
-        self.tokens += tokens
-        self.guessed += len(tokens)
-
-    def keep(self, guesses: int) -> None:
-        """Take back all guesses but the first; those count as guesses still."""
-        del self.tokens[self.certain + guesses :]
-        self.guessed = min(self.guessed, guesses)
-
-    def block_tokens(self, index: int) -> list[int]:
-        size = self._pool.block_size
-        return self.tokens[index * size : (index + 1) * size]
-
-    def block_hash(self, index: int) -> bytes:
-        """The hash of a whole block and all before it, the adapter included."""
-        while len(self._hashes) <= index:
-            root = b"" if self.adapter is None else self.adapter.key
-            before = self._hashes[-1] if self._hashes else root
-            self._hashes.append(self._pool.chained_hash(before, self.block_tokens(len(self._hashes))))
-        return self._hashes[index]
-
-
-class Chunk(NamedTuple):
-    """Tokens start … start + length - 1 of a sequence, to be computed in one step."""
-
-    sequence: Sequence
-    start: int
-    length: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether its last logits are those of the next token."""
-        return self.start + self.length == len(self.sequence.tokens)
-
-
-class Step(NamedTuple):
-    """copies: of blocks, one after the other before anything is computed."""
-
-    chunks: list[Chunk]
-    copies: list[Copy]
 
 
 class Scheduler:
@@ -145,15 +49,20 @@ class Scheduler:
         self._arrivals = self._forks = 0
 
     def add(
-        self, tokens: Items[int], most_tokens: int, reuses: bool = True, adapter: Adapter | None = None
+        self,
+        tokens: Items[int],
+        most_tokens: int,
+        reuses: bool = True,
+        adapter: Adapter | None = None,
+        source: Source | None = None,
     ) -> Sequence:
         """A new sequence, which will have no more than `most_tokens` to compute.
 
-        Raises ValueError if these do not fit into the pool even when it is empty.
+        Raises ValueError if these, and its source, do not fit into the pool even when it is empty.
         """
-        if self.pool.blocks_for(most_tokens) > self.pool.count:
+        if self.pool.blocks_for(most_tokens) + (0 if source is None else source.blocks) > self.pool.count:
             raise ValueError(f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.tokens}")
-        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter)
+        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter, source)
         self._arrivals += 1
         self.waiting.append(sequence)
         return sequence
@@ -164,11 +73,12 @@ class Scheduler:
         It is younger than all forks before it, and older than what arrived after the first of its line.
         """
         self._forks += 1
-        child = Sequence(parent.tokens, self.pool, (parent.order[0], self._forks), parent.reuses, parent.adapter)
+        order = parent.order[0], self._forks
+        child = Sequence(parent.tokens, self.pool, order, parent.reuses, parent.adapter, parent.source)
         child.cached = parent.cached
         if parent in self.running and len(self.running) < self._most_running:
             child.table, child.computed, child.state = parent.table.fork(), parent.computed, parent.state
-            insort(self.running, child, key=lambda sequence: sequence.order)
+            self._let_run(child)
         else:
             self._wait(child)
         return child
@@ -189,29 +99,43 @@ class Scheduler:
         return Step(chunks, self.pool.take_copies())
 
     def _next(self) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        preempted = False
-        for sequence in [one for one in self.running if one.pending]:
-            if sequence not in self.running:
-                continue  # gave its blocks to an older one
-            # A prompt has had its blocks since it was admitted, but it may have grown meanwhile.
-            tokens = sequence.computed + 1 if sequence.is_written else len(sequence.tokens)
-            while sequence.table.wanted(tokens, sequence.computed) > self.pool.available:
-                preempted = True
-                if self._preempt_youngest() is sequence:
-                    break
-            else:
-                sequence.table.grow(tokens, sequence.computed)
-                if sequence.is_written:
-                    chunks.append(Chunk(sequence, sequence.computed, 1))
-        if not preempted:
+        before = len(self.running)
+        chunks = self._tokens_of_running()
+        if len(self.running) == before:  # else there is no room for more
             self._admit()
-        served = {chunk.sequence for chunk in chunks}
-        prompts = [one for one in self.running if one.pending and one not in served]
+        prompts: list[Sequence] = []
+        if len(chunks) < len(self.running):
+            served = {chunk.sequence for chunk in chunks}
+            prompts = [one for one in self.running if one.pending and one not in served]
         spare = self._budget - len(chunks)
-        chunks = self._with_guesses(chunks, spare // 2 if prompts else spare)
-        spare = self._budget - sum(chunk.length for chunk in chunks)
-        return chunks + self._prompt_chunks(prompts, spare)
+        if any(chunk.sequence.guessed for chunk in chunks):
+            chunks = self._with_guesses(chunks, spare // 2 if prompts else spare)
+            spare = self._budget - sum(chunk.length for chunk in chunks)
+        return chunks + self._prompt_chunks(prompts, spare) if prompts else chunks
+
+    def _tokens_of_running(self) -> list[Chunk]:
+        """The next token of each text that is being written; all that run get the blocks that they need."""
+        chunks: list[Chunk] = []
+        running = list(self.running)
+        for sequence in running:
+            gave_way = len(self.running) < len(running) and sequence not in self.running
+            if gave_way or not sequence.pending:
+                continue
+            # A prompt has had its blocks since it was admitted, but it may have grown meanwhile.
+            is_written = sequence.is_written
+            tokens = sequence.computed + 1 if is_written else len(sequence.tokens)
+            has_room = sequence.table.has_room(tokens, sequence.computed) or self._make_room(sequence, tokens)
+            if has_room and is_written:
+                chunks.append(Chunk(sequence, sequence.computed, 1))
+        return chunks
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Blocks for so many tokens, the youngest giving way; False if that is the sequence itself."""
+        while sequence.table.wanted(tokens, sequence.computed) > self.pool.available:
+            if self._preempt_youngest() is sequence:
+                return False
+        sequence.table.grow(tokens, sequence.computed)
+        return True
 
     def _with_guesses(self, chunks: Items[Chunk], budget: int) -> list[Chunk]:
         """The chunks with the guesses behind them, as far as there is room; without it, they are taken back."""
@@ -235,6 +159,8 @@ class Scheduler:
 
     def settle(self, sequence: Sequence, right: int) -> None:
         """Of a sequence's guesses the first `right` were; they are tokens like others now, and the rest are gone."""
+        if not sequence.guessed:
+            return
         start = sequence.certain
         sequence.keep(right)
         sequence.guessed = 0
@@ -244,7 +170,7 @@ class Scheduler:
 
     def _account(self, sequence: Sequence, start: int) -> None:
         """What follows from tokens from `start` on being computed."""
-        if not self._whole_prompts:
+        if not self._whole_prompts and sequence.computed // self.pool.block_size > start // self.pool.block_size:
             self._publish(sequence, start)
         if self._reach is not None:
             # One token stays in any case: by what is before it a layer tells that a token is not the first.
@@ -269,6 +195,7 @@ class Scheduler:
             sequence = self.waiting[0]
             found, state = self._cached_beginning(sequence)
             taken = self.pool.blocks_for(len(sequence.tokens)) - sum(self.pool.is_held(block) for block in found)
+            taken += 0 if sequence.source is None else sequence.source.wanted
             # Each running text may soon want another block.
             if taken + len(self.running) > self.pool.available:
                 return
@@ -279,7 +206,13 @@ class Scheduler:
                 sequence.cached = sequence.computed
             sequence.state = state
             sequence.table.grow(len(sequence.tokens), sequence.computed)
-            insort(self.running, sequence, key=lambda one: one.order)
+            self._let_run(sequence)
+
+    def _let_run(self, sequence: Sequence) -> None:
+        """Put a sequence among those that run; while it does, its source is held."""
+        if sequence.source is not None:
+            sequence.source.hold(sequence, self.pool)
+        insort(self.running, sequence, key=lambda one: one.order)
 
     def _cached_beginning(self, sequence: Sequence) -> tuple[list[int], Any | None]:
         """Known blocks that the sequence begins with, and the state after them; one token is always left to compute."""
@@ -299,7 +232,10 @@ class Scheduler:
         return [], None
 
     def _prompt_chunks(self, prompts: Items[Sequence], budget: int) -> list[Chunk]:
-        """Chunks of prompts, oldest first: each takes at most half of what is left, all of it if it is the last."""
+        """Chunks of prompts, oldest first: each takes at most half of what is left, all of it if it is the last.
+
+        A source is read as a whole, and counts; so it may be more than is left, and is then the last.
+        """
         chunks: list[Chunk] = []
         for index, sequence in enumerate(prompts):
             if budget == 0:
@@ -311,7 +247,7 @@ class Scheduler:
             elif self._recurrent:
                 count = _to_boundary(sequence.computed, count, self.pool.block_size)
             chunks.append(Chunk(sequence, sequence.computed, count))
-            budget = max(0, budget - count)
+            budget = max(0, budget - count - sequence.unread)
         return chunks
 
     def _preempt_youngest(self) -> Sequence:
@@ -337,6 +273,8 @@ def _strip(sequence: Sequence) -> None:
     """Take from a sequence all but its tokens, guesses too."""
     sequence.keep(0)
     sequence.table.release()
+    if sequence.source is not None:
+        sequence.source.let_go(sequence)
     sequence.computed, sequence.state = 0, None
 
 

@@ -170,11 +170,11 @@ def _ask(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> list[
     times: list[list[float]] = [[] for _ in prompts]
     jobs = [job(prompt, came) for prompt, came in zip(prompts, times, strict=True)]
     asked = time.perf_counter()
-    engine._submit(jobs)
+    engine._desk.submit(jobs)
     try:
         for _ in jobs:
             heard(ended.get())
     except BaseException:
-        engine._cancel(jobs)
+        engine._desk.cancel(jobs)
         raise
     return [Timeline(asked, tuple(came)) for came in times]

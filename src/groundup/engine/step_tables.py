@@ -4,36 +4,43 @@ Shape suffixes: m tokens, s sequences.
 """
 
 from collections.abc import Sequence as Items
-from itertools import chain
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
 from groundup.engine.kernels.program import StepTables
-from groundup.engine.scheduler import Chunk
+from groundup.engine.sequence import Chunk
 
 
-def step_ids(chunks: Items[Chunk], tokens: int) -> npt.NDArray[np.int64]:
-    """The ids of the `tokens` tokens that these chunks have together."""
-    ids = chain.from_iterable(chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks)
-    return np.fromiter(ids, dtype=np.int64, count=tokens)
+def step_ids(chunks: Items[Chunk]) -> npt.NDArray[np.int64]:
+    """The ids of all their tokens."""
+    return np.array([token for one in chunks for token in one.sequence.tokens[one.start : one.start + one.length]])
 
 
 def step_tables(chunks: Items[Chunk], block_size: int) -> StepTables:
-    """The places of their tokens and of all that these see. Blocks that were given back count as block 0."""
-    starts_s = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-    lengths_s = np.array([chunk.length for chunk in chunks], dtype=np.int32)
-    ends = [chunk.sequence.table.dropped + len(chunk.sequence.table.blocks) for chunk in chunks]
-    block_table = np.zeros((len(chunks), max(ends)), dtype=np.int32)
-    for row, chunk, end in zip(block_table, chunks, ends, strict=True):
-        row[chunk.sequence.table.dropped : end] = chunk.sequence.table.blocks
-    query_starts = np.zeros(len(chunks) + 1, dtype=np.int32)
-    np.cumsum(lengths_s, out=query_starts[1:])
-    sequence_m = np.repeat(np.arange(len(chunks)), lengths_s)
-    positions_m = np.arange(query_starts[-1], dtype=np.int32) + (starts_s - query_starts[:-1])[sequence_m]
-    blocks_m = block_table[sequence_m, positions_m // block_size].astype(np.int64)
-    slots_m = blocks_m * block_size + positions_m % block_size
-    return StepTables(positions_m, slots_m, block_table, query_starts, starts_s + lengths_s)
+    """The places of their tokens and of all that these see. Blocks that were given back count as block 0.
+
+    Token by token in Python: most steps have one of each text, for which arrays would take longer.
+    """
+    blocks = [chunk.sequence.table.numbers() for chunk in chunks]
+    block_table = np.zeros((len(chunks), max(map(len, blocks))), dtype=np.int32)
+    positions: list[int] = []
+    slots: list[int] = []
+    for row, numbers, (sequence, start, length) in zip(block_table, blocks, chunks, strict=True):
+        row[: len(numbers)] = numbers
+        for position in range(start, start + length):
+            block = sequence.table.block_of(position // block_size)
+            positions.append(position)
+            slots.append(block * block_size + position % block_size)
+    lengths = [chunk.length for chunk in chunks]
+    return StepTables(
+        np.array(positions, dtype=np.int32),
+        np.array(slots, dtype=np.int64),
+        block_table,
+        np.array(list(accumulate(lengths, initial=0)), dtype=np.int32),
+        np.array([chunk.start + chunk.length for chunk in chunks], dtype=np.int32),
+    )
 
 
 def padded(tables: StepTables, sequences: int, padding_block: int, block_size: int) -> StepTables:

@@ -104,6 +104,7 @@ class TextStream:
     """Documents in memory as a stream of tokens, each closed by the end of text: a `HeldoutStream`."""
 
     def __init__(self, paths: Sequence[str], words: Tokenizer) -> None:
+        self.bos_id = words.bos_id
         texts = [one.text for one in read_documents(CorpusConfig(paths=tuple(paths))) if not one.problem and one.text]
         if not texts:
             raise UserError(f"{', '.join(paths)}: there is no text in it")
@@ -133,25 +134,27 @@ def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
             f"{folder} holds a {model.config.family} model, which has no bits per byte to measure: it does not go on "
             "from a text; --unmeasured writes it all the same"
         )
-    words, method = Tokenizer.load(folder), config.method or _usual_method(config, folder)
-    texts = {name: TextStream(paths, words) for name, paths in _named_texts(config).items()}
+    method, named = config.method or _usual_method(config, folder), _named_texts(config)
+    # Where no text is read, no tokenizer is needed.
+    words = Tokenizer.load(folder) if named else None
+    texts = {} if words is None else {name: TextStream(paths, words) for name, paths in named.items()}
     window = min(config.context, model.config.max_positions)
     quantized = load_language_model(folder)
-    _quantize(quantized, format, _rounding(method, format, model, texts.get("calibration"), config, window, words))
+    _quantize(quantized, format, _rounding(method, format, model, texts.get("calibration"), config, window))
     record: dict[str, Any] = {
         "format": format.name,
         "method": method,
         "made_from": {path.name: hash_file(path) for path in _model_files(folder)},
         "texts": {
             name: {"paths": list(paths), "bytes": texts[name].total_bytes, "tokens": texts[name].total_tokens}
-            for name, paths in _named_texts(config).items()
+            for name, paths in named.items()
         },
         "context": window,
         "measured": not config.unmeasured,
     }
     if not config.unmeasured:
         use_kernels(quantized)
-        compared = compare(model, quantized, texts["heldout"], window, words.bos_id).figures()
+        compared = compare(model, quantized, texts["heldout"], window).figures()
         record |= compared | {"good": compared["change_percent"] <= LIMITS[format.name]}
     with staged(out) as working:
         save_folder(quantized, working, like=folder)
@@ -162,11 +165,11 @@ def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
 
 
 @torch.no_grad()
-def compare(before: LanguageModel, after: LanguageModel, text: TextStream, context: int, bos_id: int) -> Comparison:
+def compare(before: LanguageModel, after: LanguageModel, text: TextStream, context: int) -> Comparison:
     """Both models on all of a text, in windows of `context` tokens of which each is predicted once."""
     before_nats, after_nats, divergence_nats = 0.0, 0.0, 0.0
     with Progress("quantize: held-out text", text.total_tokens, "tokens") as progress:
-        for rows in heldout_rows(text, context, bos_id, rows=ROWS):
+        for rows in heldout_rows(text, context, text.bos_id, rows=ROWS):
             targets_n = torch.from_numpy(rows.targets).flatten()
             hidden = [final_hidden(model, rows).flatten(0, 1).split(HEAD_TOKENS) for model in (before, after)]
             for one_cd, other_cd, targets_c in zip(*hidden, targets_n.split(HEAD_TOKENS), strict=True):
@@ -188,13 +191,12 @@ def _rounding(
     text: TextStream | None,
     config: QuantizeConfig,
     window: int,
-    words: Tokenizer,
 ) -> Quantize:
     if method == "trained":
         return lambda name, weight: nearest(weight, format, search=False)
     if text is None:
         return lambda name, weight: nearest(weight, format)
-    batches = heldout_rows(text, window, words.bos_id, windows=config.calibration_windows, rows=ROWS)
+    batches = heldout_rows(text, window, text.bos_id, windows=config.calibration_windows, rows=ROWS)
     total = min(config.calibration_windows * window, text.total_tokens)
     with Progress("quantize: calibration", total, "tokens") as progress:
         return calibrated(observe(model, _as_tensors(batches, progress)), format)

@@ -87,16 +87,20 @@ class CrossAttention(SelfAttention):
     ) -> Tensor:
         batch, time, _ = x_btd.shape
         q_bhtk = self._heads(self.query(x_btd), self.query_norm, None).transpose(1, 2)
-        keys_values = None if cache is None else cache.memory
-        if keys_values is None:
+
+        def look() -> tuple[Tensor, Tensor]:
             assert shared.memory_bsd is not None
-            k_bshk = self._heads(self.key(shared.memory_bsd), self.key_norm, None)
-            v_bshk = self.value(shared.memory_bsd).view(k_bshk.shape)
-            keys_values = k_bshk.transpose(1, 2), v_bshk.transpose(1, 2)
-        if cache is not None:
-            cache.memory = keys_values
+            return self.keys_values(shared.memory_bsd)
+
+        keys_values = look() if cache is None else cache.memory(look)
         out_bhtk = attend(self.spec, q_bhtk, *keys_values, shared.memory_visible)
         return self.output(out_bhtk.transpose(1, 2).reshape(batch, time, -1))
+
+    def keys_values(self, memory_bsd: Tensor) -> tuple[Tensor, Tensor]:
+        """What every query is compared with, (batch, kv heads, source time, head_dim) each."""
+        k_bshk = self._heads(self.key(memory_bsd), self.key_norm, None)
+        v_bshk = self.value(memory_bsd).view(k_bshk.shape)
+        return k_bshk.transpose(1, 2), v_bshk.transpose(1, 2)
 
 
 def _head_norm(wanted: QueryKeyNorm, heads: int, head_dim: int) -> Normalise:

@@ -8,7 +8,7 @@ Training packs, left padding and the cache all say what they mean with segments 
 no softmax is ever empty.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -59,9 +59,12 @@ class Visibility(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """An encoder's output, (batch, source time, width), and its segments, as int32 (batch, source time) or None."""
+    """An encoder's output, (batch, source time, width), and its segments, as int32 (batch, source time) or None.
 
-    hidden_bsd: Tensor
+    hidden_bsd: None where a cache keeps what every layer has made of it.
+    """
+
+    hidden_bsd: Tensor | None
     segments_bs: Tensor | None
 
     def visible(self, segments_bt: Tensor | None, time: int) -> Visibility:
@@ -94,12 +97,10 @@ class LayerCache(Protocol):
     """What a layer needs of a cache.
 
     state: of a recurrent layer after the last token, None before the first.
-    memory: keys and values of the encoder's output, once computed.
     load: tokens that each expert has taken, (batch, experts), where experts have a capacity; None before the first.
     """
 
     state: tuple[Tensor, ...] | None
-    memory: tuple[Tensor, Tensor] | None
     load: Tensor | None
 
     def attend(
@@ -113,6 +114,10 @@ class LayerCache(Protocol):
         bias_hts: Tensor | None = None,
     ) -> Tensor:
         """Keep the new keys and values, then `attention.attend` of the queries to all that are kept."""
+        ...
+
+    def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder's output: those that are kept, or else what is computed now."""
         ...
 
 

@@ -80,9 +80,11 @@ class QuantizedModule(nn.Module):
             self.scales = scales.to(self.scales.device)
         return self
 
-    def _product(self, x: Tensor, values: Tensor, scales: Tensor, bias_n: Tensor | None) -> Tensor:
+    def _matrix_of(self, values: Tensor, scales: Tensor) -> QuantizedMatrix:
+        return QuantizedMatrix(self.format, self.rows, self.columns, values, scales)
+
+    def _product(self, x: Tensor, matrix: QuantizedMatrix, bias_n: Tensor | None) -> Tensor:
         """x Wᵀ + b in float32, whatever dimensions x has before its last."""
-        matrix = QuantizedMatrix(self.format, self.rows, self.columns, values, scales)
         bias_n = None if bias_n is None else bias_n.float()
         out_mn = self.arithmetic.linear(x.reshape(-1, self.columns).float(), matrix, bias_n)
         return out_mn.view(*x.shape[:-1], self.rows)
@@ -91,9 +93,20 @@ class QuantizedModule(nn.Module):
 class QuantizedMatrixModule(QuantizedModule):
     """What a linear map and a table have in common, as `Matrix` has it in `model/parts.py`."""
 
+    _matrix: QuantizedMatrix | None = None
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedMatrixModule":
+        self._matrix = None  # or what is moved elsewhere would stay here too
+        super()._apply(change, recurse)
+        return self
+
     @property
     def matrix(self) -> QuantizedMatrix:
-        return QuantizedMatrix(self.format, self.rows, self.columns, self.values, self.scales)
+        """Made and checked once for the tensors that it consists of, as every step of the engine asks for it."""
+        values, scales, made = self.values, self.scales, self._matrix
+        if made is None or made.values is not values or made.scales is not scales:
+            self._matrix = made = self._matrix_of(values, scales)
+        return made
 
     def sum_of_rows(self, ids_mn: Tensor, weights_mn: Tensor) -> Tensor:
         """sum over n of weights · rows by number, float32 (m, columns)."""
@@ -102,7 +115,7 @@ class QuantizedMatrixModule(QuantizedModule):
 
     def wide_product(self, x_btd: Tensor, bias_v: Tensor | None) -> Tensor:
         """x Wᵀ + b in float32."""
-        return self._product(x_btd, self.values, self.scales, bias_v)
+        return self._product(x_btd, self.matrix, bias_v)
 
 
 class QuantizedLinear(QuantizedMatrixModule):
@@ -113,7 +126,7 @@ class QuantizedLinear(QuantizedMatrixModule):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._product(x, self.values, self.scales, self.bias).to(x.dtype)
+        return self._product(x, self.matrix, self.bias).to(x.dtype)
 
 
 class QuantizedEmbedding(QuantizedMatrixModule):
@@ -137,6 +150,6 @@ class QuantizedExpertLinear(QuantizedModule):
         """parts: the tokens of each expert, (any number, inputs); one without tokens costs nothing."""
         biases = [None] * len(parts) if self.bias is None else self.bias.unbind()
         return [
-            self._product(x, values, scales, bias).to(x.dtype) if len(x) else x.new_empty(0, self.rows)
+            self._product(x, self._matrix_of(values, scales), bias).to(x.dtype) if len(x) else x.new_empty(0, self.rows)
             for x, values, scales, bias in zip(parts, self.values, self.scales, biases, strict=True)
         ]

@@ -23,7 +23,6 @@ from groundup.errors import UserError
 from groundup.record.metrics import Progress
 from groundup.storage import hash_file, write_atomically, write_json
 from groundup.tokens.config import CONTROL_TOKENS, MASK_TOKEN, PATTERNS, SENTINEL_TOKENS, TokenizerConfig
-from groundup.tokens.documents import count_text_bytes, read_documents
 from groundup.tokens.template import CHAT_TEMPLATE
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -113,7 +112,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], keep_control: bool = False) -> str:
         """The text of token ids; control tokens are left out, or written as `<|user|>` with `keep_control`.
 
-        Bytes that are not UTF-8 become U+FFFD. Raises ValueError for an id outside the vocabulary.
+        Bytes that are not UTF-8 become U+FFFD; ids beyond the vocabulary spell nothing.
+        Raises ValueError for an id below 0.
         """
         pieces = (
             self._control_names[index].encode() if keep_control and index in self._control_names else self.piece(index)
@@ -122,10 +122,14 @@ class Tokenizer:
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def piece(self, index: int) -> bytes:
-        """The bytes of text that one token stands for, none for a control token. Raises ValueError as `decode` does."""
-        if not 0 <= index < self.vocab_size:
-            raise ValueError(f"token id {index} is outside the vocabulary of {self.vocab_size}")
-        return self._bytes[index]
+        """The bytes of text that one token stands for, none for a control token. Raises ValueError as `decode` does.
+
+        None for an id beyond the vocabulary either: many a model's table has more rows than its tokenizer has tokens,
+        and one that was hardly trained may choose any of them.
+        """
+        if index < 0:
+            raise ValueError(f"a token id is at least 0, not {index}")
+        return self._bytes[index] if index < self.vocab_size else b""
 
     def control_name(self, index: int) -> str | None:
         """`<|user|>` and the like for the id of a control token, None for any other."""
@@ -165,6 +169,8 @@ def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
     of them were learned from) and `longest_words` (the twenty tokens with the most letters).
     Raises UserError where there is no text to learn from.
     """
+    from groundup.tokens.documents import count_text_bytes
+
     source = corpus / "train.parquet"
     corpus_bytes = count_text_bytes(source)
     if corpus_bytes == 0:
@@ -212,6 +218,8 @@ def sample(source: Path, share: float) -> Iterator[list[str]]:
 
     Passages rather than documents, so that one document of a gigabyte is sampled as fairly as a million of a kilobyte.
     """
+    from groundup.tokens.documents import read_documents  # pyarrow, which nobody who reads or writes text needs
+
     passages = 0
     for _, texts in read_documents(source):
         if share >= 1.0:

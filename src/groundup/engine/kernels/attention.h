@@ -1,12 +1,14 @@
 // Attention of queries to keys and values in blocks. Included once for every level.
 //
-// A tile of up to 16 rows (a row is one head of one token, all of one key-value head) passes over the keys in strips of
-// 16, from the first key that any of them sees, and keeps for each row the largest score so far, the sum of weights and
-// the weighted sum of values: the softmax of Milakov and Gimelshein 2018, in tiles as Dao et al. 2022. Strips lie where
-// they lie in the text and what a row does not see adds exact zeros, so a row's result depends on no other row.
+// A tile of up to 16 rows (a row is one head of one token, all of one key-value head) passes over the keys in spans of a
+// few strips of 16, from the first key that any of them sees, and keeps for each row the largest score so far, the sum
+// of weights and the weighted sum of values: the softmax of Milakov and Gimelshein 2018, in tiles as Dao et al. 2022.
+// Spans lie where they lie in the text and what a row does not see adds exact zeros, so a row's result depends on no
+// other row.
 
 constexpr int64_t kTile = 16;
 constexpr int kStripVectors = kStrip / W;
+constexpr int64_t kSpanKeys = kSpan * kStrip;
 constexpr float kLowest = -1e38f;  // below every score, and finite: e to the difference of two of them is a number
 
 struct AttentionTile {
@@ -15,14 +17,18 @@ struct AttentionTile {
   float* out[kTile];
   float queries[kTile * kMaxHeadDim];  // times scale
   float sums[kTile * kMaxHeadDim];     // of values, padded rows
-  float weights[kTile * kStrip];
+  float weights[kTile * kSpanKeys];
   float largest[kTile];
-  F total[kTile];                         // of weights, lane by lane
-  float wide_keys[kMaxHeadDim * kStrip];  // of the strip, if they are widened for all rows
-  float wide_values[kStrip * kMaxHeadDim];
+  F total[kTile];                            // of weights, lane by lane
+  float wide_keys[kSpanKeys * kMaxHeadDim];  // of a span, if they are widened for all rows
+  float wide_values[kSpanKeys * kMaxHeadDim];
 };
 
-// Tiles of a sequence for each key-value head. What threads share out are items [sequence][kv_head][tile].
+// What a tile is about: so many tiles into the rows of a sequence and head. Threads share out [sequence][kv_head][tile].
+struct AttentionItem {
+  int64_t sequence, kv_head, tile;
+};
+
 static int64_t tiles_of(const AttentionJob& job, int64_t sequence) {
   const int64_t tokens = job.query_starts[sequence + 1] - job.query_starts[sequence];
   return (tokens * (job.heads / job.blocks.kv_heads) + kTile - 1) / kTile;
@@ -34,16 +40,43 @@ static int64_t attention_items(const AttentionJob& job) {
   return items;
 }
 
-static void begin_tile(const AttentionJob& job, int64_t sequence, int64_t item, AttentionTile& tile) {
-  const int64_t group = job.heads / job.blocks.kv_heads, dim = job.blocks.head_dim, tiles = tiles_of(job, sequence);
+static AttentionItem item_at(const AttentionJob& job, int64_t number) {
+  int64_t sequence = 0;
+  while (number >= tiles_of(job, sequence) * job.blocks.kv_heads) {
+    number -= tiles_of(job, sequence++) * job.blocks.kv_heads;
+  }
+  return {sequence, number / tiles_of(job, sequence), number % tiles_of(job, sequence)};
+}
+
+// The one behind it, which there must be.
+static AttentionItem item_after(const AttentionJob& job, AttentionItem item) {
+  if (++item.tile < tiles_of(job, item.sequence)) return item;
+  item.tile = 0;
+  if (++item.kv_head < job.blocks.kv_heads) return item;
+  item.kv_head = 0;
+  do ++item.sequence;
+  while (tiles_of(job, item.sequence) == 0);
+  return item;
+}
+
+// The key behind the last one that the row sees, and the first one.
+static int64_t end_key_of(const AttentionJob& job, int64_t sequence, int64_t row) {
   const int64_t tokens = job.query_starts[sequence + 1] - job.query_starts[sequence];
-  const int64_t padded = (dim + kPanel - 1) / kPanel * kPanel, first_row = item % tiles * kTile;
-  tile.sequence = sequence, tile.kv_head = item / tiles, tile.rows = std::min(kTile, tokens * group - first_row);
+  return job.key_counts[sequence] - tokens + row / (job.heads / job.blocks.kv_heads) + 1;
+}
+static int64_t first_key_of(const AttentionJob& job, int64_t sequence, int64_t row) {
+  return job.window > 0 ? std::max<int64_t>(0, end_key_of(job, sequence, row) - job.window) : 0;
+}
+
+static void begin_tile(const AttentionJob& job, const AttentionItem& item, AttentionTile& tile) {
+  const int64_t group = job.heads / job.blocks.kv_heads, dim = job.blocks.head_dim;
+  const int64_t start = job.query_starts[item.sequence], tokens = job.query_starts[item.sequence + 1] - start;
+  const int64_t padded = (dim + kPanel - 1) / kPanel * kPanel, first_row = item.tile * kTile;
+  tile.sequence = item.sequence, tile.kv_head = item.kv_head, tile.rows = std::min(kTile, tokens * group - first_row);
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const int64_t token = (first_row + r) / group, head = tile.kv_head * group + (first_row + r) % group;
-    const int64_t row = job.query_starts[sequence] + token;
-    tile.end_key[r] = job.key_counts[sequence] - tokens + token + 1;
-    tile.first_key[r] = job.window > 0 ? std::max<int64_t>(0, tile.end_key[r] - job.window) : 0;
+    const int64_t row = start + (first_row + r) / group, head = tile.kv_head * group + (first_row + r) % group;
+    tile.end_key[r] = end_key_of(job, item.sequence, first_row + r);
+    tile.first_key[r] = first_key_of(job, item.sequence, first_row + r);
     tile.out[r] = job.out + row * job.out_stride + head * dim;
     const float* query = job.queries + row * job.query_stride + head * dim;
     for (int64_t d = 0; d < dim; ++d) tile.queries[r * dim + d] = query[d] * job.scale;
@@ -55,31 +88,6 @@ static void begin_tile(const AttentionJob& job, int64_t sequence, int64_t item, 
   }
 }
 
-// One dimension of the products of kRows queries with a strip of keys.
-template <int kRows, typename Element>
-INLINE void score_step(const float* queries, const Element* keys, int64_t dim, F (&scores)[kRows][kStripVectors]) {
-#pragma GCC unroll 4
-  for (int v = 0; v < kStripVectors; ++v) {
-    const F key = load(keys + v * W);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) scores[r][v] = fma(splat(queries[r * dim]), key, scores[r][v]);
-  }
-}
-
-// Scores of kRows rows against a strip of keys; odd and even dimensions are summed apart, for two chains are faster.
-template <int kRows, typename Element>
-static void score(const float* queries, const Element* keys, int64_t dim, int64_t key_stride, float* scores) {
-  F even[kRows][kStripVectors] = {}, odd[kRows][kStripVectors] = {};
-  for (int64_t d = 0; d + 1 < dim; d += 2) {
-    score_step<kRows>(queries + d, keys + d * key_stride, dim, even);
-    score_step<kRows>(queries + d + 1, keys + (d + 1) * key_stride, dim, odd);
-  }
-  if (dim % 2) score_step<kRows>(queries + dim - 1, keys + (dim - 1) * key_stride, dim, even);
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kStripVectors; ++v) store(scores + r * kStrip + v * W, even[r][v] + odd[r][v]);
-  }
-}
-
 // Keys and values of a strip, and their scales if they are int8: the first `there` of its keys exist.
 template <typename Element>
 struct Strip {
@@ -88,21 +96,59 @@ struct Strip {
   const float *key_scales, *value_scales;  // or null
 };
 
+// Strips that follow each other and whose keys a row is weighed against together.
+template <typename Element>
+struct Span {
+  Strip<Element> strips[kSpan];
+  int64_t count;
+};
+
+// One dimension of the products of kRows queries with kStrips strips of keys.
+template <int kRows, int kStrips, typename Element>
+INLINE void score_step(const float* queries, const Span<Element>& span, int64_t d, int64_t dim,
+                       F (&scores)[kRows][kStrips * kStripVectors]) {
+#pragma GCC unroll 8
+  for (int v = 0; v < kStrips * kStripVectors; ++v) {
+    const Strip<Element>& strip = span.strips[v / kStripVectors];
+    const F key = load(strip.keys + d * strip.key_stride + v % kStripVectors * W);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) scores[r][v] = fma(splat(queries[r * dim + d]), key, scores[r][v]);
+  }
+}
+
+// Scores of kRows rows against kStrips strips; odd and even dimensions are summed apart, for two chains are faster.
+template <int kRows, int kStrips, typename Element>
+static void score(const float* queries, const Span<Element>& span, int64_t dim, float* scores) {
+  F even[kRows][kStrips * kStripVectors] = {}, odd[kRows][kStrips * kStripVectors] = {};
+  for (int64_t d = 0; d + 1 < dim; d += 2) {
+    score_step<kRows, kStrips>(queries, span, d, dim, even);
+    score_step<kRows, kStrips>(queries, span, d + 1, dim, odd);
+  }
+  if (dim % 2) score_step<kRows, kStrips>(queries, span, dim - 1, dim, even);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kStrips * kStripVectors; ++v) store(scores + r * kSpanKeys + v * W, even[r][v] + odd[r][v]);
+  }
+}
+
 // From scores to weights e^(score - largest), in place; what was summed under a smaller largest score shrinks. Weights
 // of int8 values are stored times the value's scale.
 template <typename Element>
-static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const Strip<Element>& strip,
-                  int64_t padded) {
-  // Bounds as lanes of the strip, cut so that they fit into 32 bits however far away they are.
-  const int32_t first = std::max<int64_t>(tile.first_key[r] - strip.begin, 0);
-  const int32_t end = std::clamp<int64_t>(tile.end_key[r] - strip.begin, 0, kStrip);
-  float* weights = tile.weights + r * kStrip;
-  F scores[kStripVectors], top = splat(tile.largest[r]);
-  for (int v = 0; v < kStripVectors; ++v) {
+static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const Span<Element>& span, int64_t padded) {
+  float* weights = tile.weights + r * kSpanKeys;
+  const int64_t vectors = span.count * kStripVectors;
+  F scores[kSpan * kStripVectors], top = splat(tile.largest[r]);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const Strip<Element>& strip = span.strips[v / kStripVectors];
+    // Bounds as lanes of the strip, cut so that they fit into 32 bits however far away they are.
+    const int32_t first = std::max<int64_t>(tile.first_key[r] - strip.begin, 0);
+    const int32_t end = std::clamp<int64_t>(tile.end_key[r] - strip.begin, 0, kStrip);
+    const int64_t lane = v % kStripVectors * W;
     F x = load(weights + v * W);
-    if (strip.key_scales != nullptr) x *= load(strip.key_scales + v * W);
+    if (strip.key_scales != nullptr) x *= load(strip.key_scales + lane);
     if (job.softcap > 0) x = job.softcap * tanh(x / job.softcap);
-    const I index = lanes() + v * W;
+    const I index = lanes() + static_cast<int32_t>(lane);
     scores[v] = (index >= first) & (index < end) ? x : splat(-INFINITY);
     top = max(scores[v], top);
   }
@@ -114,93 +160,142 @@ static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const
     float* sums = tile.sums + r * padded;
     for (int64_t d = 0; d < padded; d += W) store(sums + d, load(sums + d) * shrink);
   }
-  for (int v = 0; v < kStripVectors; ++v) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    const float* scales = span.strips[v / kStripVectors].value_scales;
     const F weight = exp(scores[v] - largest);
     tile.total[r] += weight;
-    store(weights + v * W, strip.value_scales == nullptr ? weight : weight * load(strip.value_scales + v * W));
+    store(weights + v * W, scales == nullptr ? weight : weight * load(scales + v % kStripVectors * W));
   }
 }
 
-// sums += weights · values for kRows rows and kVectors vectors of the head, over the strip's keys that there are.
+// sums += weights · values for kRows rows and kVectors vectors of the head from `d` on, over the keys that there are.
 template <int kRows, int kVectors, typename Element>
-static void blend(const float* weights, const Element* values, int64_t keys, int64_t padded, float* sums) {
+static void blend(const float* weights, const Span<Element>& span, int64_t d, int64_t padded, float* sums) {
   F total[kRows][kVectors];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) total[r][v] = load(sums + r * padded + v * W);
+    for (int v = 0; v < kVectors; ++v) total[r][v] = load(sums + r * padded + d + v * W);
   }
-  for (int64_t j = 0; j < keys; ++j) {
-    F value[kVectors];
+  for (int64_t i = 0; i < span.count; ++i) {
+    const Element* values = span.strips[i].values + d;
+    for (int64_t j = 0; j < span.strips[i].there; ++j) {
+      F value[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) value[v] = load(values + j * padded + v * W);
+      for (int v = 0; v < kVectors; ++v) value[v] = load(values + j * padded + v * W);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
+        const F weight = splat(weights[r * kSpanKeys + i * kStrip + j]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) total[r][v] = fma(splat(weights[r * kStrip + j]), value[v], total[r][v]);
+        for (int v = 0; v < kVectors; ++v) total[r][v] = fma(weight, value[v], total[r][v]);
+      }
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(sums + r * padded + v * W, total[r][v]);
+    for (int v = 0; v < kVectors; ++v) store(sums + r * padded + d + v * W, total[r][v]);
   }
 }
 
-// `rows` rows, at most kRows, past one strip.
+// `rows` rows, at most kRows, past one span.
 template <int kRows, typename Element>
-static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t rows,
-                      const Strip<Element>& strip) {
+static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t rows, const Span<Element>& span) {
   if (rows == kRows) {
     const int64_t dim = job.blocks.head_dim, padded = (dim + kPanel - 1) / kPanel * kPanel;
-    score<kRows>(tile.queries + r * dim, strip.keys, dim, strip.key_stride, tile.weights + r * kStrip);
-    for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, strip, padded);
-    float* sums = tile.sums + r * padded;
-    const float* weights = tile.weights + r * kStrip;
+    float *weights = tile.weights + r * kSpanKeys, *sums = tile.sums + r * padded;
+    static_assert(kSpan <= 2, "a span has one strip or all of them");
+    if (span.count == kSpan) score<kRows, kSpan>(tile.queries + r * dim, span, dim, weights);
+    else score<kRows, 1>(tile.queries + r * dim, span, dim, weights);
+    for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, span, padded);
     int64_t d = 0;
-    for (; d + 4 * W <= padded; d += 4 * W) blend<kRows, 4>(weights, strip.values + d, strip.there, padded, sums + d);
-    for (; d < padded; d += W) blend<kRows, 1>(weights, strip.values + d, strip.there, padded, sums + d);
+    for (; d + 4 * W <= padded; d += 4 * W) blend<kRows, 4>(weights, span, d, padded, sums);
+    for (; d < padded; d += W) blend<kRows, 1>(weights, span, d, padded, sums);
   } else if constexpr (kRows > 1) {
-    rows_past<kRows - 1>(job, tile, r, rows, strip);
+    rows_past<kRows - 1>(job, tile, r, rows, span);
   }
 }
 
 template <typename Element>
-static void tile_past(const AttentionJob& job, AttentionTile& tile, const Strip<Element>& strip) {
+static void tile_past(const AttentionJob& job, AttentionTile& tile, const Span<Element>& span) {
   for (int64_t r = 0; r < tile.rows; r += kAttentionRows) {
-    rows_past<kAttentionRows>(job, tile, r, std::min<int64_t>(kAttentionRows, tile.rows - r), strip);
+    rows_past<kAttentionRows>(job, tile, r, std::min<int64_t>(kAttentionRows, tile.rows - r), span);
   }
 }
 
-// The same strip in float32: cheaper once than for every few rows again.
+// The same span in float32: cheaper once than for every few rows again.
 template <typename Element>
-static Strip<float> widened(AttentionTile& tile, const Strip<Element>& strip, int64_t dim, int64_t padded) {
-  for (int64_t d = 0; d < dim; ++d) {
-    const Element* keys = strip.keys + d * strip.key_stride;
-    for (int v = 0; v < kStrip; v += W) store(tile.wide_keys + d * kStrip + v, load(keys + v));
+static Span<float> widened(AttentionTile& tile, const Span<Element>& span, int64_t dim, int64_t padded) {
+  Span<float> wide{{}, span.count};
+  for (int64_t s = 0; s < span.count; ++s) {
+    const Strip<Element>& strip = span.strips[s];
+    float *keys = tile.wide_keys + s * kStrip * dim, *values = tile.wide_values + s * kStrip * padded;
+    for (int64_t d = 0; d < dim; ++d) {
+      for (int v = 0; v < kStrip; v += W) store(keys + d * kStrip + v, load(strip.keys + d * strip.key_stride + v));
+    }
+    for (int64_t i = 0; i < strip.there * padded; i += W) store(values + i, load(strip.values + i));
+    wide.strips[s] = {keys, values, kStrip, strip.begin, strip.there, strip.key_scales, strip.value_scales};
   }
-  for (int64_t i = 0; i < strip.there * padded; i += W) store(tile.wide_values + i, load(strip.values + i));
-  return {tile.wide_keys, tile.wide_values, kStrip, strip.begin, strip.there, strip.key_scales, strip.value_scales};
+  return wide;
+}
+
+// The strip of a sequence's keys from `begin` on, the last of them before `end`.
+template <typename Element>
+static Strip<Element> strip_at(const AttentionJob& job, int64_t sequence, int64_t kv_head, int64_t begin, int64_t end) {
+  const KeyValueBlocks& blocks = job.blocks;
+  const int64_t padded = (blocks.head_dim + kPanel - 1) / kPanel * kPanel;
+  const int64_t block = job.block_table[sequence * job.table_stride + begin / blocks.block_size];
+  const int64_t head = (block * blocks.kv_heads + kv_head) * blocks.block_size, slot = begin % blocks.block_size;
+  const auto* keys = static_cast<const Element*>(blocks.keys) + head * blocks.head_dim + slot;
+  const auto* values = static_cast<const Element*>(blocks.values) + (head + slot) * padded;
+  const bool scaled = std::is_same_v<Element, int8_t>;
+  const float *key_scales = scaled ? blocks.key_scales + head + slot : nullptr,
+              *value_scales = scaled ? blocks.value_scales + head + slot : nullptr;
+  return {keys, values, blocks.block_size, begin, std::min(kStrip, end - begin), key_scales, value_scales};
+}
+
+// Has the block that begins at a strip, or holds it, fetched from memory.
+template <typename Element>
+static void fetch(const KeyValueBlocks& blocks, const Strip<Element>& strip) {
+  const int64_t padded = (blocks.head_dim + kPanel - 1) / kPanel * kPanel, slot = strip.begin % blocks.block_size;
+  const auto lines = [](const Element* from, int64_t count) {
+    constexpr int64_t kLine = 64 / sizeof(Element);
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
+  };
+  lines(strip.keys - slot, blocks.block_size * blocks.head_dim);
+  lines(strip.values - slot * padded, blocks.block_size * padded);
+}
+
+// Few rows pass over keys faster than they come from memory: the block behind the one of a strip, or else the first of
+// `next`, what this thread comes to after the tile, is asked for before.
+template <typename Element>
+static void fetch_behind(const AttentionJob& job, const AttentionTile& tile, int64_t begin, int64_t end,
+                         const AttentionItem* next) {
+  const int64_t size = job.blocks.block_size, behind = (begin / size + 1) * size;
+  if (behind < end) {
+    fetch(job.blocks, strip_at<Element>(job, tile.sequence, tile.kv_head, behind, end));
+  } else if (next != nullptr) {
+    const int64_t key = first_key_of(job, next->sequence, next->tile * kTile);
+    fetch(job.blocks, strip_at<Element>(job, next->sequence, next->kv_head, key, end));
+  }
 }
 
 template <typename Element>
-static void attend_tile(const AttentionJob& job, AttentionTile& tile) {
+static void attend_tile(const AttentionJob& job, AttentionTile& tile, const AttentionItem* next) {
   const KeyValueBlocks& blocks = job.blocks;
   const int64_t padded = (blocks.head_dim + kPanel - 1) / kPanel * kPanel;
   const int64_t first = tile.first_key[0] / kStrip * kStrip, end = tile.end_key[tile.rows - 1];
-  for (int64_t begin = first; begin < end; begin += kStrip) {
-    const int64_t block = job.block_table[tile.sequence * job.table_stride + begin / blocks.block_size];
-    const int64_t head = (block * blocks.kv_heads + tile.kv_head) * blocks.block_size, slot = begin % blocks.block_size;
-    const auto* keys = static_cast<const Element*>(blocks.keys) + head * blocks.head_dim + slot;
-    const auto* values = static_cast<const Element*>(blocks.values) + (head + slot) * padded;
-    const bool scaled = std::is_same_v<Element, int8_t>;
-    const float *key_scales = scaled ? blocks.key_scales + head + slot : nullptr,
-                *value_scales = scaled ? blocks.value_scales + head + slot : nullptr;
-    const Strip<Element> strip{keys,       values,    blocks.block_size, begin, std::min(kStrip, end - begin),
-                               key_scales, value_scales};
+  for (int64_t begin = first; begin < end;) {
+    Span<Element> span{{}, 0};
+    do {
+      span.strips[span.count++] = strip_at<Element>(job, tile.sequence, tile.kv_head, begin, end);
+      const bool is_new = begin == first || begin % blocks.block_size == 0;
+      if (is_new && tile.rows <= kAttentionRows) fetch_behind<Element>(job, tile, begin, end, next);
+      begin += kStrip;
+    } while (begin < end && begin % kSpanKeys != 0);
     constexpr bool is_wide = std::is_same_v<Element, float>;
-    if (is_wide || tile.rows <= kAttentionRows) tile_past(job, tile, strip);
-    else tile_past(job, tile, widened(tile, strip, blocks.head_dim, padded));
+    if (is_wide || tile.rows <= kAttentionRows) tile_past(job, tile, span);
+    else tile_past(job, tile, widened(tile, span, blocks.head_dim, padded));
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float inverse = 1.0f / reduce_add(tile.total[r]);
@@ -210,14 +305,14 @@ static void attend_tile(const AttentionJob& job, AttentionTile& tile) {
 
 static void attend(const AttentionJob& job, int64_t begin, int64_t end) {
   AttentionTile tile;
-  int64_t sequence = 0, before = 0;  // items of earlier sequences
+  AttentionItem item = item_at(job, begin);
   for (int64_t i = begin; i < end; ++i) {
-    while (i - before >= tiles_of(job, sequence) * job.blocks.kv_heads) {
-      before += tiles_of(job, sequence++) * job.blocks.kv_heads;
-    }
-    begin_tile(job, sequence, i - before, tile);
-    if (job.blocks.bits == 8) attend_tile<int8_t>(job, tile);
-    else if (job.blocks.bits == 16) attend_tile<uint16_t>(job, tile);
-    else attend_tile<float>(job, tile);
+    begin_tile(job, item, tile);
+    const bool is_last = i + 1 == end;
+    if (!is_last) item = item_after(job, item);
+    const AttentionItem* next = is_last ? nullptr : &item;
+    if (job.blocks.bits == 8) attend_tile<int8_t>(job, tile, next);
+    else if (job.blocks.bits == 16) attend_tile<uint16_t>(job, tile, next);
+    else attend_tile<float>(job, tile, next);
   }
 }

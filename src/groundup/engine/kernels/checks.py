@@ -11,7 +11,7 @@ def round_up(number: int, multiple: int) -> int:
 def rows_address(name: str, x: Tensor) -> int:
     """The address of float32 rows, of which each is contiguous."""
     require_type(name, x, torch.float32)
-    if x.numel() and not x[0].is_contiguous():
+    if not x.is_contiguous() and x.numel() and not x[0].is_contiguous():
         raise ValueError(f"every row of `{name}` must be contiguous")
     return x.data_ptr()
 
@@ -27,7 +27,7 @@ def address(name: str, x: Tensor | None, dtype: torch.dtype = torch.float32) -> 
 
 
 def require_type(name: str, x: Tensor, dtype: torch.dtype) -> None:
-    if x.dtype != dtype or x.device.type != "cpu":
+    if x.dtype != dtype or not x.is_cpu:
         raise ValueError(f"`{name}` must be {dtype} on the CPU, not {x.dtype} on {x.device}")
 
 
@@ -37,5 +37,7 @@ def require_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def require_within(name: str, x: Tensor, count: int) -> None:
-    if x.numel() and (int(x.min()) < 0 or int(x.max()) >= count):
-        raise ValueError(f"`{name}` must be in 0 … {count - 1}")
+    if x.numel():
+        least, most = x.aminmax()
+        if int(least) < 0 or int(most) >= count:
+            raise ValueError(f"`{name}` must be in 0 … {count - 1}")

@@ -148,30 +148,52 @@ float scale_of_head(const float* x, int64_t dim, float& inverse) {
   return !finite ? NAN : largest > kSmallest ? largest / 127.0f : 0.0f;
 }
 
+// The numbers of one head of `rows` tokens, `stride` apart in the cache and side by side for tokens that are.
 template <typename Element>
-void store_head(const float* x, int64_t dim, float* scale, Element* to, int64_t stride) {
-  float inverse = 1.0f;
-  if constexpr (std::is_same_v<Element, int8_t>) *scale = scale_of_head(x, dim, inverse);
-  for (int64_t d = 0; d < dim; ++d) to[d * stride] = narrowed<Element>(inverse == 0.0f ? 0.0f : x[d] * inverse);
+void store_head(const float* x, int64_t x_stride, int64_t rows, int64_t dim, float* scales, Element* to, int64_t stride) {
+  float inverse[kStrip];
+  for (int64_t t = 0; t < rows; ++t) {
+    inverse[t] = 1.0f;
+    if constexpr (std::is_same_v<Element, int8_t>) scales[t] = scale_of_head(x + t * x_stride, dim, inverse[t]);
+  }
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t t = 0; t < rows; ++t) {
+      to[d * stride + t] = narrowed<Element>(inverse[t] == 0.0f ? 0.0f : x[t * x_stride + d] * inverse[t]);
+    }
+  }
+}
+
+// Tokens from m on that stand behind each other in a block: their keys are written line by line.
+int64_t run_of_slots(const StoreJob& job, int64_t m, int64_t end) {
+  int64_t rows = 1;
+  while (m + rows < end && rows < kStrip && job.slots[m + rows] == job.slots[m] + rows &&
+         job.slots[m + rows] % job.blocks.block_size != 0) {
+    ++rows;
+  }
+  return rows;
 }
 
 template <typename Element>
 void store_rows(const StoreJob& job, int64_t begin, int64_t end) {
   const KeyValueBlocks& blocks = job.blocks;
   const int64_t dim = blocks.head_dim, padded = (dim + kPanel - 1) / kPanel * kPanel;
-  for (int64_t m = begin; m < end; ++m) {
+  const bool scaled = std::is_same_v<Element, int8_t>;  // others have no scales to point to
+  for (int64_t m = begin, rows; m < end; m += rows) {
+    rows = run_of_slots(job, m, end);
     const int64_t block = job.slots[m] / blocks.block_size, place = job.slots[m] % blocks.block_size;
     for (int64_t h = 0; h < blocks.kv_heads; ++h) {
       const int64_t head = (block * blocks.kv_heads + h) * blocks.block_size;
+      const float* new_keys = job.keys + m * job.key_stride + h * dim;
+      float* key_scales = scaled ? blocks.key_scales + head + place : nullptr;
       Element* keys = static_cast<Element*>(blocks.keys) + head * dim + place;
-      Element* values = static_cast<Element*>(blocks.values) + (head + place) * padded;
-      const int64_t from = h * dim;
-      const bool scaled = std::is_same_v<Element, int8_t>;  // others have no scales to point to
-      float* key_scale = scaled ? blocks.key_scales + head + place : nullptr;
-      float* value_scale = scaled ? blocks.value_scales + head + place : nullptr;
-      store_head(job.keys + m * job.key_stride + from, dim, key_scale, keys, blocks.block_size);
-      store_head(job.values + m * job.value_stride + from, dim, value_scale, values, 1);
-      std::fill(values + dim, values + padded, Element(0));
+      store_head(new_keys, job.key_stride, rows, dim, key_scales, keys, blocks.block_size);
+      for (int64_t t = 0; t < rows; ++t) {
+        const float* new_values = job.values + (m + t) * job.value_stride + h * dim;
+        float* value_scale = scaled ? blocks.value_scales + head + place + t : nullptr;
+        Element* values = static_cast<Element*>(blocks.values) + (head + place + t) * padded;
+        store_head(new_values, 0, 1, dim, value_scale, values, 1);
+        std::fill(values + dim, values + padded, Element(0));
+      }
     }
   }
 }
@@ -219,7 +241,8 @@ void perform(const SummariseJob& job) { run(chosen().summarise, job, job.rows, r
 void perform(const StoreJob& job) {
   const int32_t bits = job.blocks.bits;
   const auto kernel = bits == 8 ? store_rows<int8_t> : bits == 16 ? store_rows<uint16_t> : store_rows<float>;
-  run(kernel, job, job.rows, rows_worthwhile(job.blocks.kv_heads * job.blocks.head_dim));
+  // Each number of a key has a cache line of its own.
+  run(kernel, job, job.rows, rows_worthwhile(8 * job.blocks.kv_heads * job.blocks.head_dim));
 }
 
 void perform(const AttentionJob& job) { run(chosen().attend, job, chosen().attention_items(job), 1); }

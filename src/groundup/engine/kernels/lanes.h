@@ -30,6 +30,7 @@ INLINE I splat(int32_t x) { return I{} + x; }
 // registers; a single token's tile has four independent chains of sums instead.
 constexpr int kTileRows = 6, kTilePanels = 2, kSinglePanels = 4;
 constexpr int kAttentionRows = 4;
+constexpr int64_t kSpan = 2;  // strips of keys that attention looks at together
 // What bytes are off by inside dot_bytes, to be taken back with the sum of the activations.
 constexpr int32_t kByteZero = 128;
 
@@ -46,6 +47,7 @@ INLINE I dot_bytes(I sums, B weights, I values) { return dot_nibbles(sums, weigh
 
 constexpr int kTileRows = 3, kTilePanels = 1, kSinglePanels = 2;
 constexpr int kAttentionRows = 2;
+constexpr int64_t kSpan = 1;
 constexpr int32_t kByteZero = 0;
 
 INLINE F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
@@ -75,6 +77,7 @@ INLINE I dot_bytes(I sums, B weights, I values) {
 
 constexpr int kTileRows = 2, kTilePanels = 1, kSinglePanels = 1;
 constexpr int kAttentionRows = 2;
+constexpr int64_t kSpan = 1;
 constexpr int32_t kByteZero = 128;
 
 INLINE F fma(F a, F b, F c) { return a * b + c; }

@@ -58,6 +58,7 @@ struct Tile {
 
   const LinearJob& job;
   const int64_t row, panel;
+  const int64_t ahead;  // bytes from each weight that is read to the one that is fetched meanwhile
 
   // Columns begin … end - 1. Unless they are the last, what was summed so far waits in `partial` for the next.
   void run(int64_t begin, int64_t end, int32_t* partial) const {
@@ -130,7 +131,7 @@ struct Tile {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const uint8_t* from = bytes + v * W / kPanel * panel_bytes + k * (64 / kStep) + v * W % kPanel * 4;
-        if (kRows <= 2 && v * W % kPanel == 0) __builtin_prefetch(from + 4096);
+        if (v * W % kPanel == 0) __builtin_prefetch(from + ahead, 0, 2);
         both[v] = load_as<B>(from);
       }
       // One half of the nibbles after the other takes fewer registers than both at once.
@@ -193,10 +194,10 @@ static int64_t linear_items(const LinearJob& job) {
 
 // Columns begin … end - 1 of `rows` tokens, at most kRows, from `row` on.
 template <bool kNibbles, int kRows>
-static void tile_of(int64_t rows, const LinearJob& job, int64_t row, int64_t panel, int64_t begin, int64_t end,
-                    int32_t* partial) {
-  if (rows == kRows) Tile<kNibbles, kRows, kTilePanels>{job, row, panel}.run(begin, end, partial);
-  else if constexpr (kRows > 1) tile_of<kNibbles, kRows - 1>(rows, job, row, panel, begin, end, partial);
+static void tile_of(int64_t rows, const LinearJob& job, int64_t row, int64_t panel, int64_t ahead, int64_t begin,
+                    int64_t end, int32_t* partial) {
+  if (rows == kRows) Tile<kNibbles, kRows, kTilePanels>{job, row, panel, ahead}.run(begin, end, partial);
+  else if constexpr (kRows > 1) tile_of<kNibbles, kRows - 1>(rows, job, row, panel, ahead, begin, end, partial);
 }
 
 // Tokens begin … end - 1 against one set of panels.
@@ -206,10 +207,14 @@ static void block(const LinearJob& job, int64_t begin, int64_t end, int64_t pane
   int32_t partial[kBlockRows * kTileChannels];
   for (int64_t k = 0; k < job.weight.columns; k += kBlockColumns) {
     const int64_t stop = std::min(job.weight.columns, k + kBlockColumns);
+    // While the first tokens pass by this block, the next is fetched: of these panels, or the first of the next ones.
+    const int64_t columns = (stop < job.weight.columns ? stop : job.weight.columns * kTilePanels) - k;
+    const int64_t ahead = columns / Format<kNibbles>::kStep * 64;
     for (int64_t row = begin; row < end;) {
       // Seven rows are better done as four and three than as six and one.
       const int64_t tiles = (end - row + kTileRows - 1) / kTileRows, rows = (end - row + tiles - 1) / tiles;
-      tile_of<kNibbles, kTileRows>(rows, job, row, panel, k, stop, partial + (row - begin) * kTileChannels);
+      int32_t* partial_of = partial + (row - begin) * kTileChannels;
+      tile_of<kNibbles, kTileRows>(rows, job, row, panel, row == begin ? ahead : 0, k, stop, partial_of);
       row += rows;
     }
   }
@@ -222,7 +227,8 @@ static void linear(const LinearJob& job, int64_t begin, int64_t end) {
   int32_t none[kSinglePanels * kPanel];
   for (int64_t i = begin; i < end; ++i) {
     if (rows == 1) {
-      Tile<kNibbles, 1, kSinglePanels>{job, 0, i * kSinglePanels}.run(0, job.weight.columns, none);
+      const int64_t ahead = job.weight.columns * kSinglePanels / Format<kNibbles>::kStep * 64;
+      Tile<kNibbles, 1, kSinglePanels>{job, 0, i * kSinglePanels, ahead}.run(0, job.weight.columns, none);
     } else {
       const int64_t row = i / panels * kBlockRows;
       block<kNibbles>(job, row, std::min(rows, row + kBlockRows), i % panels * kTilePanels);

@@ -1,8 +1,9 @@
 // A few threads that stay awake for a moment after each job, since the next one mostly follows at once.
 //
-// A job is a number of chunks that threads claim one by one: a core that is taken away for a while holds up one chunk,
-// not its share of everything. Which thread takes which chunk never changes a result. Whoever calls works too, and
-// waits for claimed chunks alone, never for a thread that is still asleep.
+// A job is a number of chunks, in as many lanes as there are threads: each claims those of its own lane one by one, so
+// that it passes over memory in order, then those that others have left. A core that is taken away for a while holds up
+// one chunk, not its share of everything. Which thread takes which chunk never changes a result. Whoever calls works
+// too, and waits for claimed chunks alone, never for a thread that is still asleep.
 #pragma once
 
 #include <pthread.h>
@@ -37,8 +38,8 @@ inline void pause() {
 
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  explicit Pool(int threads) : lanes_(threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
   }
 
   ~Pool() {
@@ -54,14 +55,17 @@ class Pool {
   void run(Work work, const void* job, int64_t items, int64_t grain) {
     std::lock_guard<std::mutex> one_job(caller_);
     const int64_t chunks = (items + grain - 1) / grain;
-    work_ = work, job_ = job, items_ = items, grain_ = grain, chunks_ = chunks;
+    work_ = work, job_ = job, items_ = items, grain_ = grain;
     unfinished_.store(chunks, std::memory_order_relaxed);
-    unclaimed_.store(chunks);
+    for (int i = 0; i < threads(); ++i) {
+      lanes_[i].end = chunks * (i + 1) / threads();
+      lanes_[i].unclaimed.store(lanes_[i].end - chunks * i / threads());
+    }
     if (sleepers_.load() > 0) {
       { std::lock_guard<std::mutex> lock(sleep_); }
       wake_.notify_all();
     }
-    while (claim()) {}
+    while (claim(0)) {}
     const auto deadline = std::chrono::steady_clock::now() + kSpin;
     while (unfinished_.load(std::memory_order_acquire) > 0) {
       if (std::chrono::steady_clock::now() < deadline) pause();
@@ -69,30 +73,47 @@ class Pool {
     }
   }
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return static_cast<int>(lanes_.size()); }
 
  private:
-  // Does one chunk, if one is left. What a job is may be read once a chunk of it is claimed: it stays as it is until
-  // that chunk is finished.
-  bool claim() {
-    int64_t left = unclaimed_.load();
+  // Neighbours that different threads write to share no cache line.
+  struct alignas(64) Lane {
+    std::atomic<int64_t> unclaimed{0};
+    int64_t end = 0;  // the chunk behind its last
+  };
+
+  // Does one chunk, if one is left, of its own lane if possible.
+  bool claim(int own) {
+    for (int i = 0; i < threads(); ++i) {
+      if (claim_of(lanes_[(own + i) % threads()])) return true;
+    }
+    return false;
+  }
+
+  // What a job is may be read once a chunk of it is claimed: it stays as it is until that chunk is finished.
+  bool claim_of(Lane& lane) {
+    int64_t left = lane.unclaimed.load();
     do {
       if (left <= 0) return false;
-    } while (!unclaimed_.compare_exchange_weak(left, left - 1));
-    const int64_t begin = (chunks_ - left) * grain_;
+    } while (!lane.unclaimed.compare_exchange_weak(left, left - 1));
+    const int64_t begin = (lane.end - left) * grain_;
     work_(job_, begin, std::min(begin + grain_, items_));
     unfinished_.fetch_sub(1, std::memory_order_release);
     return true;
   }
 
-  void serve() {
+  bool is_any_left() const {
+    return std::any_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return lane.unclaimed.load() > 0; });
+  }
+
+  void serve(int own) {
     while (true) {
       const auto deadline = std::chrono::steady_clock::now() + kSpin;
-      while (!claim() && std::chrono::steady_clock::now() < deadline) pause();
-      while (claim()) {}
+      while (!claim(own) && std::chrono::steady_clock::now() < deadline) pause();
+      while (claim(own)) {}
       std::unique_lock<std::mutex> lock(sleep_);
       sleepers_.fetch_add(1);  // before it looks once more, so that either it sees the job or the caller sees it
-      wake_.wait(lock, [this] { return stopping_ || unclaimed_.load() > 0; });
+      wake_.wait(lock, [this] { return stopping_ || is_any_left(); });
       sleepers_.fetch_sub(1);
       if (stopping_) return;
     }
@@ -100,8 +121,8 @@ class Pool {
 
   Work work_ = nullptr;
   const void* job_ = nullptr;
-  int64_t items_ = 0, grain_ = 1, chunks_ = 0;
-  alignas(64) std::atomic<int64_t> unclaimed_{0};
+  int64_t items_ = 0, grain_ = 1;
+  std::vector<Lane> lanes_;
   alignas(64) std::atomic<int64_t> unfinished_{0};
   alignas(64) std::atomic<int> sleepers_{0};
   bool stopping_ = false;

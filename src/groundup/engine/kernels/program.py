@@ -8,6 +8,7 @@ Shape suffixes: m tokens, k channels, s sequences, p positions, f frequencies.
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,8 +61,9 @@ class Program:
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self._positions: list[int] = []
-        self._slots: list[int] = []
+        # Positions that every table has rows for, and slots that are in all blocks.
+        self._positions: float = math.inf
+        self._slots: float = math.inf
         # What is done in turn: instructions that follow each other are one call of the library.
         self._parts: list[list[jobs.Instruction] | Callable[[int], None]] = []
         self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], None]] | None = None
@@ -145,7 +147,7 @@ class Program:
             raise ValueError(f"tables for {dims} dimensions cannot turn {heads} heads of {width} channels")
         pointers = x_mk.data_ptr(), address("cosine", cosine_pf), address("sine", sine_pf), None
         job = jobs.RopeJob(*pointers, 0, heads, width // heads, dims, width, interleaved)
-        self._positions.append(len(cosine_pf))
+        self._positions = min(self._positions, len(cosine_pf))
         self._append(job, x_mk, cosine_pf, sine_pf)
 
     def activate(self, gate_mk: Tensor, up_mk: Tensor | None, out_mk: Tensor, activation: Activation) -> None:
@@ -171,7 +173,7 @@ class Program:
         self._require_rows("keys", keys_mk, width)
         self._require_rows("values", values_mk, width)
         pointers = keys_mk.data_ptr(), values_mk.data_ptr(), None
-        self._slots.append(len(blocks.keys) * blocks.block_size)
+        self._slots = min(self._slots, len(blocks.keys) * blocks.block_size)
         self._append(jobs.StoreJob(blocks.fields(), *pointers, 0, width, width), blocks, keys_mk, values_mk)
 
     def attend(
@@ -209,10 +211,10 @@ class Program:
         tokens, sequences = len(tables.positions_m), len(tables.key_counts_s)
         if tokens > self.tokens or not len(tables.slots_m) == tokens == tables.query_starts[-1]:
             raise ValueError(f"{tokens} tokens do not fit a program for {self.tokens}, or their tables")
-        if self._positions and int(tables.positions_m.max()) >= min(self._positions):
-            raise ValueError(f"a token stands beyond the {min(self._positions)} positions that there are tables for")
-        if self._slots and int(tables.slots_m.max()) >= min(self._slots):
-            raise ValueError(f"a token's keys lie beyond the {min(self._slots)} slots that there are")
+        if tables.positions_m.max() >= self._positions:
+            raise ValueError(f"a token stands beyond the {self._positions} positions that there are tables for")
+        if tables.slots_m.max() >= self._slots:
+            raise ValueError(f"a token's keys lie beyond the {self._slots} slots that there are")
         if self._written is None:
             self._written = [part if callable(part) else (jobs.Instruction * len(part))(*part) for part in self._parts]
         pointers = [each.ctypes.data for each in tables]

@@ -1,0 +1,225 @@
+"""Sources: read once, shared by what is written for them, kept apart from others, held as long as they are needed."""
+
+from collections.abc import Sequence as Items
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sourced import SOUNDS, TEXTS, Request, sound, source_of, sourced_model
+from workloads import CountingScheduler
+
+from groundup.engine.blocks import BlockPool, blocks_for
+from groundup.engine.loop import Loop
+from groundup.engine.runner import Runner, is_recurrent
+from groundup.engine.scheduler import Scheduler
+from groundup.model.encoder_decoder import EncoderDecoder
+
+KINDS = ["text", "sound", "experts"]
+
+
+def _loop(model: EncoderDecoder, blocks: int, budget: int, most_running: int, host: int = 0) -> tuple[Loop, Scheduler]:
+    pool = BlockPool(blocks, host=host)
+    scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model.decoder))
+    return Loop(Runner(model, blocks, host), scheduler), scheduler
+
+
+def _serve(
+    kind: str, requests: Items[Request], blocks: int, budget: int, most_running: int, host: int = 0
+) -> CountingScheduler:
+    """Serve the requests to their ends."""
+    loop, scheduler = _loop(sourced_model(kind), blocks, budget, most_running, host)
+    for time in range(3000):
+        for number, request in enumerate(requests):
+            if request.at == time:
+                request.begin(loop, kind, number)
+            if request.cancelled_after is not None and time == request.at + request.cancelled_after:
+                for job in request.jobs[:: 1 if number % 2 else -1]:
+                    loop.cancel(job)
+        if loop.is_busy:
+            loop.step()
+        elif time > max(request.at for request in requests):
+            assert scheduler.pool.available == blocks
+            return scheduler
+    raise AssertionError("the work does not end")
+
+
+REQUESTS = st.builds(
+    Request,
+    at=st.integers(0, 10),
+    source=st.integers(0, 3),
+    shared=st.integers(0, 50),
+    own=st.integers(1, 12),
+    limit=st.integers(1, 20),
+    copies=st.sampled_from([1, 1, 1, 3]),
+    scores=st.sampled_from([False, False, False, True]),
+    cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 12)),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    requests=st.lists(REQUESTS, min_size=2, max_size=6),
+    blocks=st.integers(9, 18),
+    budget=st.sampled_from([5, 24, 100]),
+    most_running=st.integers(1, 5),
+    host=st.sampled_from([0, 2, 20]),
+)
+def test_any_workload_gives_the_logits_of_the_model_alone(
+    kind: str, requests: list[Request], blocks: int, budget: int, most_running: int, host: int
+):
+    requests = [request.fresh() for request in requests]
+    _serve(kind, requests, blocks, budget, most_running, host)
+    for request in requests:
+        request.check(sourced_model(kind), kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_give_way_with_their_sources_and_are_computed_anew(kind: str):
+    """Equal beginnings of targets for different sources, in a pool too small for all, one of them in four copies."""
+    requests = [
+        Request(0, 0, 40, 3, 30),
+        Request(4, 2, 40, 5, 30, copies=4),
+        Request(6, 2, 40, 5, 25),
+        Request(6, 3, 48, 2, 25),
+    ]
+    scheduler = _serve(kind, requests, 12, 24, 6)
+    assert scheduler.preempted > 0
+    for request in requests:
+        request.check(sourced_model(kind), kind)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_in_float32_are_those_of_the_model_alone_but_for_rounding(kind: str):
+    model = sourced_model(kind, dtype=torch.float32)
+    loop, _ = _loop(model, 60, 100, 6)
+    requests = [Request(0, number, 20, 3, 30, copies=2) for number in range(4)]
+    for number, request in enumerate(requests):
+        request.begin(loop, kind, number)
+    while loop.is_busy:
+        loop.step()
+    for request in requests:
+        request.check(model, kind, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_share_a_source_that_is_read_once(kind: str):
+    model = sourced_model(kind)
+    read: list[int] = []
+    handle = model.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    loop, scheduler = _loop(model, 40, 100, 6)
+    request = Request(0, 2, 0, 1, 14, copies=4)
+    request.begin(loop, kind, 0)
+    held = []
+    while loop.is_busy:
+        loop.step()
+        held.append(scheduler.pool.count - scheduler.pool.available)
+    handle.remove()
+    assert read == [1]
+    # The source's blocks, and one of each copy.
+    assert max(held) == blocks_for(source_of((SOUNDS if kind == "sound" else TEXTS)[2]).length) + 4
+    request.check(model, kind)
+
+
+def test_sources_of_about_equal_length_are_read_together():
+    """Sources of 40 and of 9 and 4 tokens: at most half of a call is padding, and that of one is too short."""
+    model, read = sourced_model("text"), []
+    handle = model.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
+    loop, _ = _loop(model, 60, 400, 6)
+    requests = [Request(0, number, 3, 3, 5) for number in (0, 1, 2, 3, 2)]
+    for number, request in enumerate(requests):
+        request.begin(loop, "text", number)
+    loop.step()
+    handle.remove()
+    assert read == [(2, 40), (1, 9), (1, 4), (1, 1)]
+
+
+def test_sounds_of_equal_length_are_read_together():
+    model, read = sourced_model("sound"), []
+    handle = model.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
+    loop, _ = _loop(model, 60, 400, 6)
+    for number in range(4):
+        Request(0, number, 3, 3, 5).begin(loop, "sound", number)
+    loop.step()
+    handle.remove()
+    assert read == [(1, 30), (2, 12), (1, 4)]
+
+
+def test_what_is_read_counts_in_the_budget_of_a_step():
+    """A budget of 50: a source of 40 and a token leave room for another token, whose source is then the last."""
+    scheduler = Scheduler(BlockPool(60), 50, 6)
+    sources = [source_of([number] * 40) for number in range(5)]
+    for source in sources:
+        scheduler.add([1], 9, source=source)
+    steps = []
+    while any(not source.is_read for source in sources):
+        step = scheduler.schedule()
+        steps.append([(sources.index(chunk.sequence.source), chunk.sequence.unread) for chunk in step.chunks])
+        for chunk in step.chunks:
+            chunk.sequence.source.is_read = True
+        scheduler.complete(step)
+        for chunk in step.chunks:
+            chunk.sequence.tokens.append(1)
+    assert steps == [
+        [(0, 40), (1, 40)],
+        [(0, 0), (1, 0), (2, 40), (3, 40)],
+        [(0, 0), (1, 0), (2, 0), (3, 0), (4, 40)],
+    ]
+
+
+def test_a_text_that_runs_does_not_wait_for_sources():
+    """It gets its token in every step, however many sources there are to read."""
+    loop, _ = _loop(sourced_model("text"), 90, 20, 8)
+    first = Request(0, 0, 0, 1, 12)
+    first.begin(loop, "text", 0)
+    loop.step()
+    others = [Request(0, 2, 0, 1, 3) for _ in range(5)]
+    for number, request in enumerate(others, start=1):
+        request.begin(loop, "text", number)
+    for written in range(1, 12):
+        assert len(first.told[0]) == written
+        loop.step()
+    while loop.is_busy:
+        loop.step()
+    for request in (first, *others):
+        request.check(sourced_model("text"), "text")
+
+
+def test_a_source_waits_until_it_has_room_and_one_that_never_has_is_refused():
+    pool = BlockPool(8)
+    scheduler = Scheduler(pool, 50, 4)
+    long = source_of([1] * 90)
+    first = scheduler.add([1], 10, source=long)
+    second = scheduler.add([1], 10, source=source_of([2] * 30))
+    assert [chunk.sequence for chunk in scheduler.schedule().chunks] == [first]
+    assert (pool.available, long.table is None) == (1, False)
+    scheduler.remove(first)
+    assert (pool.available, long.table is None) == (8, True)
+    assert [chunk.sequence for chunk in scheduler.schedule().chunks] == [second]
+    with pytest.raises(ValueError, match="10 tokens do not fit into the cache, which holds 128"):
+        scheduler.add([1], 10, source=source_of([1] * 113))
+
+
+def test_different_sources_have_different_keys():
+    contents = [torch.tensor([1, 2]), torch.tensor([2, 1]), torch.tensor([1]), sound(4, 0), sound(4, 1), sound(3, 0)]
+    contents.append(contents[3].float())
+    keys = [source_of(content if content.ndim > 1 else content.tolist()).key for content in contents]
+    assert len(set(keys)) == len(keys)
+    assert source_of([1, 2]).key == source_of([1, 2]).key
+
+
+def test_calls_are_divided_by_the_length_of_sources_too():
+    """Texts of three tokens, two for a source of 80 tokens and two for one of 9: neither is padded to the other."""
+    model, calls = sourced_model("text"), []
+    pool = BlockPool(60)
+    runner, scheduler = Runner(model, 60), Scheduler(pool, 400, 8)
+    for length in (80, 9, 80, 9):
+        scheduler.add([1, 2, 3], 9, source=source_of([7] * length))
+    handle = model.decoder.layers[0].register_forward_pre_hook(
+        lambda _, given: calls.append((given[0].shape[0], given[3]._source_slots_bs.shape[1]))
+    )
+    runner.run(scheduler.schedule())
+    handle.remove()
+    assert calls == [(2, 80), (2, 9)]
