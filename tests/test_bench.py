@@ -93,6 +93,8 @@ def test_quiet_leaves_the_result_alone(folder: Path, capsys: pytest.CaptureFixtu
         (["--streams", "0"], "`streams` must be one or more numbers of at least 1"),
         (["--streams", "two"], "--streams must be integer, not 'two'"),
         (["--new-tokens", "1"], "`new_tokens` must be at least 2, not 1"),
+        (["--device", "tpu"], "`device` must be cpu, cuda, or cuda:1 and so on, not 'tpu'"),
+        (["--compile-layers"], "`compile_layers` is for models that a GPU runs"),
         (["--repeats", "0"], "`repeats` must be at least 1, not 0"),
         (["--prompt-tokens", "60"], "this model holds texts of 64 tokens"),
         (["--json", "nowhere/speed.json"], "nowhere: there is no such folder"),

@@ -8,10 +8,14 @@ import torch
 from tiny import hot_decoder, random_ids, tiny_config
 from torch import Tensor
 
+from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Choice
+from groundup.engine.decode_graphs import unrecorded
+from groundup.engine.device_runner import DeviceRunner, is_packable
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits, Row
+from groundup.engine.runner import Runner, StepRunner
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence, Step
 from groundup.model.config import ModelConfig
@@ -55,6 +59,16 @@ CONFIGS |= {"with capacity": _with_capacity}
 @cache
 def workload_model(name: str) -> LanguageModel:
     return hot_decoder(CONFIGS[name]())
+
+
+# Each model as it is computed everywhere, and those that a GPU computes with all texts in one row.
+CASES = [(name, False) for name in CONFIGS] + [(name, True) for name in CONFIGS if is_packable(workload_model(name))]
+
+
+def runner_of(model: LanguageModel, pool: BlockPool, packed: bool) -> StepRunner:
+    if packed:
+        return DeviceRunner(model, pool.count, pool.host, pool.block_size, most_texts=5, record=unrecorded)
+    return Runner(model, pool.count, pool.host)
 
 
 class Watching:

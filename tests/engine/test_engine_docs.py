@@ -58,7 +58,7 @@ def test_every_option_of_the_engine_is_in_the_table():
     shown = _table("option of `Engine`")
     assert list(shown) == [name for name in parameters if name != "model"]
     numbers = {name: int(default) for name, default in shown.items() if default.isdigit()}
-    assert numbers == {name: one.default for name, one in parameters.items() if isinstance(one.default, int)}
+    assert numbers == {name: one.default for name, one in parameters.items() if type(one.default) is int}
 
 
 def test_the_forms_are_those_of_the_compiler():

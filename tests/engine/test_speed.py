@@ -117,7 +117,7 @@ def test_the_engine_is_asked_what_was_planned(monkeypatch: pytest.MonkeyPatch):
     speed = measure(engine, plan, lambda tokens, what: told.append((tokens, what)))
 
     # Texts are as long as planned, though every token would end one that was asked for.
-    expected = [WARM_UP_TOKENS] * 3 + [1] * 2 + [6] * 2 + [6] * 6
+    expected = [WARM_UP_TOKENS] * 4 + [1] * 2 + [6] * 2 + [6] * 6
     assert [sum(piece.choice is not None for piece in own) for own in pieces] == expected
     # No prompt is another's, not even at its beginning: nothing is found in the cache.
     assert {len(prompt) for prompt in prompts} == {40} and len(set(prompts)) == len(prompts)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import hot_decoder
 from torch import Tensor
-from workloads import CONFIGS, CountingScheduler, Request, Watching, check_alone, workload_model
+from workloads import CASES, CONFIGS, CountingScheduler, Request, Watching, check_alone, runner_of, workload_model
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
 from groundup.engine.choose import Choice
@@ -26,6 +26,7 @@ from groundup.engine.runner import Runner, is_recurrent, reach
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Chunk, Step
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter
 
 
 def _turn(
@@ -36,12 +37,14 @@ def _turn(
     most_running: int,
     guesser: Guesser | None = None,
     host: int = 0,
+    packed: bool = False,
+    block_size: int = BLOCK_TOKENS,
 ) -> CountingScheduler:
-    """Serve the requests to their ends. host: blocks in the host's memory."""
-    pool = BlockPool(blocks, host=host)
+    """Serve the requests to their ends. host: blocks in the host's memory. packed: see `CASES`."""
+    pool = BlockPool(blocks, host=host, block_size=block_size)
     scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model), reach=reach(model))
     speculation = None if guesser is None else Speculation(guesser, guesses=6, step_guesses=30)
-    loop = Loop(Runner(model, blocks, host), scheduler, speculation)
+    loop = Loop(runner_of(model, pool, packed), scheduler, speculation)
     for time in range(3000):
         for number, request in enumerate(requests):
             if request.at == time:
@@ -69,7 +72,7 @@ REQUESTS = st.builds(
 )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "packed"), CASES)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     requests=st.lists(REQUESTS, min_size=2, max_size=6),
@@ -79,10 +82,11 @@ REQUESTS = st.builds(
     host=st.sampled_from([0, 2, 20]),
 )
 def test_any_workload_gives_the_logits_of_the_model_alone(
-    name: str, requests: list[Request], blocks: int, budget: int, most_running: int, host: int
+    name: str, packed: bool, requests: list[Request], blocks: int, budget: int, most_running: int, host: int
 ):
     requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
-    _turn(workload_model(name), requests, blocks, budget, most_running, host=host)
+    model, block_size = workload_model(name), 24 if packed else BLOCK_TOKENS
+    _turn(model, requests, blocks, budget, most_running, host=host, packed=packed, block_size=block_size)
     for request in requests:
         check_alone(workload_model(name), request)
 
@@ -104,7 +108,9 @@ class Unreliable(DraftGuesser):
         return found
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not is_recurrent(workload_model(name))])
+@pytest.mark.parametrize(
+    ("name", "packed"), [(name, packed) for name, packed in CASES if not is_recurrent(workload_model(name))]
+)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     requests=st.lists(REQUESTS, min_size=2, max_size=6),
@@ -113,11 +119,11 @@ class Unreliable(DraftGuesser):
     most_running=st.integers(1, 5),
 )
 def test_any_workload_with_guesses_gives_the_logits_of_the_model_alone(
-    name: str, requests: list[Request], blocks: int, budget: int, most_running: int
+    name: str, packed: bool, requests: list[Request], blocks: int, budget: int, most_running: int
 ):
     requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
     guesser = Unreliable(workload_model(name), blocks, most_running)
-    _turn(workload_model(name), requests, blocks, budget, most_running, guesser)
+    _turn(workload_model(name), requests, blocks, budget, most_running, guesser, packed=packed)
     for request in requests:
         check_alone(workload_model(name), request)
     assert guesser.pool.available == blocks
@@ -135,12 +141,12 @@ def test_right_guesses_save_steps():
     check_alone(model, request)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
+@pytest.mark.parametrize(("name", "packed"), CASES)
+def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str, packed: bool):
     """Three texts that begin alike, in a pool too small for all, one of them in four copies."""
     model = workload_model(name)
     requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=4), Request(6, 48, 2, 25), Request(6, 50, 9, 1)]
-    scheduler = _turn(model, requests, 7 if reach(model) is None else 5, 24, 6)
+    scheduler = _turn(model, requests, 7 if reach(model) is None else 5, 24, 6, packed=packed)
     for request in requests:
         check_alone(model, request)
     later = [piece.cached for request in requests[1:] for told in request.told for piece in told[-1:]]
@@ -149,14 +155,14 @@ def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str):
         assert max(later) >= 2 * BLOCK_TOKENS, "nothing was found in the cache"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_what_gave_way_comes_back_from_the_host_instead_of_being_computed_again(name: str):
+@pytest.mark.parametrize(("name", "packed"), CASES)
+def test_what_gave_way_comes_back_from_the_host_instead_of_being_computed_again(name: str, packed: bool):
     model = workload_model(name)
     blocks = 7 if reach(model) is None else 5
 
     def serve(host: int) -> CountingScheduler:
         requests = [Request(0, 30, 3, 40), Request(1, 30, 5, 40, copies=3), Request(2, 0, 40, 25), Request(3, 0, 41, 9)]
-        scheduler = _turn(model, requests, blocks, 24, 6, host=host)
+        scheduler = _turn(model, requests, blocks, 24, 6, host=host, packed=packed)
         for request in requests:
             check_alone(model, request)
         assert all(piece.cached <= 32 for request in requests for told in request.told for piece in told)
@@ -168,13 +174,16 @@ def test_what_gave_way_comes_back_from_the_host_instead_of_being_computed_again(
         assert with_host.computed < without.computed
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3", "mamba2", "groundup"])
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [case for case in CASES if case[0] in ("llama", "gemma2", "deepseek_v3", "mamba2", "groundup", "windowed")],
+)
 @torch.no_grad()
-def test_logits_in_float32_are_those_of_the_model_alone_but_for_rounding(name: str):
+def test_logits_in_float32_are_those_of_the_model_alone_but_for_rounding(name: str, packed: bool):
     """Other paths are taken there: fused attention also for single tokens."""
     model = hot_decoder(CONFIGS[name](), dtype=torch.float32)
     requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=2), Request(6, 48, 2, 25)]
-    _turn(model, requests, 10, 24, 6)
+    _turn(model, requests, 10, 24, 6, packed=packed)
     for request in requests:
         for job, chooser, told in zip(request.jobs, request.choosers, request.told, strict=True):
             tokens = [piece.choice.token for piece in told]
@@ -206,10 +215,11 @@ def test_no_more_than_half_of_what_is_gathered_is_padding():
         check_alone(model, request)
 
 
-def test_blocks_out_of_sight_are_given_back_while_a_text_is_written():
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_out_of_sight_are_given_back_while_a_text_is_written(packed: bool):
     model = workload_model("windowed")
     pool = BlockPool(8)
-    loop = Loop(Runner(model, 8), Scheduler(pool, 16, 2, reach=reach(model)))
+    loop = Loop(runner_of(model, pool, packed), Scheduler(pool, 16, 2, reach=reach(model)))
     request = Request(0, 5, 1, 90)
     request.begin(loop, 0)
     held = []
@@ -231,7 +241,7 @@ class NoModel(Runner):
             chunk.sequence.state = object()
         return [(chunk, torch.zeros(1, 1)) for chunk in step.chunks]
 
-    def logits(self, hidden_nd: Tensor) -> Tensor:
+    def logits(self, hidden_nd: Tensor, adapters: Items[Adapter | None]) -> Tensor:
         return hidden_nd
 
 

@@ -88,7 +88,7 @@ def test_the_engine_quantizes_a_folder_itself(tmp_path: Path):
     engine = groundup.Engine(tmp_path / "plain", stop_ids=(), quantize="w4")
     expected = _quantized("llama", W4).state_dict()
     assert all(torch.equal(one, expected[name]) for name, one in engine.model.state_dict().items())
-    with pytest.raises(ValueError, match="`quantize` must be one of w8, w4, w4_g32 or None, not 'w2'"):
+    with pytest.raises(ValueError, match="`quantize` must be one of w8, w4, w4_g32, fp8 or None, not 'w2'"):
         groundup.Engine(tmp_path / "plain", quantize="w2")
     with pytest.raises(ValueError, match="`quantize` is for folders"):
         groundup.Engine(engine.model, quantize="w4")

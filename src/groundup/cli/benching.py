@@ -52,6 +52,9 @@ def add_verbs(verbs: Verbs) -> None:
     bench = verbs.add("bench", about, _bench, usage, BENCH_ABOUT, BENCH_AFTER)
     bench.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder, model folder or hf:org/name")
     add_flags(bench, Plan)
+    bench.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, or cuda for a GPU (default: cpu)")
+    about = "on a GPU, have torch.compile make kernels for the layers"
+    bench.add_argument("--compile-layers", action="store_true", help=about)
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw them in this HTML file")
 
@@ -70,7 +73,7 @@ def _bench(flags: argparse.Namespace) -> None:
     from groundup.model.language_model import LanguageModel
 
     begun = time.perf_counter()
-    engine = _engine(folder, plan)
+    engine = _engine(folder, plan, flags.device, flags.compile_layers)
     load_seconds = time.perf_counter() - begun
     if not isinstance(engine.model, LanguageModel) or not engine.model.config.causal:
         raise UserError(f"{folder} holds a {engine.model.config.family} model, which cannot go on from a text")
@@ -78,7 +81,7 @@ def _bench(flags: argparse.Namespace) -> None:
     with Progress("bench", total=plan.tokens, unit="tokens") as progress:
         speed = measure(engine, plan, lambda tokens, what: progress.advance(tokens, now=what))
     memory = peak_memory_bytes(engine.model.device)
-    measured = Measured(flags.model, describe(), plan, load_seconds, memory, speed)
+    measured = Measured(flags.model, flags.device, describe(), plan, load_seconds, memory, speed)
     Console().print(terminal_table(measured))
     print("\n".join(terminal_lines(measured)))
     if flags.json is not None:
@@ -87,17 +90,24 @@ def _bench(flags: argparse.Namespace) -> None:
         write_atomically(flags.plot, speed_page(measured))
 
 
-def _engine(folder: Path, plan: Plan) -> "Engine":
+def _engine(folder: Path, plan: Plan, device: str, compiles: bool) -> "Engine":
     """An engine in whose cache all texts of the plan have room at a time, so that none waits for another's end."""
     from groundup.engine.blocks import BLOCK_TOKENS, blocks_for
     from groundup.engine.engine import Engine
+    from groundup.engine.paged_attention import KERNEL_BLOCK_TOKENS
 
     most = max(plan.streams)
+    block_size = BLOCK_TOKENS if device == "cpu" else KERNEL_BLOCK_TOKENS
     # A text is admitted only where each running one could get another block.
-    blocks = most * (blocks_for(plan.prompt_length + plan.new_tokens) + 1)
-    return Engine(
-        folder,
-        cache_tokens=blocks * BLOCK_TOKENS,
-        step_tokens=max(USUAL_STEP_TOKENS, most),
-        most_running=most,
-    )
+    blocks = most * (blocks_for(plan.prompt_length + plan.new_tokens, block_size) + 1)
+    try:
+        return Engine(
+            folder,
+            cache_tokens=blocks * block_size,
+            step_tokens=max(USUAL_STEP_TOKENS, most),
+            most_running=most,
+            device=device,
+            compile_layers=compiles,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -22,6 +22,7 @@ class Measured:
     """What `groundup bench` found out. load_seconds: until the engine could be asked; libraries were loaded before."""
 
     model: Path
+    device: str
     machine: Hardware
     plan: Plan
     load_seconds: float
@@ -32,8 +33,9 @@ class Measured:
     def where(self) -> str:
         """The processor or GPU, and what it was asked."""
         plan, threads = self.plan, self.machine.torch_threads
+        processor = f"{self.machine.processor}, {threads} thread{'s' if threads > 1 else ''}"
         return (
-            f"{self.machine.gpu or self.machine.processor}, {threads} thread{'s' if threads > 1 else ''}; "
+            f"{processor if self.device == 'cpu' else self.machine.gpu}; "
             f"prompts of {plan.prompt_length} tokens, answers of {plan.new_tokens}, each measured {plan.repeats} ×"
         )
 

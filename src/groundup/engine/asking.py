@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from groundup.engine.beaming import Beaming
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Chooser, make_chooser
 from groundup.engine.completion import Heard
 from groundup.engine.constrain import Constraint
@@ -178,14 +178,14 @@ def jobs_for(
 def require_room(job: Writing | Beaming | Scoring, pool: BlockPool, most_running: int) -> None:
     """Raises ValueError for a job that could never come to its end in this pool."""
     source = job.source
-    blocks, texts = blocks_for(job.most_tokens) + (0 if source is None else source.blocks), "a text"
+    blocks, texts = pool.blocks_for(job.most_tokens) + (0 if source is None else source.blocks), "a text"
     if isinstance(job, Beaming):
         if job.beams > most_running:
             raise ValueError(f"`beams` must be at most {most_running}, the texts that this engine computes at a time")
-        blocks, texts = job.most_blocks, f"a search with {job.beams} beams"
+        blocks, texts = job.most_blocks(pool), f"a search with {job.beams} beams"
     if blocks > pool.count:
         texts += f" of up to {job.most_tokens} tokens" + ("" if source is None else f" for a source of {source.length}")
         raise ValueError(
             f"{texts} does not fit into the cache of this engine, which holds "
-            f"{pool.count * BLOCK_TOKENS}; ask for fewer `max_tokens` or give it more `cache_tokens`"
+            f"{pool.tokens}; ask for fewer `max_tokens` or give it more `cache_tokens`"
         )

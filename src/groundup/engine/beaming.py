@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from groundup.engine.beams import Beam, BeamSearch, Tokens
-from groundup.engine.blocks import blocks_for
+from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.jobs import Piece, next_piece
 from groundup.engine.rows import Logits
@@ -86,14 +86,13 @@ class Beaming:
         """Tokens of an answer that may have to be computed, and the prompt: all but the last."""
         return len(self.prompt) + self._limit - 1
 
-    @property
-    def most_blocks(self) -> int:
+    def most_blocks(self, pool: BlockPool) -> int:
         """With so many blocks, and as many places, the search comes to its end whatever it shares.
 
         A sequence is admitted when there is a block left for each that runs. The source of all is one.
         """
         source = 0 if self.source is None else self.source.blocks
-        return self.beams * blocks_for(self.most_tokens) + self.beams - 1 + source
+        return self.beams * pool.blocks_for(self.most_tokens) + self.beams - 1 + source
 
     @property
     def sequences(self) -> list[Sequence]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+# Tokens of a block, where nothing else asks for more.
 BLOCK_TOKENS = 16
 
 
@@ -35,15 +36,15 @@ class BlockPool:
 
     count: blocks that sequences can hold, 0 … count - 1. host: further ones after them, in the host's memory, which
     nobody holds: what is known moves there when its block is taken, the least recently used making room.
-    snapshots: recurrent states that are kept beside known blocks, at most.
+    snapshots: recurrent states that are kept beside known blocks, at most. block_size: tokens of a block.
     """
 
-    def __init__(self, count: int, snapshots: int = 64, host: int = 0) -> None:
+    def __init__(self, count: int, snapshots: int = 64, host: int = 0, block_size: int = BLOCK_TOKENS) -> None:
         if count < 1:
             raise ValueError(f"a pool needs at least one block, not {count}")
         if host < 0:
             raise ValueError(f"a pool has no block on the host or more, not {host}")
-        self.count, self.host = count, host
+        self.count, self.host, self.block_size = count, host, block_size
         self._snapshots = snapshots
         self._references = [0] * count
         # Those that nobody holds, in the order in which they are taken.
@@ -56,6 +57,15 @@ class BlockPool:
         self._copies: list[Copy] = []
         # Nobody who does not know this can make up a text whose hash is that of another.
         self._seed = secrets.randbits(64)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that sequences can hold together."""
+        return self.count * self.block_size
+
+    def blocks_for(self, tokens: int) -> int:
+        """How many blocks so many tokens fill."""
+        return blocks_for(tokens, self.block_size)
 
     @property
     def available(self) -> int:
@@ -189,12 +199,12 @@ class BlockTable:
     @property
     def room(self) -> int:
         """Tokens that fit, those in dropped blocks included."""
-        return (self.dropped + len(self.blocks)) * BLOCK_TOKENS
+        return (self.dropped + len(self.blocks)) * self._pool.block_size
 
     @property
     def first_token(self) -> int:
         """Index of the first token that is still there."""
-        return self.dropped * BLOCK_TOKENS
+        return self.dropped * self._pool.block_size
 
     def numbers(self) -> npt.NDArray[np.int32]:
         """The blocks as an array, with zeros for those that were dropped; the same one until they change."""
@@ -203,7 +213,7 @@ class BlockTable:
         return self._numbers
 
     def block_of(self, index: int) -> int:
-        """The block that holds the tokens from index · BLOCK_TOKENS on."""
+        """The block that holds the tokens from index · block size on."""
         return self.blocks[index - self.dropped]
 
     def has_room(self, tokens: int, written: int) -> bool:
@@ -212,14 +222,14 @@ class BlockTable:
 
     def wanted(self, tokens: int, written: int) -> int:
         """Blocks that `grow` would take from the pool."""
-        return max(0, blocks_for(tokens) - self.dropped - len(self.blocks)) + len(self._shared_from(written))
+        return max(0, self._pool.blocks_for(tokens) - self.dropped - len(self.blocks)) + len(self._shared_from(written))
 
     def grow(self, tokens: int, written: int) -> None:
         """Make room for `tokens` in all, `written` of which are there, in blocks that nobody else holds."""
         self._numbers = None
         for place in self._shared_from(written):
             old, self.blocks[place] = self.blocks[place], self._pool.take()
-            if (self.dropped + place) * BLOCK_TOKENS < written:
+            if (self.dropped + place) * self._pool.block_size < written:
                 self._pool.copy(old, self.blocks[place])
             self._pool.release(old)
         while self.room < tokens:
@@ -238,7 +248,7 @@ class BlockTable:
 
     def drop_before(self, token: int) -> None:
         """Give back the blocks in which all tokens come before this one."""
-        gone = min(token // BLOCK_TOKENS - self.dropped, len(self.blocks))
+        gone = min(token // self._pool.block_size - self.dropped, len(self.blocks))
         if gone > 0:
             self._release(self.blocks[:gone])
             self.blocks = self.blocks[gone:]
@@ -247,7 +257,7 @@ class BlockTable:
 
     def shrink(self, tokens: int) -> None:
         """Give back the blocks behind those that `tokens` fill."""
-        kept = blocks_for(tokens) - self.dropped
+        kept = self._pool.blocks_for(tokens) - self.dropped
         self._release(self.blocks[kept:])
         self.blocks, self._numbers = self.blocks[:kept], None
 
@@ -263,10 +273,10 @@ class BlockTable:
 
     def _shared_from(self, written: int) -> list[int]:
         """Places of the blocks that are still to be written to, and held by others too."""
-        first = max(0, written // BLOCK_TOKENS - self.dropped)
+        first = max(0, written // self._pool.block_size - self.dropped)
         return [place for place in range(first, len(self.blocks)) if self._pool.is_shared(self.blocks[place])]
 
 
-def blocks_for(tokens: int) -> int:
+def blocks_for(tokens: int, block_size: int = BLOCK_TOKENS) -> int:
     """How many blocks so many tokens fill."""
-    return -(-tokens // BLOCK_TOKENS)
+    return -(-tokens // block_size)

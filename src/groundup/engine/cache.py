@@ -5,7 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from groundup.model.attention import attend
+from groundup.model.context import Visibility
 from groundup.model.language_model import LanguageModel
+from groundup.model.specs import Attention
 
 
 class LayerKeyValues:
@@ -22,12 +25,22 @@ class LayerKeyValues:
         self._values: Tensor | None = None
         self._memory: tuple[Tensor, Tensor] | None = None
 
-    def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens; returns all keys and all values."""
+    def attend(
+        self,
+        spec: Attention,
+        q_bhtk: Tensor,
+        k_bhtk: Tensor,
+        v_bhtk: Tensor,
+        visible: Visibility,
+        sinks_h: Tensor | None = None,
+        bias_hts: Tensor | None = None,
+    ) -> Tensor:
+        """Append the new tokens; the queries see all keys and values."""
         start, self.length = self.length, self.length + k_bhtk.shape[2]
         self._keys = _append(self._keys, k_bhtk, start)
         self._values = _append(self._values, v_bhtk, start)
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        kept = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        return attend(spec, q_bhtk, *kept, visible, sinks_h, bias_hts)
 
     def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Keys and values of the encoder's output, computed once."""

@@ -7,23 +7,21 @@ Shape suffixes: m tokens, d model width, s sequences, p positions, f frequencies
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, Copy
 from groundup.engine.kernels import KeyValueBlocks, library
-from groundup.engine.kernels.program import Program, StepTables
+from groundup.engine.kernels.program import Program
 from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, key_value_shape
 from groundup.engine.norm_program import write_norm
-from groundup.engine.offered import Lookups, Offered, earlier_tokens, is_offerable
+from groundup.engine.offered import Lookups, Offered, is_offerable
 from groundup.engine.paged import at_once
-from groundup.engine.runner import Runner, StepRunner, depends_on_the_longest
+from groundup.engine.runner import StepRunner, depends_on_the_longest
 from groundup.engine.sequence import Chunk, Step
-from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.engine.step_tables import step_ids, step_tables
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.model.positions import rope_tables
@@ -37,18 +35,6 @@ CACHE_TYPES: dict[CacheType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
 }
-
-
-def runner_of(
-    model: LanguageModel | EncoderDecoder, blocks: int, most_tokens: int, dtype: torch.dtype, host_blocks: int = 0
-) -> StepRunner:
-    """What computes the model's steps: the kernels if they can, else the model itself.
-
-    dtype: of keys and values, one that `cache_dtype` gives. blocks, host_blocks: see `BlockPool`.
-    """
-    if isinstance(model, LanguageModel) and is_compilable(model):
-        return CompiledRunner(model, blocks + host_blocks, most_tokens, dtype)
-    return Runner(model, blocks, host_blocks)
 
 
 def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.dtype:
@@ -99,8 +85,8 @@ class CompiledRunner(StepRunner):
 
     def _through(self, chunks: list[Chunk]) -> Tensor:
         """The final activations of all tokens, each of them a row of one call for the adapters."""
-        tables, written = step_tables(chunks), self._written_for_step()
-        ids_m, positions_m = torch.from_numpy(earlier_tokens(chunks, 0)), torch.from_numpy(tables.positions_m).long()
+        tables, written = step_tables(chunks, BLOCK_TOKENS), self._written_for_step()
+        ids_m, positions_m = torch.from_numpy(step_ids(chunks)), torch.from_numpy(tables.positions_m).long()
         tokens = len(ids_m)
         entered_md = self.model.embed(ids_m[None], positions_m[None])[0]
         written.enters_md[:tokens] = entered_md
@@ -159,31 +145,6 @@ class _Written(NamedTuple):
     enters_md: Tensor
     leaves_md: Tensor
     offered: Offered
-
-
-def step_tables(chunks: list[Chunk]) -> StepTables:
-    """Where the tokens of these chunks stand, one chunk behind the other.
-
-    Token by token in Python: most steps have one of each text, for which arrays would take longer.
-    """
-    blocks = [chunk.sequence.table.numbers() for chunk in chunks]
-    block_table = np.zeros((len(chunks), max(map(len, blocks))), dtype=np.int32)
-    positions: list[int] = []
-    slots: list[int] = []
-    for row, numbers, (sequence, start, length) in zip(block_table, blocks, chunks, strict=True):
-        row[: len(numbers)] = numbers
-        for position in range(start, start + length):
-            block = sequence.table.block_of(position // BLOCK_TOKENS)
-            positions.append(position)
-            slots.append(block * BLOCK_TOKENS + position % BLOCK_TOKENS)
-    lengths = [chunk.length for chunk in chunks]
-    return StepTables(
-        np.array(positions, dtype=np.int32),
-        np.array(slots, dtype=np.int64),
-        block_table,
-        np.array(list(accumulate(lengths, initial=0)), dtype=np.int32),
-        np.array([chunk.start + chunk.length for chunk in chunks], dtype=np.int32),
-    )
 
 
 def is_compilable(model: LanguageModel) -> bool:

@@ -11,18 +11,19 @@ from os import PathLike
 
 import torch
 
-from groundup.engine.blocks import BlockPool
+from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import Chooser
-from groundup.engine.compiled import cache_dtype, runner_of
+from groundup.engine.compiled import cache_dtype
 from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, require_counts
 from groundup.engine.jobs import Writing
-from groundup.engine.quantized import use_kernels
+from groundup.engine.quantized import load_for_engine, use_kernels
 from groundup.engine.rows import Logits, rows_of
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent, reach
+from groundup.engine.runners import block_size_of, runner_of
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence as Text
+from groundup.errors import UserError
 from groundup.formats.folder import local_folder
-from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
 
 
@@ -128,16 +129,22 @@ def _guess(drafted: _Drafted, sequence: Text, logits: Logits) -> None:
 
 
 def speculation_of(
-    spec: PromptLookup | DraftModel, model: LanguageModel, blocks: int, step_tokens: int, most_running: int
+    spec: PromptLookup | DraftModel, model: LanguageModel, cache_tokens: int, step_tokens: int, most_running: int
 ) -> Speculation:
-    """What guesses for a model. blocks, step_tokens, most_running: of its own engine.
+    """What guesses for a model. cache_tokens, step_tokens, most_running: of its own engine.
 
     Raises ValueError for models whose tokens cannot be taken back, and for a draft of another vocabulary.
     """
     _require_taking_back(model)
     if isinstance(spec, PromptLookup):
         return Speculation(LookupGuesser(spec), spec.guesses, spec.step_guesses)
-    draft = spec.model if isinstance(spec.model, LanguageModel) else load_language_model(local_folder(spec.model))
+    if isinstance(spec.model, LanguageModel):
+        draft = spec.model
+    else:
+        loaded = load_for_engine(local_folder(spec.model), None, str(model.device))
+        if not isinstance(loaded, LanguageModel):
+            raise UserError(f"{spec.model} holds a {loaded.config.family} model; a draft is a decoder, such as llama")
+        draft = loaded
     _require_taking_back(draft)
     use_kernels(draft)
     if draft.config.vocab_size != model.config.vocab_size:
@@ -145,8 +152,10 @@ def speculation_of(
             f"a draft model needs the vocabulary of the model, which has {model.config.vocab_size} tokens; this one "
             f"has {draft.config.vocab_size}"
         )
-    scheduler = Scheduler(BlockPool(blocks), step_tokens, most_running, reach=reach(draft))
-    guesser = DraftGuesser(runner_of(draft, blocks, step_tokens, cache_dtype(draft)), scheduler)
+    size = block_size_of(draft)
+    pool = BlockPool(blocks_for(cache_tokens, size), block_size=size)
+    runner = runner_of(draft, pool, step_tokens, most_running, cache_dtype(draft))
+    guesser = DraftGuesser(runner, Scheduler(pool, step_tokens, most_running, reach=reach(draft)))
     return Speculation(guesser, spec.guesses, spec.step_guesses)
 
 

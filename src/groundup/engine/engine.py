@@ -20,7 +20,7 @@ from torch import Tensor
 
 from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text, require_decoder
 from groundup.engine.blocks import BlockPool, blocks_for
-from groundup.engine.compiled import CacheType, cache_dtype, runner_of
+from groundup.engine.compiled import CacheType, cache_dtype
 from groundup.engine.completion import (
     Completion,
     Gathering,
@@ -42,6 +42,7 @@ from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt
 from groundup.engine.quantized import load_for_engine, use_kernels
 from groundup.engine.runner import decoder_of, depends_on_the_longest, is_recurrent, reach, token_bytes
+from groundup.engine.runners import block_size_of, runner_of
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
@@ -72,11 +73,14 @@ class Engine:
     most_running: texts that are computed at a time.
     cache_type: in which keys and values are kept, see `cache_dtype`.
     quantize: "w8", "w4" or "w4_g32" for a folder whose weights are to be rounded to so many bits, and activations to 8;
-        `groundup quantize` does it once and says what it costs.
+        `groundup quantize` does it once and says what it costs. "fp8" on GPUs that can.
     speculate: who guesses tokens, which are computed together and kept if they are right: `PromptLookup(...)`, in texts
         that repeat, or `DraftModel(...)`. What is written is the same with and without.
-    Raises UserError for a folder that cannot be read or holds a model of another kind, ValueError for one that does not
-    go with `speculate`.
+    device: where a folder's model is computed: "cpu" (the default) or "cuda", there in bfloat16 unless its weights are
+        float16. A model that is given as such is computed where it lies, in its own type.
+    compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.
+    Raises UserError for a folder that cannot be read or holds a model of another kind, and for a device that is not
+    there; ValueError for a model that does not go with `speculate`.
     """
 
     def __init__(
@@ -92,14 +96,18 @@ class Engine:
         cache_type: CacheType | None = None,
         quantize: str | None = None,
         speculate: PromptLookup | DraftModel | None = None,
+        device: str | None = None,
+        compile_layers: bool = False,
     ) -> None:
         if isinstance(model, LanguageModel | EncoderDecoder):
             if quantize is not None:
                 raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
+            if device is not None:
+                raise ValueError("`device` is for folders; a model that is given as such is computed where it lies")
             self.model, folder = model, None
         else:
             folder = local_folder(model)
-            self.model = load_for_engine(folder, quantize)
+            self.model = load_for_engine(folder, quantize, device or "cpu")
         decoder = decoder_of(self.model)
         use_kernels(decoder)
         self._reader = reader_of(self.model.config, folder, tokenizer)
@@ -108,7 +116,8 @@ class Engine:
         cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
         if host_tokens is None:
             host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
-        self._pool = BlockPool(blocks_for(cache_tokens), host=blocks_for(host_tokens))
+        size = block_size_of(self.model)
+        self._pool = BlockPool(blocks_for(cache_tokens, size), host=blocks_for(host_tokens, size), block_size=size)
         scheduler = Scheduler(
             self._pool,
             step_tokens,
@@ -119,8 +128,8 @@ class Engine:
         )
         speculation = None
         if speculate is not None:
-            speculation = speculation_of(speculate, decoder, self._pool.count, step_tokens, most_running)
-        runner = runner_of(self.model, self._pool.count, step_tokens, dtype, self._pool.host)
+            speculation = speculation_of(speculate, decoder, self._pool.tokens, step_tokens, most_running)
+        runner = runner_of(self.model, self._pool, step_tokens, most_running, dtype, compile_layers)
         self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)
         self._desk = Desk(self.model, self._reader, self._loop, self._worker, self._pool, most_running)

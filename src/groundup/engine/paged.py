@@ -21,6 +21,9 @@ from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockTable, Copy
 from groundup.engine.sequence import Chunk
+from groundup.model.attention import attend
+from groundup.model.context import Visibility
+from groundup.model.specs import Attention
 
 
 class Remembered(NamedTuple):
@@ -168,11 +171,21 @@ class LayerStep:
         loads = _rows_together([None if one.load is None else (one.load,) for one in before])
         self.load: Tensor | None = None if loads is None else loads[0]
 
-    def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values into their slots; returns all that the sequences see."""
+    def attend(
+        self,
+        spec: Attention,
+        q_bhtk: Tensor,
+        k_bhtk: Tensor,
+        v_bhtk: Tensor,
+        visible: Visibility,
+        sinks_h: Tensor | None = None,
+        bias_hts: Tensor | None = None,
+    ) -> Tensor:
+        """Write the new keys and values into their slots; the queries see all that is in those of their sequences."""
         self._keys.write(self._new_slots_bt, k_bhtk)
         self._values.write(self._new_slots_bt, v_bhtk)
-        return self._keys.read(self._slots_bs), self._values.read(self._slots_bs)
+        seen = self._keys.read(self._slots_bs), self._values.read(self._slots_bs)
+        return attend(spec, q_bhtk, *seen, visible, sinks_h, bias_hts)
 
     def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Those of the sequences' sources, gathered anew each time: never those of all layers at once."""

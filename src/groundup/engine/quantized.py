@@ -1,7 +1,9 @@
-"""Quantized matrices in the engine: computed by the kernels, where these were compiled and the model is on the CPU."""
+"""How the engine loads a model: on which device, in which type, and what computes its quantized matrices."""
 
+import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from groundup.engine import kernels
@@ -10,7 +12,8 @@ from groundup.errors import UserError
 from groundup.formats.huggingface import load_model
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
-from groundup.quantize.convert import compute_with, quantize_model, require_floating
+from groundup.quantize.convert import compute_with, quantize_model, quantized_format, require_floating
+from groundup.quantize.float8 import LEAST_CAPABILITY, use_float8
 from groundup.quantize.matrix import WEIGHT_FORMATS, QuantizedMatrix
 from groundup.quantize.modules import Arithmetic
 
@@ -21,6 +24,9 @@ def _linear(x_mk: Tensor, matrix: QuantizedMatrix, bias_n: Tensor | None) -> Ten
 
 KERNELS = Arithmetic(_linear, kernels.gather)
 
+FLOAT8_NAME = "fp8"
+ENGINE_FORMATS = (*WEIGHT_FORMATS, FLOAT8_NAME)
+
 
 def use_kernels(model: LanguageModel) -> None:
     """Have the kernels compute a quantized model's products, if they can; another model is left as it is."""
@@ -28,20 +34,53 @@ def use_kernels(model: LanguageModel) -> None:
         compute_with(model, KERNELS)
 
 
-def load_for_engine(folder: Path, quantize: str | None) -> LanguageModel | EncoderDecoder:
-    """The model of a folder, its weights rounded to the nearest of the format of this name unless that is None.
+def load_for_engine(folder: Path, quantize: str | None, device: str) -> LanguageModel | EncoderDecoder:
+    """The model of a folder on a device; on a GPU in bfloat16, unless its weights are float16.
 
-    Raises UserError for a folder that cannot be read or quantized, or whose model is none of texts, ValueError for an
-    unknown format.
+    quantize: the format to whose nearest the weights are rounded, one of those of files or `fp8`; None: they are not.
+    Raises UserError for a folder that cannot be read or quantized, or whose model is none of texts, and for a device
+    that is not there; ValueError for an unknown format, or one that the device does not multiply.
     """
-    if quantize is not None and quantize not in WEIGHT_FORMATS:
-        raise ValueError(f"`quantize` must be one of {', '.join(WEIGHT_FORMATS)} or None, not {quantize!r}")
+    if quantize is not None and quantize not in ENGINE_FORMATS:
+        raise ValueError(f"`quantize` must be one of {', '.join(ENGINE_FORMATS)} or None, not {quantize!r}")
+    place = _device(device)
+    if quantize == FLOAT8_NAME and not _multiplies_float8(place):
+        raise ValueError("`quantize` 'fp8' is for GPUs of compute capability 8.9 and above; here w8 and w4 are there")
     model = load_model(folder)
     if not isinstance(model, LanguageModel | EncoderDecoder):
         raise UserError(f"{folder} holds a {model.config.family} model; this needs one of texts, such as llama")
-    if quantize is not None:
-        if isinstance(model, EncoderDecoder):
-            raise UserError(f"{folder} holds a {model.config.family} model; only models of text alone can be quantized")
+    if quantize is not None and isinstance(model, EncoderDecoder):
+        raise UserError(f"{folder} holds a {model.config.family} model; only models of text alone can be quantized")
+    if quantize in WEIGHT_FORMATS:
         require_floating(model, "quantized again")
         quantize_model(model, WEIGHT_FORMATS[quantize])
+    _move(model, place)
+    if quantize == FLOAT8_NAME:
+        use_float8(model)
     return model
+
+
+def _device(name: str) -> torch.device:
+    """Raises UserError for one that is not there."""
+    if name == "cpu":
+        return torch.device(name)
+    asked = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if asked is None:
+        raise UserError(f"`device` must be cpu, cuda, or cuda:1 and so on, not {name!r}")
+    if int(asked[1] or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no {name} here: PyTorch finds {torch.cuda.device_count()} GPUs that it can use")
+    return torch.device(name)
+
+
+def _multiplies_float8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+
+
+def _move(model: LanguageModel | EncoderDecoder, device: torch.device) -> None:
+    """To a device, in place; numbers that are not quantized become those that a GPU's attention knows."""
+    if device.type == "cpu":
+        return
+    narrow = next(model.parameters()).dtype == torch.float16
+    model.to(device)
+    if quantized_format(model) is None:
+        model.to(torch.float16 if narrow else torch.bfloat16)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence as Items
 from typing import Any
 
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from groundup.engine.blocks import BlockPool
 from groundup.engine.sequence import Chunk, Sequence, Step
 from groundup.engine.source import Source
 from groundup.model.lora import Adapter
@@ -60,10 +60,8 @@ class Scheduler:
 
         Raises ValueError if these, and its source, do not fit into the pool even when it is empty.
         """
-        if blocks_for(most_tokens) + (0 if source is None else source.blocks) > self.pool.count:
-            raise ValueError(
-                f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.count * BLOCK_TOKENS}"
-            )
+        if self.pool.blocks_for(most_tokens) + (0 if source is None else source.blocks) > self.pool.count:
+            raise ValueError(f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.tokens}")
         sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter, source)
         self._arrivals += 1
         self.waiting.append(sequence)
@@ -172,7 +170,7 @@ class Scheduler:
 
     def _account(self, sequence: Sequence, start: int) -> None:
         """What follows from tokens from `start` on being computed."""
-        if not self._whole_prompts and sequence.computed // BLOCK_TOKENS > start // BLOCK_TOKENS:
+        if not self._whole_prompts and sequence.computed // self.pool.block_size > start // self.pool.block_size:
             self._publish(sequence, start)
         if self._reach is not None:
             # One token stays in any case: by what is before it a layer tells that a token is not the first.
@@ -180,11 +178,11 @@ class Scheduler:
             sequence.table.drop_before(certain - max(self._reach, 1))
 
     def _publish(self, sequence: Sequence, start: int) -> None:
-        whole = min(sequence.computed, sequence.certain) // BLOCK_TOKENS
-        for index in range(start // BLOCK_TOKENS, whole):
+        whole = min(sequence.computed, sequence.certain) // self.pool.block_size
+        for index in range(start // self.pool.block_size, whole):
             block = sequence.table.block_of(index)
             self.pool.publish(block, sequence.block_hash(index), sequence.block_tokens(index))
-        if self._recurrent and whole and sequence.computed == whole * BLOCK_TOKENS:
+        if self._recurrent and whole and sequence.computed == whole * self.pool.block_size:
             self._remember(sequence, whole - 1)
 
     def _remember(self, sequence: Sequence, index: int) -> None:
@@ -196,14 +194,14 @@ class Scheduler:
         while self.waiting and len(self.running) < self._most_running:
             sequence = self.waiting[0]
             found, state = self._cached_beginning(sequence)
-            taken = blocks_for(len(sequence.tokens)) - sum(self.pool.is_held(block) for block in found)
+            taken = self.pool.blocks_for(len(sequence.tokens)) - sum(self.pool.is_held(block) for block in found)
             taken += 0 if sequence.source is None else sequence.source.wanted
             # Each running text may soon want another block.
             if taken + len(self.running) > self.pool.available:
                 return
             self.waiting.popleft()
             sequence.table.adopt(found)
-            sequence.computed = len(found) * BLOCK_TOKENS
+            sequence.computed = len(found) * self.pool.block_size
             if sequence.cached is None:  # not where it gave way before
                 sequence.cached = sequence.computed
             sequence.state = state
@@ -219,7 +217,7 @@ class Scheduler:
     def _cached_beginning(self, sequence: Sequence) -> tuple[list[int], Any | None]:
         """Known blocks that the sequence begins with, and the state after them; one token is always left to compute."""
         found: list[int] = []
-        while sequence.reuses and (len(found) + 1) * BLOCK_TOKENS < len(sequence.tokens):
+        while sequence.reuses and (len(found) + 1) * self.pool.block_size < len(sequence.tokens):
             block = self.pool.find(sequence.block_hash(len(found)), sequence.block_tokens(len(found)))
             if block is None:
                 break
@@ -242,12 +240,12 @@ class Scheduler:
         for index, sequence in enumerate(prompts):
             if budget == 0:
                 break
-            share = budget if index == len(prompts) - 1 else max(BLOCK_TOKENS, budget // 2)
+            share = budget if index == len(prompts) - 1 else max(self.pool.block_size, budget // 2)
             count = min(sequence.pending, share, budget)
             if self._whole_prompts:
                 count = sequence.pending
             elif self._recurrent:
-                count = _to_boundary(sequence.computed, count)
+                count = _to_boundary(sequence.computed, count, self.pool.block_size)
             chunks.append(Chunk(sequence, sequence.computed, count))
             budget = max(0, budget - count - sequence.unread)
         return chunks
@@ -280,10 +278,10 @@ def _strip(sequence: Sequence) -> None:
     sequence.computed, sequence.state = 0, None
 
 
-def _to_boundary(start: int, count: int) -> int:
+def _to_boundary(start: int, count: int, block_size: int) -> int:
     """The same number of tokens or fewer, so that a chunk ends with a block if it reaches the end of one.
 
     The state there can then be kept for others that begin alike.
     """
-    end = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS
+    end = (start + count) // block_size * block_size
     return end - start if end > start else count

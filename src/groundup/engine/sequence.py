@@ -8,7 +8,7 @@ and is computed anew differ only in how many are left. Which of them come next i
 from collections.abc import Sequence as Items
 from typing import Any, NamedTuple
 
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Copy
+from groundup.engine.blocks import BlockPool, BlockTable, Copy
 from groundup.engine.source import Source
 from groundup.model.lora import Adapter
 
@@ -82,7 +82,8 @@ class Sequence:
         self.guessed = min(self.guessed, guesses)
 
     def block_tokens(self, index: int) -> list[int]:
-        return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
+        size = self._pool.block_size
+        return self.tokens[index * size : (index + 1) * size]
 
     def block_hash(self, index: int) -> bytes:
         """The hash of a whole block and all before it, adapter and source included."""

@@ -19,7 +19,8 @@ from groundup.engine.jobs import Writing
 from groundup.engine.sampling import Sampling
 from groundup.engine.speed_plan import Plan
 
-# Tokens of the answer that nobody counts: the first one that an engine gives takes memory and wakes its threads.
+# Tokens of answers that nobody counts: the first ones that an engine gives take memory and wake its threads, and steps
+# of so many texts are recorded where a GPU replays them.
 WARM_UP_TOKENS = 4
 
 
@@ -89,7 +90,8 @@ def measure(engine: Engine, plan: Plan, tell: Callable[[int, str], None] = lambd
         tell(count * (plan.prompt_length + new_tokens), what)
         return texts
 
-    _ask(engine, prompts.take(max(plan.streams)), WARM_UP_TOKENS)
+    for count in plan.streams:
+        _ask(engine, prompts.take(count), WARM_UP_TOKENS)
     firsts = [ask(1, 1, "prefill")[0].first_token for _ in range(plan.repeats)]
     rows = []
     for count in plan.streams:

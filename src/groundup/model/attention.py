@@ -51,11 +51,10 @@ class SelfAttention(nn.Module):
         v_bthk = self._clip(self.value(x_btd)).view(k_bthk.shape)
         if extra_values_bthk is not None:
             v_bthk = v_bthk + extra_values_bthk
-        k_bhsk, v_bhsk = k_bthk.transpose(1, 2), v_bthk.transpose(1, 2)
-        if cache is not None:
-            k_bhsk, v_bhsk = cache.update(k_bhsk, v_bhsk)
-        extras = (self.sinks, shared.bias_hts)
-        out_bthk = attend(self.spec, q_bthk.transpose(1, 2), k_bhsk, v_bhsk, shared.visible, *extras).transpose(1, 2)
+        q_bhtk, k_bhtk, v_bhtk = (each.transpose(1, 2) for each in (q_bthk, k_bthk, v_bthk))
+        attend_all = attend if cache is None else cache.attend
+        out_bhtk = attend_all(self.spec, q_bhtk, k_bhtk, v_bhtk, shared.visible, self.sinks, shared.bias_hts)
+        out_bthk = out_bhtk.transpose(1, 2)
         if self.head_gate is not None:
             gate_bth = 2 * torch.sigmoid(F.linear(x_btd[..., :HEAD_GATE_WIDTH], self.head_gate.to(x_btd.dtype)))
             out_bthk = out_bthk * gate_bth[..., None]

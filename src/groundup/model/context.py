@@ -103,8 +103,17 @@ class LayerCache(Protocol):
     state: tuple[Tensor, ...] | None
     load: Tensor | None
 
-    def update(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the new keys and values of attention; returns all of them."""
+    def attend(
+        self,
+        spec: Attention,
+        q_bhtk: Tensor,
+        k_bhtk: Tensor,
+        v_bhtk: Tensor,
+        visible: Visibility,
+        sinks_h: Tensor | None = None,
+        bias_hts: Tensor | None = None,
+    ) -> Tensor:
+        """Keep the new keys and values, then `attention.attend` of the queries to all that are kept."""
         ...
 
     def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

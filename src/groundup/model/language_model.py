@@ -118,8 +118,8 @@ class LanguageModel(Stack):
         if self.embedding_in is not None:
             x_btd = self.embedding_in(x_btd)
         if self.config.embedding_scale is not None:
-            # Rounded to the activations' type first, as Gemma does it.
-            x_btd = x_btd * torch.tensor(self.config.embedding_scale, dtype=dtype, device=x_btd.device)
+            # Rounded to the activations' type first, as Gemma does it; a number of the host, which no GPU waits for.
+            x_btd = x_btd * torch.tensor(self.config.embedding_scale, dtype=dtype)
         if self.config.learned_positions is not None and self.positions is not None:
             x_btd = x_btd + self.positions(positions + self.config.learned_positions.offset, dtype)
         if self.token_types is not None:

@@ -42,10 +42,9 @@ class LatentSelfAttention(nn.Module):
         q_bthk = self._queries(x_btd).view(batch, time, spec.heads, -1)
         plain_bthk, turning_bthk = q_bthk.split((spec.plain_dim, spec.rotated_dim), dim=-1)
         q_bthk = torch.cat((plain_bthk, rotate(turning_bthk, spec.rope, rope)), dim=-1)
-        k_bhsk, v_bhsk = k_bthk.transpose(1, 2), v_bthk.transpose(1, 2)
-        if cache is not None:
-            k_bhsk, v_bhsk = cache.update(k_bhsk, v_bhsk)
-        out_bhtk = attend(spec.scored, q_bthk.transpose(1, 2), k_bhsk, v_bhsk, shared.visible)
+        q_bhtk, k_bhtk, v_bhtk = (each.transpose(1, 2) for each in (q_bthk, k_bthk, v_bthk))
+        attend_all = attend if cache is None else cache.attend
+        out_bhtk = attend_all(spec.scored, q_bhtk, k_bhtk, v_bhtk, shared.visible)
         return self.output(out_bhtk.transpose(1, 2).reshape(batch, time, -1))
 
     def _queries(self, x_btd: Tensor) -> Tensor:

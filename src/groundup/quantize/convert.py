@@ -72,7 +72,7 @@ def quantize_model(model: nn.Module, format: WeightFormat, quantize: Quantize | 
             raise ValueError(f"{place.name}: {error}") from None
         quantized = _empty(place.module, format)
         quantized.take(*matrices)
-        _put(model, place.name, quantized)
+        replace_module(model, place.name, quantized)
 
 
 def nearest(weight: Tensor, format: WeightFormat, search: bool = True) -> list[QuantizedMatrix]:
@@ -86,7 +86,7 @@ def quantized_outline(model: nn.Module, format: WeightFormat) -> None:
     Raises UserError as `places` does.
     """
     for place in list(places(model)):
-        _put(model, place.name, _empty(place.module, format))
+        replace_module(model, place.name, _empty(place.module, format))
 
 
 def quantized_format(model: nn.Module) -> WeightFormat | None:
@@ -126,6 +126,7 @@ def _empty(module: Linear | Embedding | ExpertLinear, format: WeightFormat) -> Q
         return QuantizedEmbedding(format, rows, columns)
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of this name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,39 @@
+"""Who computes the steps of a model: the kernels of the CPU, packed attention of a GPU, or the model as it is."""
+
+import torch
+
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
+from groundup.engine.compiled import CompiledRunner, is_compilable
+from groundup.engine.device_runner import device_runner, runs_on_device
+from groundup.engine.paged_attention import KERNEL_BLOCK_TOKENS
+from groundup.engine.runner import Runner, StepRunner
+from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.language_model import LanguageModel
+
+
+def block_size_of(model: LanguageModel | EncoderDecoder) -> int:
+    """Tokens of a block, as what computes the model wants it."""
+    return KERNEL_BLOCK_TOKENS if isinstance(model, LanguageModel) and runs_on_device(model) else BLOCK_TOKENS
+
+
+def runner_of(
+    model: LanguageModel | EncoderDecoder,
+    pool: BlockPool,
+    most_tokens: int,
+    most_texts: int,
+    dtype: torch.dtype,
+    compiles: bool = False,
+) -> StepRunner:
+    """What computes the model's steps.
+
+    pool: of blocks of the size that `block_size_of` gives. most_tokens, most_texts: of a step.
+    dtype: of keys and values, one that `cache_dtype` gives.
+    compiles: whether the layers of a model that a GPU runs are compiled. Raises ValueError where it runs no such model.
+    """
+    if isinstance(model, LanguageModel) and is_compilable(model) and not compiles:
+        return CompiledRunner(model, pool.count + pool.host, most_tokens, dtype)
+    if isinstance(model, LanguageModel) and runs_on_device(model):
+        return device_runner(model, pool.count, pool.host, pool.block_size, most_texts, compiles)
+    if compiles:
+        raise ValueError("`compile_layers` is for models that a GPU runs as docs/engine.md says; this is none of them")
+    return Runner(model, pool.count, pool.host)

@@ -1,0 +1,69 @@
+"""Ids and tables of a step as tensors, from which a model computes it.
+
+Shape suffixes: m new tokens.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from groundup.engine.kernels.program import StepTables
+from groundup.engine.paged_attention import Places
+
+
+class StepInputs(NamedTuple):
+    """What a step is computed from. ids_m, positions_m: int64."""
+
+    ids_m: Tensor
+    positions_m: Tensor
+    places: Places
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them; the last dimension of one, the block table, is longer where texts are."""
+        places = self.places
+        counts = (places.query_starts, places.key_starts, places.key_counts_s)
+        return self.ids_m, self.positions_m, places.slots_m, *counts, places.block_table
+
+
+def step_inputs(ids_m: npt.NDArray[np.int64], tables: StepTables, block_size: int, device: torch.device) -> StepInputs:
+    """Ids and tables of a step on a device."""
+
+    def moved(values: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    key_starts = np.zeros_like(tables.query_starts)
+    np.cumsum(tables.key_counts_s, out=key_starts[1:])
+    places = Places(
+        slots_m=moved(tables.slots_m),
+        query_starts=moved(tables.query_starts),
+        key_starts=moved(key_starts),
+        key_counts_s=moved(tables.key_counts_s),
+        block_table=moved(tables.block_table),
+        most_queries=int(np.diff(tables.query_starts).max()),
+        most_keys=tables.block_table.shape[1] * block_size,
+    )
+    return StepInputs(moved(ids_m), moved(tables.positions_m.astype(np.int64)), places)
+
+
+def widened(inputs: StepInputs, blocks: int, block_size: int, device: torch.device) -> StepInputs:
+    """The same in memory of its own on a device, with room for so many blocks of each text."""
+    table = inputs.places.block_table
+    wide = table.new_zeros(len(table), max(blocks, table.shape[1]))
+    wide[:, : table.shape[1]] = table
+    tensors = (each.to(device, copy=True) for each in (*inputs.tensors[:-1], wide))
+    ids_m, positions_m, slots_m, query_starts, key_starts, key_counts_s, block_table = tensors
+    most = inputs.places.most_queries, wide.shape[1] * block_size
+    return StepInputs(ids_m, positions_m, Places(slots_m, query_starts, key_starts, key_counts_s, block_table, *most))
+
+
+def fill(inputs: StepInputs, other: StepInputs) -> None:
+    """Overwrite inputs with others of as many texts and tokens, and of texts that are no longer.
+
+    What lies in the block table behind a text's own blocks is left as it is: nothing reads it.
+    """
+    for target, source in zip(inputs.tensors, other.tensors, strict=True):
+        target[..., : source.shape[-1]].copy_(source)
