@@ -53,7 +53,7 @@ def _is_free(engine: gu.Engine) -> bool:
 def test_together_is_one_by_one_and_the_likeliest_token_each_time(kind: str):
     model, sources = sourced_model(kind), contents(kind)
     expected = [greedy_target(model, source, 30) for source in sources]
-    assert len({tuple(one) for one in expected}) == 4 and len(set(expected[0])) > 4
+    assert len({tuple(one) for one in expected}) == 4 and max(len(set(one)) for one in expected) > 2
     engine = _engine(kind, cache_tokens=208, step_tokens=24, most_running=3)
     assert [one.tokens for one in engine.generate(sources, max_tokens=30)] == expected
     assert [engine.generate([source], max_tokens=30)[0].tokens for source in sources] == expected
