@@ -75,7 +75,8 @@ def _serve(
     for _ in range(12):
         step = scheduler.schedule()
         for chunk, hidden_td in runner.run(step):
-            seen[texts.index(chunk.sequence)].append(runner.logits(hidden_td, [chunk.sequence.adapter] * len(hidden_td)))
+            adapters = [chunk.sequence.adapter] * len(hidden_td)
+            seen[texts.index(chunk.sequence)].append(runner.logits(hidden_td, adapters))
         scheduler.complete(step)
         for text in texts:
             if not text.pending and len(text.tokens) < 48:
