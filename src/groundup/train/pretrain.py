@@ -10,7 +10,6 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
-from groundup.quantize.training import as_served
 from groundup.storage import write_json
 from groundup.tokens.batches import PackedDocuments
 from groundup.tokens.shards import Shards
@@ -31,6 +30,8 @@ from groundup.train.pseudo_likelihood import pseudo_figures
 DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; the whole of it is scored once, at the end.
 WATCHED_WINDOWS = 48
+# Part of the budget after which a model that is to be served in few bits is rounded (docs/quantization.md).
+AS_SERVED_FROM = 0.8
 
 
 def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> None:
@@ -72,10 +73,11 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         model.train()
         return objective.figures(loss)
 
-    with as_served(model, config.quantize):
-        result = train(Learner(model, balance(config, model)), source, loop, out, watch, ranks)
-        if not ranks.leads:
-            return
+    learner = Learner(model, balance(config, model), config.quantize)
+    result = train(learner, source, loop, out, watch, ranks)
+    if not ranks.leads:
+        return
+    with learner.as_served():
         final = heldout_loss(model.eval(), heldout, config.context, words.bos_id, corruption=corruption)
     save_trained(model, words, tokenizer, out)
     read = result.steps * config.batch_tokens
@@ -153,6 +155,7 @@ def loop_config(config: PretrainConfig, shape: TextConfig, text_tokens: int, byt
         weight_decay=config.weight_decay,
         warmup=config.warmup,
         cooldown=config.cooldown,
+        as_served_from=AS_SERVED_FROM,
         bytes_per_token=bytes_per_token if objective.continues_text else None,
         track=config.track,
     )
