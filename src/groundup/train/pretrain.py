@@ -31,7 +31,7 @@ DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; the whole of it is scored once, at the end.
 WATCHED_WINDOWS = 48
 # Part of the budget after which a model that is to be served in few bits is rounded (docs/quantization.md).
-AS_SERVED_FROM = 0.8
+AS_SERVED_FROM = 0.9
 
 
 def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> None:
