@@ -44,6 +44,7 @@ def loop_config(**changes: Any) -> LoopConfig:
         weight_decay=0.0,
         warmup=0.0,
         cooldown=0.5,
+        as_served_from=0.5,
         compute_dtype=torch.float32,
         compile=False,
         evaluations=0,
@@ -117,11 +118,12 @@ def train_tiny(
     source: RowSource | None = None,
     ranks: Ranks | None = None,
     watch: Watch = lambda step: {},
+    quantize: str | None = None,
     **changes: Any,
 ) -> TextModel:
     """A hot model (a fresh one starts with zeros, and with it most gradients) after a run of the loop in `out`."""
     model = hot_start(preset).train()
-    learner = Learner(model, published_balance(model))
+    learner = Learner(model, published_balance(model), quantize)
     source = source or UnevenRows(corruption=corruption_for(preset))
     train(learner, source, loop_config(**changes), out, watch, ranks or Ranks())
     return model

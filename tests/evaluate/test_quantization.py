@@ -23,6 +23,7 @@ from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import nearest, quantize_model, quantized_format
 from groundup.quantize.matrix import W4, W8, WEIGHT_FORMATS
+from groundup.record.metrics import VALUES_FILE, read_lines
 from groundup.storage import hash_file
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.config import Format
@@ -183,9 +184,16 @@ def test_names_are_spelled_alike_everywhere():
 
 
 def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
-    tokens_folder: Path, tokenizer_folder: Path, texts: Path, tmp_path: Path
+    tokens_folder: Path,
+    tokenizer_folder: Path,
+    pretrained: Callable[[str], Path],
+    texts: Path,
+    tmp_path: Path,
 ):
-    """The whole way: pre-training with `quantize`, then `quantize`; the trainer's loss is that of the served model."""
+    """The whole way: pre-training with `quantize`, then `quantize`; the trainer's loss is that of the served model.
+
+    Up to the last tenth of its steps it is the training of a model that nobody will quantize.
+    """
     from tiny import PRETRAINING
 
     from groundup.train import pretrain
@@ -197,6 +205,13 @@ def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
     pretrain.run(PretrainConfig(**settings), folder, tokens=tokens_folder, tokenizer=tokenizer_folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["quantize"] == "w4"
+    plain, rounded = (
+        [line["loss"] for line in read_lines(one / VALUES_FILE)] for one in (pretrained("groundup"), folder)
+    )
+    first = math.ceil(0.9 * len(plain))
+    assert [one == other for one, other in zip(plain, rounded, strict=True)] == [
+        step < first for step in range(len(plain))
+    ]
     record = quantize_folder(QuantizeConfig("w4", heldout=(str(texts),), context=64), folder, tmp_path / "served")
     assert record["method"] == "trained"
     served = load_language_model(tmp_path / "served")

@@ -14,7 +14,6 @@ from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import require_floating
-from groundup.quantize.training import as_served
 from groundup.storage import write_json
 from groundup.tokens.chat import render
 from groundup.tokens.conversations import PackedConversations, TokenisedConversation
@@ -65,10 +64,11 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
             samples.take(step)
         return {"heldout_loss": mean_target_loss(model, heldout, WATCHED_ROWS)}
 
-    with as_served(model, config.quantize):
-        result = train(Learner(model, published_balance(model)), source, loop, out, watch, ranks)
-        if not ranks.leads:
-            return
+    learner = Learner(model, published_balance(model), config.quantize)
+    result = train(learner, source, loop, out, watch, ranks)
+    if not ranks.leads:
+        return
+    with learner.as_served():
         final_loss = mean_target_loss(model, heldout, WATCHED_ROWS)
     save_trained(model, words, pretrain, out)
     written = [one.conversation for split in SPLITS for one in conversations[split]]
@@ -135,6 +135,7 @@ def loop_config(config: SftConfig, model: LanguageModel, source: PackedConversat
         weight_decay=0.0,
         warmup=0.0,
         cooldown=1.0,
+        as_served_from=0.0,
         bytes_per_token=None,
     )
 

@@ -40,22 +40,24 @@ class Place(NamedTuple):
 
 
 def places(model: nn.Module) -> Iterator[Place]:
-    """The modules of a model that are quantized, in its own order.
-
-    Raises UserError, naming the family, for a model that is not one tower of text.
-    """
-    if not isinstance(model, LanguageModel):
-        family = getattr(getattr(model, "config", None), "family", type(model).__name__)
-        raise UserError(
-            f"a {family} model cannot be quantized: only models of text alone are, decoders such as llama and encoders "
-            "such as bert"
-        )
+    """The modules of a model that are quantized, in its own order; raises UserError as `require_quantizable` does."""
+    require_quantizable(model)
     for name, module in model.named_modules():
         parts = name.split(".")
         if parts[0] in FLOATING_OUTSIDE or parts[-1] in FLOATING_LINEAR:
             continue
         if isinstance(module, Linear | Embedding | ExpertLinear):
             yield Place(name, module)
+
+
+def require_quantizable(model: nn.Module) -> None:
+    """Raise UserError, naming the family, for a model that is not one tower of text."""
+    if not isinstance(model, LanguageModel):
+        family = getattr(getattr(model, "config", None), "family", type(model).__name__)
+        raise UserError(
+            f"a {family} model cannot be quantized: only models of text alone are, decoders such as llama and encoders "
+            "such as bert"
+        )
 
 
 def quantize_model(model: nn.Module, format: WeightFormat, quantize: Quantize | None = None) -> None:

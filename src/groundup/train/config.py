@@ -99,7 +99,9 @@ class PretrainConfig:
         "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
     )
     quantize: Format | None = setting(
-        None, "learn with weights and activations rounded as `groundup quantize` will store them (default: not at all)"
+        None,
+        "in the last tenth of the budget, learn with weights and activations rounded as `groundup quantize` will store "
+        "them (default: not at all)",
     )
     evaluations: int = setting(8, "how often held-out loss and samples are taken on the way")
     heldout_megabytes: float = setting(

@@ -6,7 +6,7 @@ Shape suffixes: b rows, t places, n tokens (rows and places flattened), d model 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,8 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.experts import Routing
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
+from groundup.quantize.convert import require_quantizable
+from groundup.quantize.training import as_served
 from groundup.tokens.batches import IGNORE, Rows
 from groundup.train.balance import Balance, Routed, balance_loss, end_step, routers
 from groundup.train.token_loss import ChunkLoss, loss_and_slope, token_loss
@@ -40,10 +42,17 @@ class Loss(NamedTuple):
 
 
 class Learner:
-    """A model and its loss. balance: for a mixture of experts, or None."""
+    """A model and its loss.
 
-    def __init__(self, model: TextModel, balance: Balance | None = None) -> None:
+    balance: for a mixture of experts, or None. quantize: the name of the format that the model is to be served in, or
+    None; UserError is raised for a model that cannot be.
+    """
+
+    def __init__(self, model: TextModel, balance: Balance | None = None, quantize: str | None = None) -> None:
         self.model = model
+        if quantize is not None:
+            require_quantizable(model)
+        self._quantize = quantize
         # Weights of a folder lie as in its files, GPT-2's transposed; checkpoints and optimizers want them in order.
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
@@ -77,6 +86,10 @@ class Learner:
         """Set the type of activations and matrix products; None: that of the weights."""
         for stack in stacks(self.model):
             stack.compute_dtype = dtype
+
+    def as_served(self) -> AbstractContextManager[None]:
+        """Within it, the model computes as it will be served; as always where it is served as it is."""
+        return as_served(self.model, self._quantize)
 
     @contextmanager
     def compiled(self, wanted: bool) -> Iterator[None]:

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,13 +65,18 @@ def train(
         _metrics(out, counters, config, ranks) as metrics,
         _progress(config, counters) as progress,
         Keeper(out, model, optimizers, config.checkpoint_seconds, ranks) as keeper,
+        ExitStack() as last_part,
     ):
+        as_served = False
         while (spent := config.spent(counters)) < 1:
             step_started = time.monotonic()
             if not counters.settled and (config.steps is not None or len(speeds) == SPEED_STEPS):
                 left = config.rows_left(counters, ranks.agree(_usual(speeds)))
                 row = row_to_end_whole(counters.row, left, source.rows_per_epoch)
                 counters = replace(counters, row=row, settled=True)
+            if not as_served and spent >= config.as_served_from:
+                last_part.enter_context(learner.as_served())
+                as_served = True
             rate = schedule(spent, config.warmup, config.cooldown)
             set_learning_rates(optimizers, rate, counters.step)
             loss, tally = _accumulate_gradients(learner, source, counters.row, config, ranks)

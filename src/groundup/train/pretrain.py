@@ -10,7 +10,6 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
-from groundup.quantize.training import as_served
 from groundup.storage import write_json
 from groundup.tokens.batches import PackedDocuments
 from groundup.tokens.sample import sample_text
@@ -32,6 +31,8 @@ from groundup.train.pseudo_likelihood import pseudo_figures
 DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; `heldout_megabytes` of it are scored once, at the end.
 WATCHED_WINDOWS = 48
+# Part of the budget after which a model that is to be served in few bits is rounded (docs/quantization.md).
+AS_SERVED_FROM = 0.9
 
 
 def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> None:
@@ -73,10 +74,11 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         model.train()
         return objective.figures(loss)
 
-    with as_served(model, config.quantize):
-        result = train(Learner(model, balance(config, model)), source, loop, out, watch, ranks)
-        if not ranks.leads:
-            return
+    learner = Learner(model, balance(config, model), config.quantize)
+    result = train(learner, source, loop, out, watch, ranks)
+    if not ranks.leads:
+        return
+    with learner.as_served():
         scored = sample_text(heldout, words, config.heldout_megabytes)
         final = heldout_loss(model.eval(), scored, config.context, words.bos_id, corruption=corruption)
     save_trained(model, words, tokenizer, out)
@@ -155,6 +157,7 @@ def loop_config(config: PretrainConfig, shape: TextConfig, text_tokens: int, byt
         weight_decay=config.weight_decay,
         warmup=config.warmup,
         cooldown=config.cooldown,
+        as_served_from=AS_SERVED_FROM,
         bytes_per_token=bytes_per_token if objective.continues_text else None,
         track=config.track,
     )

@@ -1,0 +1,104 @@
+"""Training for a format of few bits: as always up to some step, from then on as the model will be served."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import STEPS, UnevenRows, hot_start, losses, orthogonalise_exactly, train_tiny
+from torch import Tensor
+
+from groundup.errors import UserError
+from groundup.model.parts import Matrix
+from groundup.quantize.training import as_served
+from groundup.train import optim
+from groundup.train.learner import Learner, TextModel
+
+# `train_tiny` begins to round in the middle.
+PLAIN_STEPS = STEPS // 2
+Weights = dict[str, Tensor]
+
+
+def _weights(model: TextModel) -> Weights:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _trained(out: Path, quantize: str | None, monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
+    """The weights after each step."""
+    out.mkdir()
+    seen: list[Weights] = []
+    models: list[TextModel] = []
+
+    def start(preset: str) -> TextModel:
+        models.append(hot_start(preset))
+        return models[-1]
+
+    def watch(step: int) -> Mapping[str, float]:
+        seen.append(_weights(models[-1]))
+        return {}
+
+    monkeypatch.setattr("tiny_training.hot_start", start)
+    train_tiny(out, watch=watch, evaluations=STEPS, quantize=quantize)
+    assert len(seen) == STEPS
+    return seen
+
+
+def _equal(one: Weights, other: Weights) -> bool:
+    return all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_nothing_is_rounded_before_the_step_at_which_rounding_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = _trained(tmp_path / "plain", None, monkeypatch)
+    rounded = _trained(tmp_path / "rounded", "w4", monkeypatch)
+    assert [_equal(*both) for both in zip(plain, rounded, strict=True)] == [step < PLAIN_STEPS for step in range(STEPS)]
+    assert losses(tmp_path / "plain")[:PLAIN_STEPS] == losses(tmp_path / "rounded")[:PLAIN_STEPS]
+    # The loss of that step is that of the weights so far, served.
+    model, source = hot_start("nanochat"), UnevenRows()
+    model.load_state_dict(plain[PLAIN_STEPS - 1], strict=False)
+    rows = source.rows(np.arange(12 * PLAIN_STEPS, 12 * PLAIN_STEPS + 12))
+    with as_served(model, "w4"):
+        loss = Learner(model).loss(rows).total.detach() / rows.target_count()
+    assert losses(tmp_path / "rounded")[PLAIN_STEPS] == pytest.approx(float(loss), rel=1e-6)
+    assert losses(tmp_path / "rounded")[PLAIN_STEPS] != losses(tmp_path / "plain")[PLAIN_STEPS]
+
+
+@pytest.mark.parametrize("finished", range(PLAIN_STEPS - 1, PLAIN_STEPS + 2))
+def test_a_run_broken_off_around_the_beginning_of_rounding_ends_with_the_bits_of_an_unbroken_one(
+    finished: int, tmp_path: Path
+):
+    def run(name: str, watch: Callable[[int], Mapping[str, float]]) -> Weights:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return _weights(
+            train_tiny(tmp_path / name, watch=watch, evaluations=STEPS, quantize="w4", checkpoint_seconds=0.0)
+        )
+
+    def break_off(step: int) -> Mapping[str, float]:
+        if step > finished:
+            raise ConnectionAbortedError
+        return {}
+
+    with pytest.raises(ConnectionAbortedError):
+        run("broken", break_off)
+    assert _equal(run("broken", lambda step: {}), run("unbroken", lambda step: {}))
+    assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
+
+
+def test_after_training_nothing_is_rounded_any_more(tmp_path: Path):
+    model = train_tiny(tmp_path, quantize="w4")
+    assert all(module.rounding is None for module in model.modules() if isinstance(module, Matrix))
+
+
+def test_a_model_that_cannot_be_quantized_is_refused_before_it_is_trained():
+    with pytest.raises(UserError, match="a t5 model cannot be quantized"):
+        Learner(hot_start("t5"), quantize="w4")
+
+
+@pytest.mark.slow
+def test_compiled_code_begins_to_round_as_plain_code_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(optim, "orthogonalise", orthogonalise_exactly)
+    for name, compiled in (("plain", False), ("compiled", True)):
+        (tmp_path / name).mkdir()
+        train_tiny(tmp_path / name, "llama", compile=compiled, quantize="w4")
+    plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert compiled == pytest.approx(plain, rel=1e-3)
