@@ -59,15 +59,14 @@ class DeviceRunner(StepRunner):
                 layer.compile(backend=compile_with, dynamic=True)
 
     @torch.no_grad()
-    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
+    def run(self, step: Step) -> Tensor:
         self._store.copy(step.copies)
         has_adapters = any(chunk.sequence.adapter is not None for chunk in step.chunks)
-        hidden_md = self._adapted(step.chunks) if has_adapters else self._plain(step.chunks)
-        return list(zip(step.chunks, hidden_md.split([chunk.length for chunk in step.chunks]), strict=True))
+        return self._adapted(step.chunks) if has_adapters else self._plain(step.chunks)
 
     def _plain(self, chunks: list[Chunk]) -> Tensor:
         tokens, block_size = sum(chunk.length for chunk in chunks), self._store.block_size
-        ids_m, tables = step_ids(chunks), step_tables(chunks, block_size)
+        ids_m, tables = np.array(step_ids(chunks)), step_tables(chunks, block_size)
         size = None if self._graphs is None or tokens > len(chunks) else self._graphs.size_for(tokens)
         if self._graphs is None or size is None:
             return self._hidden(step_inputs(ids_m, tables, block_size, self.model.device))
@@ -79,7 +78,7 @@ class DeviceRunner(StepRunner):
         """A step with adapters, each token being a row to them; neither recorded nor compiled steps have hooks."""
         adapters = [chunk.sequence.adapter for chunk in chunks for _ in range(chunk.length)]
         tables = step_tables(chunks, self._store.block_size)
-        ids_m = step_ids(chunks)
+        ids_m = np.array(step_ids(chunks))
         inputs = step_inputs(ids_m, tables, self._store.block_size, self.model.device)
         uncompiled = torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext()
         with uncompiled, self.adapters.applied(adapters, self.model.device):

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from groundup.engine.beaming import Beaming
@@ -84,22 +83,26 @@ class Loop:
         self._guess()
         step = self._scheduler.schedule()
         try:
-            outputs = self._runner.run(step)
+            hidden_md = self._runner.run(step)
         except Exception as error:  # the model itself fails, say for lack of memory: all that took part are told
             for job in {self._jobs[chunk.sequence]: None for chunk in step.chunks}:
                 self._fail(job, error)
             return
         self._scheduler.complete(step)
-        ready: list[_Ready] = []
-        for chunk, hidden_td in outputs:
+        ready: list[tuple[Writing | Beaming, Text]] = []
+        # Where what leaves the model at their last tokens stands, and at the guesses behind them.
+        wanted: list[int] = []
+        end = 0
+        for chunk in step.chunks:
+            start, end = end, end + chunk.length
             job = self._jobs[chunk.sequence]
             if isinstance(job, Scoring):
-                self._score(job, chunk, hidden_td)
+                self._score(job, chunk, hidden_md[start:end])
             elif chunk.is_last:
-                wanted = 1 + chunk.sequence.guessed
-                ready.append(_Ready(job, chunk.sequence, hidden_td if chunk.length == wanted else hidden_td[-wanted:]))
+                wanted += range(end - 1 - chunk.sequence.guessed, end)
+                ready.append((job, chunk.sequence))
         if ready:
-            self._write(ready)
+            self._write(ready, hidden_md if len(wanted) == end else hidden_md[wanted])
 
     def fail_all(self, error: Exception) -> None:
         """End every job with an error."""
@@ -112,12 +115,15 @@ class Loop:
             ready = [self._jobs[sequence] for sequence in self._scheduler.running if sequence.pending == 1]
             self._speculation.propose([job for job in ready if isinstance(job, Writing) and job.written > 0])
 
-    def _write(self, ready: Sequence["_Ready"]) -> None:
-        """The next tokens of texts whose tokens are all computed; their logits are one product."""
-        adapters = [one.sequence.adapter for one in ready for _ in one.hidden_td]
-        rows = iter(rows_of(self._runner.logits(torch.cat([one.hidden_td for one in ready]), adapters)))
+    def _write(self, ready: Sequence[tuple[Writing | Beaming, Text]], hidden_nd: Tensor) -> None:
+        """The next tokens of texts whose tokens are all computed; their logits are one product.
+
+        hidden_nd: of each text's last token, and of the guesses behind it.
+        """
+        adapters = [sequence.adapter for _, sequence in ready for _ in range(1 + sequence.guessed)]
+        rows = iter(rows_of(self._runner.logits(hidden_nd, adapters)))
         searches: dict[Beaming, None] = {}
-        for job, sequence, _ in ready:
+        for job, sequence in ready:
             logits = list(islice(rows, 1 + sequence.guessed))
             if isinstance(job, Beaming):
                 job.hear(sequence, logits[0])
@@ -189,14 +195,6 @@ class Loop:
     def _fail(self, job: Job, error: Exception) -> None:
         self._end(job)
         job.fail(error)
-
-
-class _Ready(NamedTuple):
-    """A text whose next token can be chosen: what leaves the model at its last token and at the guesses behind it."""
-
-    job: Writing | Beaming
-    sequence: Text
-    hidden_td: Tensor
 
 
 class Worker:

@@ -15,6 +15,7 @@ from torch import Tensor
 from groundup.engine.encoding import Encoding
 from groundup.engine.paged import PagedStore, StepCache, lay_out
 from groundup.engine.sequence import Chunk, Step
+from groundup.engine.sequence import Sequence as Text
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters
@@ -36,12 +37,18 @@ class StepRunner(ABC):
         self.adapters = Adapters(model)
 
     @abstractmethod
-    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
-        """Compute a step; returns the final activations (t, d) of each chunk's tokens, valid until the next step."""
+    def run(self, step: Step) -> Tensor:
+        """Compute a step; returns the final activations (m, d) of all tokens, one chunk behind the other.
+
+        They are valid until logits are asked for, or another step is computed.
+        """
 
     @torch.no_grad()
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
-        """(n, vocab) on the CPU, in at least float32. adapters: of each of the n tokens."""
+        """(n, vocab) on the CPU, in at least float32, valid until others are asked for.
+
+        hidden_nd: of n tokens, from `run`. adapters: of each of them.
+        """
         with self.adapters.applied(adapters, hidden_nd.device):
             return widen(self.model.logits(hidden_nd[None])[0]).cpu()
 
@@ -74,11 +81,12 @@ class Runner(StepRunner):
         self._alone = depends_on_the_longest(decoder)
 
     @torch.no_grad()
-    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
+    def run(self, step: Step) -> Tensor:
         self._store.copy(step.copies)
         if self._encoding is not None:
             self._encoding.read(step.chunks)
-        return [pair for chunks in self._together(step.chunks) for pair in self._call(chunks)]
+        found = dict(pair for chunks in self._together(step.chunks) for pair in self._call(chunks))
+        return torch.cat([found[chunk.sequence] for chunk in step.chunks])
 
     def _together(self, chunks: list[Chunk]) -> list[list[Chunk]]:
         """Chunks that go through the model in one call."""
@@ -92,7 +100,8 @@ class Runner(StepRunner):
             calls[-1].append(chunk)
         return calls
 
-    def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
+    def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Text, Tensor]]:
+        """The final activations (t, d) of each sequence's new tokens."""
         device = self.model.device
         layout = lay_out(chunks, self._store.padding_slot, device)
         sources = None if self._encoding is None else self._encoding.layout(chunks)
@@ -106,7 +115,7 @@ class Runner(StepRunner):
         for row, chunk in enumerate(chunks):
             if self._remembers:
                 chunk.sequence.state = cache.remembered(row)
-            yield chunk, hidden_btd[row]
+            yield chunk.sequence, hidden_btd[row]
 
 
 def _is_far_longer(one: Chunk, other: Chunk) -> bool:

@@ -71,3 +71,23 @@ INLINE F erf(F x) {
   const F size = 1.0f - series * t * exp(-(x * x));
   return x < 0.0f ? -size : size;
 }
+
+// What numbers are multiplied by to become int8, 127 / largest, and by what these are to be multiplied. Below a size that
+// matters both are 0; where not all are finite, the scale is not a number.
+struct Scale {
+  float scale, inverse;
+  bool is_finite;
+};
+
+static Scale scale_of(const float* x, int64_t width) {
+  F largest = {}, broken = {};
+  for (int64_t i = 0; i < width; i += W) {
+    const F part = load(x + i, width - i);
+    largest = max(largest, abs(part));
+    broken += part * 0.0f;
+  }
+  const float top = reduce_max(largest);
+  const bool is_finite = reduce_add(broken) == 0.0f;
+  if (!is_finite) return {NAN, 0.0f, false};
+  return top > kSmallest ? Scale{top / 127.0f, 127.0f / top, true} : Scale{0.0f, 0.0f, true};
+}

@@ -39,6 +39,7 @@ INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (_
 INLINE F from_half(H x) { return (F)_mm512_cvtph_ps((__m256i)x); }
 INLINE U widen(H x) { return (U)_mm512_cvtepu16_epi32((__m256i)x); }
 INLINE I widen(S x) { return (I)_mm512_cvtepi8_epi32((__m128i)x); }
+INLINE H narrow(U x) { return (H)_mm512_cvtepi32_epi16((__m512i)x); }
 INLINE S narrow(I x) { return (S)_mm512_cvtepi32_epi8((__m512i)x); }
 INLINE float reduce_max(F x) { return _mm512_reduce_max_ps((__m512)x); }
 INLINE float reduce_add(F x) { return _mm512_reduce_add_ps((__m512)x); }
@@ -58,7 +59,10 @@ INLINE F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (_
 INLINE F from_half(H x) { return (F)_mm256_cvtph_ps((__m128i)x); }
 INLINE U widen(H x) { return (U)_mm256_cvtepu16_epi32((__m128i)x); }
 INLINE I widen(S x) { return (I)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x)); }
-INLINE S narrow(I x) {  // of numbers that fit
+INLINE H narrow(U x) {  // of numbers that fit, as below
+  return (H)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+}
+INLINE S narrow(I x) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
   return (S)_mm_cvtsi128_si64(_mm_packs_epi16(words, words));
 }
@@ -98,6 +102,7 @@ INLINE F from_half(H x) {
 }
 INLINE U widen(H x) { return __builtin_convertvector(x, U); }
 INLINE I widen(S x) { return __builtin_convertvector(x, I); }
+INLINE H narrow(U x) { return __builtin_convertvector(x, H); }
 INLINE S narrow(I x) { return __builtin_convertvector(x, S); }
 INLINE float reduce_max(F x) { return std::max(std::max(x[0], x[1]), std::max(x[2], x[3])); }
 INLINE float reduce_add(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
