@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,34 @@ def test_a_text_whose_adapter_was_dropped_before_it_began_is_told(engine: gu.Eng
     engine._desk.submit([Scoring(BASE, told.append, gone)])
     assert _engine_free(engine)
     assert str(told[0]) == "adapter `mine` was dropped before this text was begun"
+
+
+@torch.no_grad()
+def test_embedding_and_head_can_be_changed(tmp_path: Path):
+    """Beside texts without an adapter, written and scored, and so that nothing cached is shared."""
+    model = hot_decoder(replace(tiny_config("llama", context=100), tied_head=False))
+    merged, generator, tensors = deepcopy(model), torch.Generator().manual_seed(9), {}
+    shapes = {"model.embed_tokens.lora_embedding_": ((2, 64), (32, 2)), "lm_head.lora_": ((2, 32), (64, 2))}
+    for (name, (down, up)), matrix in zip(shapes.items(), (merged.embedding, merged.head), strict=True):
+        a, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (down, up))
+        ending = "" if "embedding" in name else ".weight"
+        tensors |= {f"base_model.model.{name}{side}{ending}": one for side, one in (("A", a), ("B", b))}
+        matrix.weight += 1.5 * (b @ a).view(64, 32) if ending else 1.5 * (b @ a).T
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["embed_tokens", "lm_head"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"bias": "none"}))
+    engine = gu.Engine(model, stop_ids=[], step_tokens=24)
+    engine.add_adapter("outer", tmp_path)
+
+    async def both() -> list[list[list[int]]]:
+        asked = (engine.agenerate(PROMPTS, adapter=kind, max_tokens=9) for kind in (None, "outer"))
+        return [[one.tokens for one in texts] for texts in await asyncio.gather(*asked)]
+
+    for written, expected in zip(asyncio.run(both()), (model, merged), strict=True):
+        assert written == [greedy(expected, prompt, 9) for prompt in PROMPTS]
+    assert greedy(model, PROMPTS[0], 9) != greedy(merged, PROMPTS[0], 9)
+    (scored,) = engine.score([BASE], adapter="outer")
+    torch.testing.assert_close(scored.logprobs, _scores(merged, BASE), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("preset", ["mixtral", "mamba", "qwen3_next", "deepseek_v3", "gpt2", "groundup"])

@@ -18,7 +18,7 @@ from groundup.errors import UserError
 from groundup.formats.huggingface import load_language_model
 from groundup.formats.peft import read_adapter
 from groundup.model.config import ModelConfig
-from groundup.model.lora import Adapter, Adapters, LowRank
+from groundup.model.lora import Adapter, Adapters, LowRank, LowRankTable
 
 # The first variant of each family, and those in which queries, keys and values are joined in other ways.
 VARIANTS = list({variant.split()[0]: variant for variant in reversed(DECODERS)}.values())[::-1]
@@ -35,16 +35,16 @@ TARGETS = {
 } | dict.fromkeys(("mixtral", "olmoe", "qwen3_moe"), ATTENTION)
 
 
-def _save(folder: Path, out: Path, **settings: Any) -> None:
-    """Save an adapter with random matrices for the model of a folder, in float64."""
+def _save(folder: Path, out: Path, tables: bool = False, **settings: Any) -> None:
+    """Save an adapter with random matrices for the model of a folder, in float64; tables: as PEFT does by default."""
     torch.manual_seed(2)
     config = peft.LoraConfig(init_lora_weights=False, **settings)
     model = peft.get_peft_model(_their_model(folder), config)
     with torch.no_grad():  # of PEFT's own size, B would drown what the layers compute
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_B" in name:
                 parameter.mul_(0.3)
-    model.double().save_pretrained(out, save_embedding_layers=False)
+    model.double().save_pretrained(out, save_embedding_layers="auto" if tables else False)
 
 
 def _their_model(folder: Path) -> transformers.PreTrainedModel:
@@ -82,6 +82,21 @@ def test_every_linear_layer_of_every_family_is_changed_as_peft_does(variant: str
     ours, theirs = _our_logits(folder, adapter, ids), _their_logits(folder, adapter, ids)
     assert ours.dtype == theirs.dtype == torch.float64
     assert (ours - theirs).norm() <= 1e-9 * theirs.norm()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_embedding_and_head_of_every_family_are_changed_as_peft_does(variant: str, tmp_path: Path):
+    """Where the two are one matrix, each has an adapter of its own still."""
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    theirs = reference(variant, hot=True)
+    theirs.save_pretrained(folder)
+    ends = theirs.get_input_embeddings(), theirs.get_output_embeddings()
+    names = [name for name, module in theirs.named_modules() if module in ends]
+    assert len(names) == 2
+    _save(folder, adapter, tables=True, target_modules=names, r=3, lora_alpha=5)
+    ids = random_ids(2, 24)
+    expected = _their_logits(folder, adapter, ids)
+    assert (_our_logits(folder, adapter, ids) - expected).norm() <= 1e-9 * expected.norm()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +148,7 @@ def test_a_module_that_is_three_of_ours_shares_its_first_matrix(gpt2: Path, tmp_
     assert torch.equal(torch.cat([part.up_or for part in parts]), found[f"{prefix}B.weight"])
 
 
-def _read(adapter: Path, folder: Path) -> dict[str, LowRank]:
+def _read(adapter: Path, folder: Path) -> dict[str, LowRank | LowRankTable]:
     config = load_language_model(folder).config
     assert isinstance(config, ModelConfig)
     return read_adapter(adapter, config, torch.float64)
@@ -198,7 +213,7 @@ BROKEN_TENSORS = {
     ),
     "another layer": (
         lambda found: found.update({"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(2)}),
-        "changes `model.layers.7.self_attn.q_proj`, which is no linear layer between the embedding and the head of",
+        "changes `model.layers.7.self_attn.q_proj`, which is no linear layer, embedding or head of",
     ),
     "none": (lambda found: found.clear(), "holds no tensors"),
 }
@@ -215,15 +230,22 @@ def test_a_tensor_that_is_not_understood_is_named(kind: str, adapter: Path, llam
         _read(adapter, llama)
 
 
-def test_an_adapter_of_another_family_and_one_of_the_head_are_refused(gpt2: Path, llama: Path, tmp_path: Path):
-    _save(gpt2, tmp_path / "other", target_modules=["c_attn"])
+def test_an_adapter_of_another_family_is_refused(gpt2: Path, llama: Path, tmp_path: Path):
+    _save(gpt2, tmp_path, target_modules=["c_attn"])
     with pytest.raises(UserError, match=r"changes `transformer\.h\.0\.attn\.c_attn`, which is no linear layer"):
-        _read(tmp_path / "other", llama)
-    _save(llama, tmp_path / "head", target_modules=["lm_head"])
-    with pytest.raises(
-        UserError, match="changes `lm_head`, which is no linear layer between the embedding and the head"
-    ):
-        _read(tmp_path / "head", llama)
+        _read(tmp_path, llama)
+
+
+def test_a_table_beside_an_adapter_must_be_that_of_the_model(llama: Path, tmp_path: Path):
+    _save(llama, tmp_path, tables=True, target_modules=["embed_tokens"])
+    path, name = tmp_path / "adapter_model.safetensors", "base_model.model.model.{}.base_layer.weight"
+    found, table = load_file(path), name.format("embed_tokens")
+    save_file(found | {table: found[table][1:].clone()}, path)
+    with pytest.raises(UserError, match=r"embed_tokens\.base_layer\.weight` has shape \(63, 32\), not \(64, 32\)"):
+        _read(tmp_path, llama)
+    save_file(found | {name.format("layers.0.self_attn.q_proj"): torch.ones(32, 32)}, path)
+    with pytest.raises(UserError, match="belongs to no embedding or head that the adapter changes"):
+        _read(tmp_path, llama)
 
 
 def test_pickles_are_never_opened(adapter: Path, llama: Path):

@@ -8,7 +8,7 @@ Nothing in a folder is trusted: every key and tensor must be understood, nothing
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from groundup.formats.rules import Joined, JoinedByGroup, Rule, Same, Shape
 from groundup.formats.tensor_files import read_tensors
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
-from groundup.model.lora import LowRank
+from groundup.model.lora import LowRank, LowRankTable
 from groundup.model.parts import Linear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,6 +35,9 @@ WITHOUT_EFFECT = (
     "layers_pattern layers_to_transform loftq_config lora_dropout megatron_core peft_version qalora_group_size "
     "revision task_type"
 ).split()
+# Ours that are more than layers, and what changes of the second are called; what PEFT saves of them beside an adapter.
+TABLE, HEAD, UNCHANGED = "embedding.weight", "head.weight", ".base_layer.weight"
+CALLED = {"head": "head_product"}
 # Variants that compute something else, or change what is no linear layer.
 UNSUPPORTED = (
     "alora_invocation_tokens arrow_config corda_config kasa_config layer_replication lora_bias lora_ga_config "
@@ -70,16 +73,23 @@ class _Settings:
 
 
 class _Place(NamedTuple):
-    """Where the matrix of a module lies here: the rule that names it, and the shapes of ours."""
+    """Where the matrix of a module lies here: the rule that names it, and the shapes of ours.
+
+    is_table: rows of it are looked up, so that an adapter's first matrix is a table too.
+    """
 
     rule: Rule
     shapes: list[Shape]
+    is_table: bool
 
 
 def read_adapter(
     folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | None = None
-) -> dict[str, LowRank]:
-    """What an adapter adds to a model's linear layers, by their names here.
+) -> dict[str, LowRank | LowRankTable]:
+    """What an adapter adds to a model's linear layers, embedding and head, by their names in `Adapter.changes`.
+
+    Of a tied embedding an adapter changes what it names: what is looked up, or the head. The table itself, which PEFT
+    saves beside an adapter of it, is not read: it is the one of the model that the adapter is for.
 
     config: of the model that it is for. dtype: of the result.
     Raises UserError, naming the file and the key or tensor, for what is missing, unknown or of the wrong shape.
@@ -90,17 +100,20 @@ def read_adapter(
     modules = _modules(path, found)
     if settings.targets is not None:
         _compare_with_targets(path, modules, settings.targets)
-    places, changes = _places(config), {}
+    places = _places(config)
+    _pass_over_tables(path, found, modules, places)
+    changes: dict[str, LowRank | LowRankTable] = {}
     for module in modules:
         if module not in places:
             raise UserError(
-                f"{path} changes `{module}`, which is no linear layer between the embedding and the head of a "
-                f"{config.family} model of this config"
+                f"{path} changes `{module}`, which is no linear layer, embedding or head of a {config.family} model "
+                "of this config that can be changed"
             )
         down_ri, up_or = _pair(path, found, module, places[module], settings.rank_of(module))
         scaled_or = settings.scale_of(module) * up_or.to(torch.promote_types(up_or.dtype, torch.float32))
         for ours, rows_or in _split(places[module], scaled_or):
-            changes[ours] = LowRank(down_ri.to(device, dtype), rows_or.to(device, dtype))
+            kind = LowRankTable if places[module].is_table else LowRank
+            changes[CALLED.get(ours, ours)] = kind(down_ri.to(device, dtype), rows_or.to(device, dtype))
     return changes
 
 
@@ -155,13 +168,31 @@ def _modules(path: Path, names: Iterable[str]) -> list[str]:
     """The modules that these tensors change."""
     modules: dict[str, None] = {}
     for name in sorted(names):
-        match = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight", name)
+        match = re.fullmatch(re.escape(PREFIX) + r"(.+)\.(?:lora_[AB]\.weight|lora_embedding_[AB])", name)
+        if match is None and name.endswith(UNCHANGED):
+            continue
         if match is None:
             raise UserError(f"{path}: tensor `{name}` is not called `{PREFIX}….lora_A.weight` or `….lora_B.weight`")
         modules[match[1]] = None
     if not modules:
         raise UserError(f"{path} holds no tensors")
     return list(modules)
+
+
+def _pass_over_tables(
+    path: Path, found: Mapping[str, Tensor], modules: Sequence[str], places: Mapping[str, _Place]
+) -> None:
+    """That what is not read are the embedding and the head that are changed, as large as they are here."""
+    for name in found:
+        if not name.endswith(UNCHANGED):
+            continue
+        module = name.removeprefix(PREFIX).removesuffix(UNCHANGED)
+        if module not in modules or module not in places or places[module].rule.ours not in ((TABLE,), (HEAD,)):
+            raise UserError(f"{path}: tensor `{name}` belongs to no embedding or head that the adapter changes")
+        if found[name].shape != places[module].shapes[0]:
+            raise UserError(
+                f"{path}: tensor `{name}` has shape {tuple(found[name].shape)}, not {places[module].shapes[0]}"
+            )
 
 
 def _compare_with_targets(path: Path, modules: Sequence[str], targets: Sequence[str]) -> None:
@@ -178,31 +209,41 @@ def _is_called(module: str, name: str) -> bool:
 
 
 def _places(config: ModelConfig) -> dict[str, _Place]:
-    """The modules that an adapter can change, by their names there. The head is none of them: it is never called."""
+    """The modules that an adapter can change, by their names there.
+
+    A head that is the embedding has a name of its own there, that of one which is not. Where induction reads the head
+    beside the product with it, it cannot be changed.
+    """
+    config = replace(config, tied_head=False)
     with torch.device("meta"):
         outline = LanguageModel(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in outline.named_parameters()}
-    inner = {
+    changeable = {
         f"{name}.weight"
         for name, module in outline.named_modules()
-        if isinstance(module, Linear) and module is not outline.head
+        if isinstance(module, Linear) and (module is not outline.head or config.induction is None)
     }
+    changeable.add(TABLE)
     family = FAMILIES[config.family]
     layouts = [rules.concrete(table(config), shapes) for table in (family.rules, *family.other_rules)]
     return {
-        rule.disk[0].removesuffix(".weight"): _Place(rule, [shapes[name] for name in rule.ours])
+        rule.disk[0].removesuffix(".weight"): _Place(rule, [shapes[name] for name in rule.ours], rule.ours == (TABLE,))
         for layout in layouts
         for rule in layout
-        if inner.issuperset(rule.ours) and isinstance(rule.operation, Same | Joined | JoinedByGroup)
+        if changeable.issuperset(rule.ours) and isinstance(rule.operation, Same | Joined | JoinedByGroup)
     }
 
 
 def _pair(path: Path, found: Mapping[str, Tensor], module: str, place: _Place, rank: int) -> list[Tensor]:
-    """A (rank, inputs) and B (outputs, rank) of a module."""
-    expected = {"A": (rank, place.shapes[0][1]), "B": (sum(shape[0] for shape in place.shapes), rank)}
+    """A (rank, inputs) and B (outputs, rank) of a module; of a table, the rows are its inputs."""
+    rows, columns = sum(shape[0] for shape in place.shapes), place.shapes[0][1]
+    if place.is_table:
+        expected = {"lora_embedding_A": (rank, rows), "lora_embedding_B": (columns, rank)}
+    else:
+        expected = {"lora_A.weight": (rank, columns), "lora_B.weight": (rows, rank)}
     pair = []
     for part, shape in expected.items():
-        name = f"{PREFIX}{module}.lora_{part}.weight"
+        name = f"{PREFIX}{module}.{part}"
         if name not in found:
             raise UserError(f"{path}: tensor `{name}` is missing")
         if found[name].shape != shape:
@@ -213,6 +254,8 @@ def _pair(path: Path, found: Mapping[str, Tensor], module: str, place: _Place, r
 
 def _split(place: _Place, up_or: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Our layers that a module consists of, each with its rows of B: the rule's own way with the rank as inputs."""
+    if place.is_table:
+        return iter([(place.rule.ours[0].removesuffix(".weight"), up_or)])
     operation = place.rule.operation
     disk = up_or.T if isinstance(operation, Joined) and operation.transposed else up_or
     parts = operation.from_disk([disk], [(outputs, up_or.shape[1]) for outputs, _ in place.shapes])
