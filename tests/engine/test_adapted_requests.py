@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tiny import greedy, hot_decoder, random_ids, tiny_config
 import groundup as gu
 from groundup.engine.completion import Completion
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter, LowRank
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
 
@@ -108,6 +111,22 @@ def test_guesses_change_nothing_that_a_text_with_an_adapter_says(
 
     assert asyncio.run(main()) == [greedy(merged[kind], prompt, 16) for kind in (None, "all") for prompt in prompts]
     engine.drop_adapter("all")
+
+
+@torch.no_grad()
+def test_guesses_are_judged_by_the_head_that_the_adapter_has():
+    """The draft has another head, which says the same of most tokens: some guesses are right, some wrong."""
+    model = hot_decoder(replace(tiny_config("llama", context=100), tied_head=False))
+    merged, generator = deepcopy(model), torch.Generator().manual_seed(4)
+    down, up = (torch.randn(shape, generator=generator, dtype=torch.float64) / 4 for shape in ((2, 32), (64, 2)))
+    merged.head.weight += up @ down
+    engine = gu.Engine(model, stop_ids=[], speculate=gu.DraftModel(deepcopy(model), guesses=4))
+    engine._loop.adapters.add(Adapter("one", {"head_product": LowRank(down, up)}))
+    expected = [greedy(merged, prompt, 20) for prompt in PROMPTS]
+    assert [one.tokens for one in engine.generate(PROMPTS, adapter="one", max_tokens=20)] == expected
+    whole = [torch.tensor([[*prompt, *text]]) for prompt, text in zip(PROMPTS, expected, strict=True)]
+    alike = torch.cat([(model(ids).argmax(-1) == merged(ids).argmax(-1))[0, -21:-1] for ids in whole])
+    assert 0.6 < alike.double().mean() < 1
 
 
 @torch.no_grad()

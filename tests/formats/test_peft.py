@@ -12,7 +12,7 @@ import transformers
 from encoder_references import batch, encoder
 from references import DECODERS, Float64Everywhere, reference
 from safetensors.torch import load_file, save_file
-from tiny import random_ids
+from tiny import random_ids, tiny_config
 from torch import Tensor
 
 import groundup as gu
@@ -337,7 +337,7 @@ def test_adapters_of_single_experts_are_refused_by_name(family: str, llama: Path
 
 
 def test_a_table_beside_an_adapter_must_be_that_of_the_model(llama: Path, tmp_path: Path):
-    _save(llama, tmp_path, tables=True, target_modules=["embed_tokens"])
+    _save(llama, tmp_path, tables=True, target_modules=["embed_tokens", "q_proj"])
     path, name = tmp_path / "adapter_model.safetensors", "base_model.model.model.{}.base_layer.weight"
     found, table = load_file(path), name.format("embed_tokens")
     save_file(found | {table: found[table][1:].clone()}, path)
@@ -347,9 +347,25 @@ def test_a_table_beside_an_adapter_must_be_that_of_the_model(llama: Path, tmp_pa
     save_file(found | {bias: torch.ones(63)}, path)
     with pytest.raises(UserError, match=r"embed_tokens\.base_layer\.bias` has shape \(63,\), not \(64,\)"):
         _read(tmp_path, llama)
-    save_file(found | {name.format("layers.0.self_attn.q_proj"): torch.ones(32, 32)}, path)
-    with pytest.raises(UserError, match="belongs to no embedding or head that the adapter changes"):
-        _read(tmp_path, llama)
+    for layer in ("layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj"):
+        save_file(found | {name.format(layer): torch.ones(32, 32)}, path)
+        with pytest.raises(UserError, match="belongs to no embedding or head that the adapter changes"):
+            _read(tmp_path, llama)
+
+
+def test_a_head_that_induction_reads_too_is_refused(tmp_path: Path):
+    """Its rows raise the logits of followers beside the product, which an adapter would change alone."""
+    config = tiny_config("groundup")
+    name, width, rows = f"{PREFIX}lm_head.lora_", config.table_width, config.vocab_size
+    save_file(
+        {f"{name}A.weight": torch.ones(2, width), f"{name}B.weight": torch.ones(rows, 2)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["lm_head"], "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert list(read_adapter(tmp_path, tiny_config("llama"), torch.float64)) == ["head_product"]
+    with pytest.raises(UserError, match="changes `lm_head`, which is no linear layer, embedding or head of a groundup"):
+        read_adapter(tmp_path, config, torch.float64)
 
 
 def test_pickles_are_never_opened(adapter: Path, llama: Path):
