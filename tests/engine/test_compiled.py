@@ -81,6 +81,10 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "gpt_oss": lambda: tiny_config("gpt_oss", context=100),
     "deepseek_v3": lambda: tiny_config("deepseek_v3", context=100),
     "latent attention without a rank of queries": _with_direct_queries,
+    "scaled scores": lambda: _with_attention(tiny_config("llama", context=100), scale=0.4),
+    "weighted norms after rotation": lambda: _with_attention(
+        tiny_config("llama", context=100), query_key_norm=QueryKeyNorm(Norm(), after_rope=True)
+    ),
     "norms of sums": lambda: _placed("post"),
     "two rotations": _with_two_rotations,
     "no last norm": lambda: replace(tiny_config("llama", context=100), final_norm=None),

@@ -14,6 +14,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from groundup.engine.beaming import Beaming
+from groundup.engine.embedding import Pooling, embed
 from groundup.engine.guessing import Speculation
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.rows import Logits, rows_of
@@ -21,7 +22,9 @@ from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Chunk
 from groundup.engine.sequence import Sequence as Text
-from groundup.model.lora import Adapters
+from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter, Adapters
 
 Job = Writing | Beaming | Scoring
 Result = TypeVar("Result")
@@ -46,8 +49,10 @@ class Loop:
 
     def begin(self, job: Job) -> None:
         """Take up a job."""
-        if job.adapter is not None and job.adapter not in self.adapters:
-            job.fail(ValueError(f"adapter `{job.adapter.name}` was dropped before this text was begun"))
+        try:
+            self._require_present(job.adapter)
+        except ValueError as error:
+            job.fail(error)
             return
         # All tokens of a text to score are computed, as their logits are wanted.
         reuses = not isinstance(job, Scoring)
@@ -70,6 +75,18 @@ class Loop:
                 self._jobs[sequence] = heir
         else:
             self._end(job)
+
+    def embed(
+        self,
+        model: LanguageModel | EncoderDecoder,
+        texts: Sequence[Sequence[int]],
+        pooling: Pooling,
+        adapter: Adapter | None,
+    ) -> Tensor:
+        """See `embedding.embed`. Raises ValueError if the adapter has been dropped."""
+        self._require_present(adapter)
+        with self._runner.adapted([adapter] * len(texts)):
+            return embed(model, texts, pooling)
 
     def drop_adapter(self, name: str) -> None:
         """Raises ValueError if there is none of this name, and while texts that have begun need it."""
@@ -108,6 +125,10 @@ class Loop:
         """End every job with an error."""
         for job in set(self._jobs.values()):
             self._fail(job, error)
+
+    def _require_present(self, adapter: Adapter | None) -> None:
+        if adapter is not None and adapter not in self.adapters:
+            raise ValueError(f"adapter `{adapter.name}` was dropped before this text was begun")
 
     def _guess(self) -> None:
         """Guesses behind the texts whose next token comes in this step."""

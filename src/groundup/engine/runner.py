@@ -8,6 +8,7 @@ Shape suffixes: b sequences, t new tokens, d model width, v vocabulary, n tokens
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ class StepRunner(ABC):
 
         They are valid until logits are asked for, or another step is computed.
         """
+
+    def adapted(self, adapters: Sequence[Adapter | None]) -> AbstractContextManager[object]:
+        """Within it, each row of a call of the model has its adapter, or none."""
+        return self.adapters.applied(adapters, self.model.device)
 
     @torch.no_grad()
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
@@ -110,7 +115,7 @@ class Runner(StepRunner):
         memory = None if sources is None else sources.memory
         ids = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks]
         input_ids = torch.tensor(ids, device=device)
-        with self.adapters.applied([chunk.sequence.adapter for chunk in chunks], device):
+        with self.adapted([chunk.sequence.adapter for chunk in chunks]):
             hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache, memory=memory)
         for row, chunk in enumerate(chunks):
             if self._remembers:
