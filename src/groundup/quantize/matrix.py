@@ -30,6 +30,9 @@ ROWS_AT_A_TIME = 4096
 # this number off makes the steps of the others finer; with larger scales they may fall better. Finer choices bring
 # nothing more (docs/log.md).
 SEARCHED_SCALES = (1.0, 1.1, 1.075, 1.05, 1.025, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.825, 0.8)
+# The one of them for all groups of so many columns where there is no time to search: that with the least squared error
+# for normally distributed weights, 6.7 % and 1.4 % less than with 1.0; with the other's there is 3 % and 9 % more.
+FIXED_SCALES = {128: 0.925, 32: 0.975}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class QuantizedActivations:
 def quantize_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) -> QuantizedMatrix:
     """Round a matrix (n, columns) of any float type to the nearest that the format can hold.
 
-    search: try several scales for each group of 4 bits and take the one with the least squared error.
+    search: try several scales for each group of 4 bits and take the one with the least squared error; otherwise all
+      groups have the same part of what holds their number farthest from zero, which is quick.
     Raises ValueError if `weight_nk` is no matrix, too wide, not finite, or too large for a scale in half precision.
     """
     if weight_nk.ndim != 2 or 0 in weight_nk.shape or weight_nk.shape[1] > MOST_COLUMNS:
@@ -239,7 +243,7 @@ def best_scales(groups_ngk: Tensor, worth_k: Tensor | float = 1.0, parts: Sequen
     worth_k: of the squared errors of a group's columns.
     """
     farthest_ng = groups_ngk.gather(-1, groups_ngk.abs().argmax(-1, keepdim=True))[..., 0]
-    best_ng = (farthest_ng / -NIBBLE_ZERO).half()
+    best_ng = (farthest_ng * (parts[0] / -NIBBLE_ZERO)).half()
     if len(parts) == 1:
         return best_ng
     least_ng = _squared_error(groups_ngk, best_ng, worth_k)
@@ -264,9 +268,9 @@ def _groups(weight_nk: Tensor, format: WeightFormat) -> Tensor:
 
 
 def _scales(groups_ngk: Tensor, format: WeightFormat, search: bool) -> Tensor:
-    if format.bits == 8:
+    if format.group is None:
         return groups_ngk.abs().amax(-1) / 127
-    return best_scales(groups_ngk, parts=SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
+    return best_scales(groups_ngk, parts=SEARCHED_SCALES if search else (FIXED_SCALES[format.group],))
 
 
 def _nibbles(groups_ngk: Tensor, scales_ng: Tensor) -> Tensor:

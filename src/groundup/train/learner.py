@@ -18,7 +18,7 @@ from groundup.model.experts import Routing
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
 from groundup.quantize.convert import require_quantizable
-from groundup.quantize.training import as_served
+from groundup.quantize.training import rounded
 from groundup.tokens.batches import IGNORE, Rows
 from groundup.train.balance import Balance, Routed, balance_loss, end_step, routers
 from groundup.train.token_loss import ChunkLoss, loss_and_slope, token_loss
@@ -87,9 +87,13 @@ class Learner:
         for stack in stacks(self.model):
             stack.compute_dtype = dtype
 
+    def rounded(self, share: float) -> AbstractContextManager[None]:
+        """Within it, products see this share, 0 to 1, of the rounding with which the model will be served, if any."""
+        return rounded(self.model, self._quantize, share)
+
     def as_served(self) -> AbstractContextManager[None]:
-        """Within it, the model computes as it will be served; as always where it is served as it is."""
-        return as_served(self.model, self._quantize)
+        """Within it, the model computes as it will be served."""
+        return self.rounded(1.0)
 
     @contextmanager
     def compiled(self, wanted: bool) -> Iterator[None]:
