@@ -73,7 +73,7 @@ def test_what_is_watched_on_the_way_is_the_served_model(tmp_path: Path, monkeypa
 
     def watch(step: int) -> Mapping[str, float]:
         weight = model.head_matrix.weight.detach()
-        seen.append(torch.equal(model.head_matrix.used_weight(), rounded_weights(weight, W4, search=False)))
+        seen.append(torch.equal(model.head_matrix.used_weight(), rounded_weights(weight, W4)))
         return {}
 
     train_tiny(tmp_path, watch=watch, evaluations=STEPS, quantize="w4")

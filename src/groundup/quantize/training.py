@@ -1,8 +1,8 @@
 """Training that is aware of quantization: products see weights and activations as they will be served.
 
-What a step sees lies between a number and what the format makes of it: x + share · (rounded(x) - x), with one share for
-all weights and activations. It rises from 0 to 1 as the run goes on, so that weights settle where rounding hurts least
-while they can still move far; at 1 the loss is that of the quantized model, to the bit. The backward pass takes every
+Activations are rounded as the format does. Of weights a step sees what lies between them and their rounded selves,
+w + share · (rounded(w) - w); the share rises from 0 to 1 as the run goes on, so that weights settle where rounding
+hurts least while they can still move far. At 1 the loss is that of the quantized model. The backward pass takes every
 rounding for the identity (straight-through estimator: Bengio et al. 2013, "Estimating or Propagating Gradients Through
 Stochastic Neurons"; Jacob et al. 2018). The weights themselves stay what the optimizer makes of them.
 """
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundup.quantize.convert import places
+from groundup.model.parts import Embedding
+from groundup.quantize.convert import Place, places
 from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat, quantize_activations, rounded_weights
 
 # Part of the steps that round over which the share rises (docs/quantization.md).
@@ -28,53 +29,50 @@ def rounded_share(spent: float, rounded_from: float) -> float:
 
 @contextmanager
 def rounded(model: nn.Module, format: str | None, share: float = 1.0) -> Iterator[None]:
-    """Within it, products of a model see this share of rounding to the format of this name; None: none of it.
+    """Within it, products of a model see numbers rounded to the format of this name; None: as always.
 
-    share: 1 is as the model will be served, 0 as without.
+    share: of the weights' rounding; 1 is as the model will be served, and at 0 nothing is rounded, activations neither.
+    Weights must not change within it.
     Raises UserError for a model that cannot be quantized.
     """
-    modules = [] if format is None or share == 0 else [place.module for place in places(model)]
-    for module in modules:
-        module.rounding = Rounded(WEIGHT_FORMATS[format or ""], torch.tensor(share, device=module.weight.device))
+    found = [] if format is None or share == 0 else list(places(model))
+    for place in found:
+        place.module.rounding = Rounded(place, WEIGHT_FORMATS[format or ""], share)
     try:
         yield
     finally:
-        for module in modules:
-            module.rounding = None
+        for place in found:
+            place.module.rounding = None
 
 
 class Rounded:
-    """Rounds one module to a weight format, and activations to 8 bits, in part: a `Rounding` of `model/parts.py`.
+    """Rounds one module to a weight format, and activations to 8 bits: a `Rounding` of `model/parts.py`.
 
-    share: a tensor, float32, as compiled code would be compiled anew for every other number.
-    The scale of a group is a fixed part of what holds its number farthest from zero, as `quantize_rows` takes it with
-    search=False: to search for a better one at every step takes as long as the step.
+    Weights are rounded once, however often they are asked for, and by the very code that writes what is served: a
+    compiler would round in other ways.
     """
 
-    def __init__(self, format: WeightFormat, share: Tensor) -> None:
+    def __init__(self, place: Place, format: WeightFormat, share: float) -> None:
         self._format, self._share = format, share
-        self._kept: tuple[int, Tensor] | None = None
+        # Of a table only some rows are looked up, unless it is the head too.
+        self._kept = None if isinstance(place.module, Embedding) else self._seen(place.module.weight)
 
     def weights(self, weight: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not isinstance(weight, nn.Parameter):
-            self._kept = None
-            return _straight_through(weight, self._seen_weights(weight))
-        # A text that is sampled on the way asks for the same weights at every token.
-        if self._kept is None or self._kept[0] != weight._version:
-            self._kept = weight._version, self._seen_weights(weight)
-        return self._kept[1]
+        if not isinstance(weight, nn.Parameter):
+            return _straight_through(weight, self._seen(weight))
+        if self._kept is None:
+            self._kept = self._seen(weight)
+        return _straight_through(weight, self._kept)
 
     def activations(self, x: Tensor) -> Tensor:
         activations = quantize_activations(x.detach().reshape(-1, x.shape[-1]).float())
         rounded = (activations.values_mk * activations.scales_m[:, None]).view(x.shape)
-        return _straight_through(x, self._between(x, rounded))
+        return _straight_through(x, rounded.to(x.dtype))
 
-    def _seen_weights(self, weight: Tensor) -> Tensor:
-        return self._between(weight, rounded_weights(weight.detach(), self._format, search=False))
-
-    def _between(self, x: Tensor, rounded: Tensor) -> Tensor:
-        """In the type of x; where the share is 1, exactly `rounded`."""
-        return x.detach().float().lerp(rounded, self._share).to(x.dtype)
+    def _seen(self, weight: Tensor) -> Tensor:
+        """Where the share is 1, exactly the rounded weights."""
+        weight = weight.detach()
+        return weight.lerp(rounded_weights(weight, self._format).to(weight.dtype), self._share)
 
 
 def _straight_through(x: Tensor, seen: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Shape suffixes: b rows, t places, n tokens (rows and places flattened), d model 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,11 +100,9 @@ class Learner:
         """Within it, layers are compiled one by one, since equal layers share one compilation, and the head's loss."""
         layers = [layer for stack in stacks(self.model) for layer in stack.layers]
         if wanted:
-            # The compiler would leave out that scales are rounded to half precision, as those that are served are.
-            options: dict[str, Any] | None = {"emulate_precision_casts": True} if self._quantize else None
             for layer in layers:
-                layer.compile(dynamic=False, options=options)
-            self._chunk_loss = torch.compile(loss_and_slope, dynamic=False, options=options)
+                layer.compile(dynamic=False)
+            self._chunk_loss = torch.compile(loss_and_slope, dynamic=False)
         try:
             yield
         finally:
