@@ -88,7 +88,7 @@ class Learner:
             stack.compute_dtype = dtype
 
     def rounded(self, share: float) -> AbstractContextManager[None]:
-        """Within it, products see this share, 0 to 1, of the rounding with which the model will be served, if any."""
+        """Within it, numbers are rounded as for serving, weights by this share, 0 to 1 (`quantize/training.py`)."""
         return rounded(self.model, self._quantize, share)
 
     def as_served(self) -> AbstractContextManager[None]:
