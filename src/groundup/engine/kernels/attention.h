@@ -22,6 +22,11 @@ struct AttentionTile {
   F total[kTile];                            // of weights, lane by lane
   float wide_keys[kSpanKeys * kMaxHeadDim];  // of a span, if they are widened for all rows
   float wide_values[kSpanKeys * kMaxHeadDim];
+#if GROUNDUP_LEVEL == 3
+  // Queries, weights and a span in bfloat16, two numbers of a sum side by side.
+  uint32_t paired_queries[kTile * kMaxHeadDim / 2], paired_weights[kTile * kSpanKeys / 2];
+  uint32_t paired_keys[kSpanKeys * kMaxHeadDim / 2], paired_values[kSpanKeys * kMaxHeadDim / 2];
+#endif
 };
 
 // What a tile is about: so many tiles into the rows of a sequence and head. Threads share out [sequence][kv_head][tile].
@@ -68,26 +73,6 @@ static int64_t first_key_of(const AttentionJob& job, int64_t sequence, int64_t r
   return job.window > 0 ? std::max<int64_t>(0, end_key_of(job, sequence, row) - job.window) : 0;
 }
 
-static void begin_tile(const AttentionJob& job, const AttentionItem& item, AttentionTile& tile) {
-  const int64_t group = job.heads / job.blocks.kv_heads, dim = job.blocks.head_dim;
-  const int64_t start = job.query_starts[item.sequence], tokens = job.query_starts[item.sequence + 1] - start;
-  const int64_t padded = (dim + kPanel - 1) / kPanel * kPanel, first_row = item.tile * kTile;
-  tile.sequence = item.sequence, tile.kv_head = item.kv_head, tile.rows = std::min(kTile, tokens * group - first_row);
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    const int64_t row = start + (first_row + r) / group, head = tile.kv_head * group + (first_row + r) % group;
-    tile.end_key[r] = end_key_of(job, item.sequence, first_row + r);
-    tile.first_key[r] = first_key_of(job, item.sequence, first_row + r);
-    tile.out[r] = job.out + row * job.out_stride + head * dim;
-    const float* query = job.queries + row * job.query_stride + head * dim;
-    for (int64_t d = 0; d < dim; ++d) tile.queries[r * dim + d] = query[d] * job.scale;
-    std::fill_n(tile.sums + r * padded, padded, 0.0f);
-    // A sink is a key that was seen first and has no value.
-    tile.largest[r] = job.sinks == nullptr ? kLowest : job.sinks[head];
-    tile.total[r] = F{};
-    tile.total[r][0] = job.sinks == nullptr ? 0.0f : 1.0f;
-  }
-}
-
 // Keys and values of a strip, and their scales if they are int8: the first `there` of its keys exist.
 template <typename Element>
 struct Strip {
@@ -102,6 +87,33 @@ struct Span {
   Strip<Element> strips[kSpan];
   int64_t count;
 };
+
+#if GROUNDUP_LEVEL == 3
+#include "attention_pairs.h"
+#endif
+
+static void begin_tile(const AttentionJob& job, const AttentionItem& item, AttentionTile& tile) {
+  const int64_t group = job.heads / job.blocks.kv_heads, dim = job.blocks.head_dim;
+  const int64_t start = job.query_starts[item.sequence], tokens = job.query_starts[item.sequence + 1] - start;
+  const int64_t padded = (dim + kPanel - 1) / kPanel * kPanel, first_row = item.tile * kTile;
+  tile.sequence = item.sequence, tile.kv_head = item.kv_head, tile.rows = std::min(kTile, tokens * group - first_row);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t row = start + (first_row + r) / group, head = tile.kv_head * group + (first_row + r) % group;
+    tile.end_key[r] = end_key_of(job, item.sequence, first_row + r);
+    tile.first_key[r] = first_key_of(job, item.sequence, first_row + r);
+    tile.out[r] = job.out + row * job.out_stride + head * dim;
+    const float* query = job.queries + row * job.query_stride + head * dim;
+    for (int64_t d = 0; d < dim; ++d) tile.queries[r * dim + d] = query[d] * job.scale;
+#if GROUNDUP_LEVEL == 3
+    if (job.blocks.bits == 16) pair_query(tile, r, dim);
+#endif
+    std::fill_n(tile.sums + r * padded, padded, 0.0f);
+    // A sink is a key that was seen first and has no value.
+    tile.largest[r] = job.sinks == nullptr ? kLowest : job.sinks[head];
+    tile.total[r] = F{};
+    tile.total[r][0] = job.sinks == nullptr ? 0.0f : 1.0f;
+  }
+}
 
 // One dimension of the products of kRows queries with kStrips strips of keys.
 template <int kRows, int kStrips, typename Element>
@@ -118,7 +130,9 @@ INLINE void score_step(const float* queries, const Span<Element>& span, int64_t 
 
 // Scores of kRows rows against kStrips strips; odd and even dimensions are summed apart, for two chains are faster.
 template <int kRows, int kStrips, typename Element>
-static void score(const float* queries, const Span<Element>& span, int64_t dim, float* scores) {
+static void score(AttentionTile& tile, int64_t first_row, const Span<Element>& span, int64_t dim) {
+  const float* queries = tile.queries + first_row * dim;
+  float* scores = tile.weights + first_row * kSpanKeys;
   F even[kRows][kStrips * kStripVectors] = {}, odd[kRows][kStrips * kStripVectors] = {};
   for (int64_t d = 0; d + 1 < dim; d += 2) {
     score_step<kRows, kStrips>(queries, span, d, dim, even);
@@ -132,15 +146,23 @@ static void score(const float* queries, const Span<Element>& span, int64_t dim, 
   }
 }
 
-// From scores to weights e^(score - largest), in place; what was summed under a smaller largest score shrinks. Weights
-// of int8 values are stored times the value's scale.
+// Keeps W weights of row r from `key` of the span on, times the scales of their values if these are int8; returns what
+// counts towards their sum.
 template <typename Element>
-static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const Span<Element>& span, int64_t padded) {
+INLINE F keep_weights(AttentionTile& tile, int64_t r, int64_t key, F weights, const Span<Element>& span) {
+  const float* scales = span.strips[key / kStrip].value_scales;
+  store(tile.weights + r * kSpanKeys + key, scales == nullptr ? weights : weights * load(scales + key % kStrip));
+  return weights;
+}
+
+// From scores to weights e^(score - largest), in place; what was summed under a smaller largest score shrinks.
+template <typename Span>
+static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const Span& span, int64_t padded) {
   float* weights = tile.weights + r * kSpanKeys;
   const int64_t vectors = span.count * kStripVectors;
   F scores[kSpan * kStripVectors], top = splat(tile.largest[r]);
   for (int64_t v = 0; v < vectors; ++v) {
-    const Strip<Element>& strip = span.strips[v / kStripVectors];
+    const auto& strip = span.strips[v / kStripVectors];
     // Bounds as lanes of the strip, cut so that they fit into 32 bits however far away they are.
     const int32_t first = std::max<int64_t>(tile.first_key[r] - strip.begin, 0);
     const int32_t end = std::clamp<int64_t>(tile.end_key[r] - strip.begin, 0, kStrip);
@@ -160,17 +182,14 @@ static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const
     float* sums = tile.sums + r * padded;
     for (int64_t d = 0; d < padded; d += W) store(sums + d, load(sums + d) * shrink);
   }
-  for (int64_t v = 0; v < vectors; ++v) {
-    const float* scales = span.strips[v / kStripVectors].value_scales;
-    const F weight = exp(scores[v] - largest);
-    tile.total[r] += weight;
-    store(weights + v * W, scales == nullptr ? weight : weight * load(scales + v % kStripVectors * W));
-  }
+  for (int64_t v = 0; v < vectors; ++v) tile.total[r] += keep_weights(tile, r, v * W, exp(scores[v] - largest), span);
 }
 
 // sums += weights · values for kRows rows and kVectors vectors of the head from `d` on, over the keys that there are.
 template <int kRows, int kVectors, typename Element>
-static void blend(const float* weights, const Span<Element>& span, int64_t d, int64_t padded, float* sums) {
+static void blend(AttentionTile& tile, int64_t first_row, const Span<Element>& span, int64_t d, int64_t padded) {
+  const float* weights = tile.weights + first_row * kSpanKeys;
+  float* sums = tile.sums + first_row * padded;
   F total[kRows][kVectors];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
@@ -199,25 +218,24 @@ static void blend(const float* weights, const Span<Element>& span, int64_t d, in
 }
 
 // `rows` rows, at most kRows, past one span.
-template <int kRows, typename Element>
-static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t rows, const Span<Element>& span) {
+template <int kRows, typename Span>
+static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t rows, const Span& span) {
   if (rows == kRows) {
     const int64_t dim = job.blocks.head_dim, padded = (dim + kPanel - 1) / kPanel * kPanel;
-    float *weights = tile.weights + r * kSpanKeys, *sums = tile.sums + r * padded;
     static_assert(kSpan <= 2, "a span has one strip or all of them");
-    if (span.count == kSpan) score<kRows, kSpan>(tile.queries + r * dim, span, dim, weights);
-    else score<kRows, 1>(tile.queries + r * dim, span, dim, weights);
+    if (span.count == kSpan) score<kRows, kSpan>(tile, r, span, dim);
+    else score<kRows, 1>(tile, r, span, dim);
     for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, span, padded);
     int64_t d = 0;
-    for (; d + 4 * W <= padded; d += 4 * W) blend<kRows, 4>(weights, span, d, padded, sums);
-    for (; d < padded; d += W) blend<kRows, 1>(weights, span, d, padded, sums);
+    for (; d + 4 * W <= padded; d += 4 * W) blend<kRows, 4>(tile, r, span, d, padded);
+    for (; d < padded; d += W) blend<kRows, 1>(tile, r, span, d, padded);
   } else if constexpr (kRows > 1) {
     rows_past<kRows - 1>(job, tile, r, rows, span);
   }
 }
 
-template <typename Element>
-static void tile_past(const AttentionJob& job, AttentionTile& tile, const Span<Element>& span) {
+template <typename Span>
+static void tile_past(const AttentionJob& job, AttentionTile& tile, const Span& span) {
   for (int64_t r = 0; r < tile.rows; r += kAttentionRows) {
     rows_past<kAttentionRows>(job, tile, r, std::min<int64_t>(kAttentionRows, tile.rows - r), span);
   }
@@ -280,6 +298,23 @@ static void fetch_behind(const AttentionJob& job, const AttentionTile& tile, int
   }
 }
 
+// A tile past a span, whose numbers are first made such as they are multiplied best if there are many rows for them. A
+// row's result does not depend on that.
+template <typename Element>
+static void pass(const AttentionJob& job, AttentionTile& tile, const Span<Element>& span, int64_t dim, int64_t padded) {
+  const bool is_worthwhile = tile.rows > kAttentionRows;
+#if GROUNDUP_LEVEL == 3
+  if constexpr (std::is_same_v<Element, uint16_t>) {
+    const LoosePairs loose{span, dim, padded};
+    if (is_worthwhile) tile_past(job, tile, kept(tile, loose));
+    else tile_past(job, tile, loose);
+    return;
+  }
+#endif
+  if (std::is_same_v<Element, float> || !is_worthwhile) tile_past(job, tile, span);
+  else tile_past(job, tile, widened(tile, span, dim, padded));
+}
+
 template <typename Element>
 static void attend_tile(const AttentionJob& job, AttentionTile& tile, const AttentionItem* next) {
   const KeyValueBlocks& blocks = job.blocks;
@@ -293,9 +328,7 @@ static void attend_tile(const AttentionJob& job, AttentionTile& tile, const Atte
       if (is_new && tile.rows <= kAttentionRows) fetch_behind<Element>(job, tile, begin, end, next);
       begin += kStrip;
     } while (begin < end && begin % kSpanKeys != 0);
-    constexpr bool is_wide = std::is_same_v<Element, float>;
-    if (is_wide || tile.rows <= kAttentionRows) tile_past(job, tile, span);
-    else tile_past(job, tile, widened(tile, span, blocks.head_dim, padded));
+    pass(job, tile, span, blocks.head_dim, padded);
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float inverse = 1.0f / reduce_add(tile.total[r]);

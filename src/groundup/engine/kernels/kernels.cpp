@@ -54,12 +54,18 @@ struct Kernels {
 #define ALLOW_AVX512                                                                                              \
   _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni\"" \
           "))), apply_to = function)")
+#define ALLOW_AVX512_BF16                                                                                              \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16\"" \
+          "))), apply_to = function)")
 #define ALLOW_NO_MORE _Pragma("clang attribute pop")
 #else
 #define ALLOW_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
 #define ALLOW_AVX512      \
   _Pragma("GCC push_options") \
   _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512\")")
+#define ALLOW_AVX512_BF16 \
+  _Pragma("GCC push_options") _Pragma( \
+      "GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512\")")
 #define ALLOW_NO_MORE _Pragma("GCC pop_options")
 #endif
 
@@ -85,9 +91,17 @@ namespace avx512 {
 }
 #undef GROUNDUP_LEVEL
 ALLOW_NO_MORE
+
+ALLOW_AVX512_BF16
+#define GROUNDUP_LEVEL 3
+namespace avx512_bf16 {
+#include "level.h"
+}
+#undef GROUNDUP_LEVEL
+ALLOW_NO_MORE
 #endif
 
-// Levels from 0: portable, avx2, avx512. Null for those that this machine cannot run.
+// Levels from 0: portable, avx2, avx512, avx512_bf16. Null for those that this machine cannot run.
 const Kernels* level(int number) {
   if (number == 0) return &portable::kernels;
 #if defined(__x86_64__)
@@ -95,14 +109,20 @@ const Kernels* level(int number) {
 #define HAS __builtin_cpu_supports
   const bool has_avx2 = HAS("avx2") && HAS("fma") && HAS("f16c");
   const bool has_avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512vl") && HAS("avx512dq") && HAS("avx512vnni");
+  const bool has_bfloat16 = has_avx512 && HAS("avx512bf16");
 #undef HAS
   if (number == 1 && has_avx2) return &avx2::kernels;
   if (number == 2 && has_avx2 && has_avx512) return &avx512::kernels;
+  if (number == 3 && has_avx2 && has_bfloat16) return &avx512_bf16::kernels;
 #endif
   return nullptr;
 }
 
-int best_level() { return level(2) != nullptr ? 2 : level(1) != nullptr ? 1 : 0; }
+int best_level() {
+  int best = 3;
+  while (level(best) == nullptr) --best;
+  return best;
+}
 
 std::atomic<int> chosen_level{best_level()};
 

@@ -7,7 +7,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_MEMBER inline __attribute__((always_inline))
 
-#if GROUNDUP_LEVEL == 2
+#if GROUNDUP_LEVEL >= 2
 constexpr int W = 16;
 #elif GROUNDUP_LEVEL == 1
 constexpr int W = 8;
@@ -25,7 +25,7 @@ typedef int8_t S __attribute__((vector_size(W)));
 INLINE F splat(float x) { return F{} + x; }
 INLINE I splat(int32_t x) { return I{} + x; }
 
-#if GROUNDUP_LEVEL == 2
+#if GROUNDUP_LEVEL >= 2
 
 // Rows and panels of the register tile for many tokens, and panels for a single one: 12 sums and 12 totals of 32
 // registers; a single token's tile has four independent chains of sums instead.
@@ -47,6 +47,10 @@ INLINE I dot_nibbles(I sums, B weights, I values) {
   return (I)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)values);
 }
 INLINE I dot_bytes(I sums, B weights, I values) { return dot_nibbles(sums, weights, values); }
+#if GROUNDUP_LEVEL == 3
+// sums + the products of the lower and of the upper bfloat16 of each number
+INLINE F dot_pairs(F sums, U a, U b) { return (F)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b); }
+#endif
 
 #elif GROUNDUP_LEVEL == 1
 
