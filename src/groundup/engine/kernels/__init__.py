@@ -8,6 +8,7 @@ Shape suffixes: m tokens, n output channels, k input channels, h heads, d head d
 
 import math
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -108,9 +109,12 @@ def _in_large_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros, in large pages where the system has them: a step reads keys from all over the cache, a small page each."""
     if not math.prod(shape):
         return torch.empty(shape, dtype=dtype)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    # Private: memory that is shared with forked children has small pages whatever it is advised to have.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # systems that were built without large pages know no such advice
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
