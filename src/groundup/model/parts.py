@@ -89,6 +89,7 @@ class Linear(Matrix):
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) → (…, outputs)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(self.used_input(x), self.used_weight().to(x.dtype), bias)
 
@@ -97,6 +98,7 @@ class Embedding(Matrix):
     """A table of learned vectors, looked up by row number."""
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """(…) int64 → (…, width) in this type."""
         rows = F.embedding(ids, self.weight)
         return (rows if self.rounding is None else self.rounding.weights(rows)).to(dtype)
 
@@ -123,6 +125,7 @@ class Normalise(nn.Module):
             self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Shape and type stay."""
         if self._is_one_kernel(x):
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         wide = x if x.dtype == torch.float64 else x.float()

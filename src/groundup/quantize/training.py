@@ -28,6 +28,7 @@ class AsServed:
         self._kept: tuple[int, Tensor] | None = None
 
     def weights(self, weight: Tensor) -> Tensor:
+        """Rounded in groups of the last dimension; gradients pass straight through (Bengio et al. 2013)."""
         if torch.is_grad_enabled() or not isinstance(weight, nn.Parameter):
             self._kept = None
             return _straight_through(weight, rounded_weights(weight.detach(), self._format, search=False))
