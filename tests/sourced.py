@@ -16,7 +16,7 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec, Norm, Router
 
 WIDTH, FRAMES, BINS, LIMIT = 32, 60, 5, 100
-TEXTS = [random_ids(length, seed=length).tolist() for length in (9, 1, 40, 4)]
+TEXTS = [random_ids(length, seed=length).tolist() for length in (9, 1, 40, 6)]
 START = 3
 
 

@@ -95,7 +95,7 @@ def test_copies_share_a_source_that_is_read_once(kind: str):
 
 
 def test_sources_of_about_equal_length_are_read_together():
-    """Sources of 40 and of 9 and 4 tokens: at most half of a call is padding, and that of one is too short."""
+    """Sources of 40 tokens, of 9 and 6, and of one: at most half of a call is padding."""
     model, read = sourced_model("text"), []
     handle = model.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
     loop, _ = _loop(model, 60, 400, 6)
@@ -104,7 +104,9 @@ def test_sources_of_about_equal_length_are_read_together():
         begin(request, loop, number, "text")
     loop.step()
     handle.remove()
-    assert read == [(2, 40), (1, 9), (1, 4), (1, 1)]
+    assert read == [(2, 40), (2, 9), (1, 1)]
+    finish(loop)
+    check_alone(model, "text", *requests)
 
 
 def test_sounds_of_equal_length_are_read_together():
