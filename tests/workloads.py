@@ -15,14 +15,16 @@ from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Choice
 from groundup.engine.decode_graphs import unrecorded
 from groundup.engine.device_runner import DeviceRunner, is_packable
+from groundup.engine.draft import DraftGuesser
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits, Row
-from groundup.engine.runner import Runner, StepRunner
+from groundup.engine.runner import Runner, StepRunner, decoder_of, reach
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence, Step
 from groundup.engine.source import Source
 from groundup.model.config import ModelConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Experts
 
@@ -194,6 +196,22 @@ class CountingScheduler(Scheduler):
     def _preempt_youngest(self) -> Sequence:
         self.preempted += 1
         return super()._preempt_youngest()
+
+
+class Unreliable(DraftGuesser):
+    """The model itself as its draft, and a place at which its guesses go wrong."""
+
+    def __init__(self, model: LanguageModel | EncoderDecoder, blocks: int, most_running: int) -> None:
+        self.pool = BlockPool(blocks)
+        scheduler = Scheduler(self.pool, 24, most_running, reach=reach(decoder_of(model)))
+        super().__init__(Runner(model, blocks), scheduler)
+
+    def guess(self, texts: Items[tuple[Writing, int]]) -> list[list[int]]:
+        found = super().guess(texts)
+        for (text, _), guesses in zip(texts, found, strict=True):
+            wrong = (len(text.prompt) + 3 * text.written) % 8
+            guesses[wrong : wrong + 1] = [(guesses[wrong] + 1) % 64] if wrong < len(guesses) else []
+        return found
 
 
 class Comer(Protocol):

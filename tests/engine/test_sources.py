@@ -1,6 +1,7 @@
 """Sources: read once, shared by what is written for them, kept apart from others, held as long as they are needed."""
 
 from collections.abc import Sequence as Items
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sourced import SOUNDS, TEXTS, begin, check_alone, sound, source_of, sourced_model
-from workloads import REQUESTS, CountingScheduler, Request, finish, serve
+from workloads import REQUESTS, CountingScheduler, Request, Unreliable, finish, serve
 
 from groundup.engine.blocks import BlockPool, blocks_for
+from groundup.engine.draft import DraftGuesser
+from groundup.engine.guessing import Guesser, Speculation
 from groundup.engine.loop import Loop
 from groundup.engine.runner import Runner, is_recurrent
 from groundup.engine.scheduler import Scheduler
@@ -20,17 +23,24 @@ KINDS = ["text", "sound", "experts"]
 
 
 def _loop(
-    model: EncoderDecoder, blocks: int, budget: int, most_running: int, host: int = 0
+    model: EncoderDecoder, blocks: int, budget: int, most_running: int, host: int = 0, guesser: Guesser | None = None
 ) -> tuple[Loop, CountingScheduler]:
+    speculation = None if guesser is None else Speculation(guesser, guesses=6, step_guesses=30)
     pool = BlockPool(blocks, host=host)
     scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model.decoder))
-    return Loop(Runner(model, blocks, host), scheduler), scheduler
+    return Loop(Runner(model, blocks, host), scheduler, speculation), scheduler
 
 
 def _serve(
-    kind: str, requests: Items[Request], blocks: int, budget: int, most_running: int, host: int = 0
+    kind: str,
+    requests: Items[Request],
+    blocks: int,
+    budget: int,
+    most_running: int,
+    host: int = 0,
+    guesser: Guesser | None = None,
 ) -> CountingScheduler:
-    loop, scheduler = _loop(sourced_model(kind), blocks, budget, most_running, host)
+    loop, scheduler = _loop(sourced_model(kind), blocks, budget, most_running, host, guesser)
     serve(loop, scheduler, requests, partial(begin, kind=kind))
     return scheduler
 
@@ -50,6 +60,47 @@ def test_any_workload_gives_the_logits_of_the_model_alone(
     requests = [request.fresh() for request in requests]
     _serve(kind, requests, blocks, budget, most_running, host)
     check_alone(sourced_model(kind), kind, *requests)
+
+
+@pytest.mark.parametrize("kind", ["text", "sound"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    requests=st.lists(REQUESTS, min_size=2, max_size=6),
+    blocks=st.integers(9, 18),
+    budget=st.sampled_from([5, 24, 100]),
+    most_running=st.integers(1, 5),
+)
+def test_any_workload_with_guesses_gives_the_logits_of_the_model_alone(
+    kind: str, requests: list[Request], blocks: int, budget: int, most_running: int
+):
+    requests = [request.fresh() for request in requests]
+    guesser = Unreliable(sourced_model(kind), blocks, most_running)
+    _serve(kind, requests, blocks, budget, most_running, guesser=guesser)
+    check_alone(sourced_model(kind), kind, *requests)
+    assert guesser.pool.available == blocks
+
+
+@pytest.mark.parametrize("kind", ["text", "sound"])
+def test_a_draft_that_reads_the_sources_saves_steps(kind: str):
+    """Two texts of 40 tokens, each for its own source: after the first token two guesses, then four, then six."""
+    model, calls = sourced_model(kind), []
+    guesser = DraftGuesser(Runner(deepcopy(model), 40), Scheduler(BlockPool(40), 200, 4))
+    handle = model.decoder.layers[0].register_forward_pre_hook(lambda _, given: calls.append(given[0].shape[:2]))
+    requests = [Request(0, 0, 1, 40, source=number) for number in (0, 2)]
+    _serve(kind, requests, 40, 200, 4, guesser=guesser)
+    handle.remove()
+    assert calls == [(2, length) for length in (1, 3, 5, 7, 7, 7, 7, 3)]
+    check_alone(model, kind, *requests)
+
+
+def test_a_draft_reads_the_source_of_copies_once():
+    draft, read = deepcopy(sourced_model("text")), []
+    draft.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    guesser = DraftGuesser(Runner(draft, 40), Scheduler(BlockPool(40), 200, 6))
+    request = Request(0, 0, 1, 14, copies=4, source=2)
+    _serve("text", [request], 40, 200, 6, guesser=guesser)
+    assert read == [1]
+    check_alone(sourced_model("text"), "text", request)
 
 
 @pytest.mark.parametrize("kind", KINDS)

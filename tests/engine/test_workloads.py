@@ -18,6 +18,7 @@ from workloads import (
     REQUESTS,
     CountingScheduler,
     Request,
+    Unreliable,
     Watching,
     check_alone,
     finish,
@@ -75,23 +76,6 @@ def test_any_workload_gives_the_logits_of_the_model_alone(
     model, block_size = workload_model(name), 24 if packed else BLOCK_TOKENS
     _turn(model, requests, blocks, budget, most_running, host=host, packed=packed, block_size=block_size)
     check_alone(workload_model(name), *requests)
-
-
-class Unreliable(DraftGuesser):
-    """The model itself as its draft, and a place at which its guesses go wrong."""
-
-    def __init__(self, model: LanguageModel, blocks: int, most_running: int) -> None:
-        self.pool = BlockPool(blocks)
-        super().__init__(Runner(model, blocks), Scheduler(self.pool, 24, most_running, reach=reach(model)))
-        self.guessed = 0
-
-    def guess(self, texts: Items[tuple[Writing, int]]) -> list[list[int]]:
-        found = super().guess(texts)
-        for (text, _), guesses in zip(texts, found, strict=True):
-            wrong = (len(text.prompt) + 3 * text.written) % 8
-            guesses[wrong : wrong + 1] = [(guesses[wrong] + 1) % 64] if wrong < len(guesses) else []
-            self.guessed += len(guesses)
-        return found
 
 
 @pytest.mark.parametrize(
