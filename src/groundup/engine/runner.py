@@ -18,6 +18,7 @@ from groundup.engine.sequence import Chunk, Step
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters
+from groundup.model.parts import widen
 from groundup.model.rotary import DynamicScaling, LongRopeScaling
 from groundup.model.specs import Attention, Experts, LatentAttention
 
@@ -42,7 +43,7 @@ class StepRunner(ABC):
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
         """(n, vocab) on the CPU, in at least float32. adapters: of each of the n tokens."""
         with self.adapters.applied(adapters, hidden_nd.device):
-            return self.model.logits(hidden_nd[None])[0].cpu()
+            return widen(self.model.logits(hidden_nd[None])[0]).cpu()
 
     @torch.no_grad()
     def log_probabilities(self, hidden_nd: Tensor, next_ids: list[int], adapter: Adapter | None) -> list[float]:
@@ -50,7 +51,7 @@ class StepRunner(ABC):
         found: list[float] = []
         for start in range(0, len(next_ids), HEAD_TOKENS):
             with self.adapters.applied([adapter], hidden_nd.device):
-                logits_nv = self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0]
+                logits_nv = widen(self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0])
             ids_n1 = torch.tensor(next_ids[start : start + HEAD_TOKENS], device=logits_nv.device)[:, None]
             chosen_n = logits_nv[: len(ids_n1)].gather(1, ids_n1)[:, 0]
             found += (chosen_n - logits_nv[: len(ids_n1)].logsumexp(-1)).tolist()

@@ -1,5 +1,7 @@
 // Vectors from and to memory, also in part, and the functions of a model's layers. Included once for every level.
 
+INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+
 INLINE F load(const float* from) {
   F x;
   std::memcpy(&x, from, sizeof x);
@@ -8,12 +10,12 @@ INLINE F load(const float* from) {
 INLINE F load(const uint16_t* from) {  // bfloat16: the upper half of a float32
   H x;
   std::memcpy(&x, from, sizeof x);
-  return (F)(__builtin_convertvector(x, U) << 16);
+  return (F)(widen(x) << 16);
 }
 INLINE F load(const int8_t* from) {
   S x;
   std::memcpy(&x, from, sizeof x);
-  return __builtin_convertvector(x, F);
+  return to_float(widen(x));
 }
 INLINE void store(float* to, F x) { std::memcpy(to, &x, sizeof x); }
 
@@ -35,7 +37,6 @@ INLINE I lanes() {  // 0, 1, 2, …
   return out;
 }
 
-INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
 INLINE F max(F a, F b) { return a > b ? a : b; }
 INLINE F abs(F x) { return (F)((I)x & 0x7fffffff); }
 

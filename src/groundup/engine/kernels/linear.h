@@ -22,8 +22,8 @@ static void quantize(const QuantizeJob& job, int64_t begin, int64_t end) {
     int8_t* values = out.values + m * out.stride;
     for (int64_t i = 0; i < out.stride; i += W) {
       const F part = finite ? load(x + i, job.width - i) : F{};
-      const S narrow = __builtin_convertvector(round_to_int(part * inverse), S);
-      std::memcpy(values + i, &narrow, sizeof narrow);
+      const S whole = narrow(round_to_int(part * inverse));
+      std::memcpy(values + i, &whole, sizeof whole);
     }
     int32_t* sums = out.running_sums + m * (out.stride / kSumColumns + 1);
     sums[0] = 0;
