@@ -93,7 +93,9 @@ class TokenStream(Protocol):
     @property
     def total_tokens(self) -> int: ...
 
-    def tokens(self, start: int, stop: int) -> Int64s: ...
+    def tokens(self, start: int, stop: int) -> Int64s:
+        """Tokens start … stop - 1 of all, across the ends of documents."""
+        ...
 
 
 def rank_rows(first: int, rows_per_step: int, rank: int, ranks: int) -> Int64s:
