@@ -1,15 +1,14 @@
 """Tiny encoder-decoders of text and of sound, sources for them, and requests to a loop that is turned by hand."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 
 import torch
 from tiny import VOCABULARY, heat, random_ids
 from torch import Tensor
-from workloads import BASE, Watching
+from workloads import Request
 
-from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.source import Source
 from groundup.model.config import AudioConfig, EncoderDecoderConfig, ModelConfig, RelativePositions, StackConfig
@@ -17,7 +16,7 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.specs import Attention, Experts, FeedForward, LayerSpec, Norm, Router
 
 WIDTH, FRAMES, BINS, LIMIT = 32, 60, 5, 100
-TEXTS = [random_ids(length, seed=length).tolist() for length in (9, 1, 40, 4)]
+TEXTS = [random_ids(length, seed=length).tolist() for length in (9, 1, 40, 6)]
 START = 3
 
 
@@ -94,57 +93,12 @@ def greedy_target(
     return ids[len(begun) :]
 
 
-@dataclass
-class Request:
-    """source: which of the four. shared: tokens of the target's beginning that all requests have in common; own: those
-    that follow; limit: of what is written."""
+def begin(request: Request, loop: Loop, number: int, kind: str) -> None:
+    """Begin a request for its source; requests for equal sources have one each."""
+    request.begin(loop, number, source_of(contents(kind)[request.source]))
 
-    at: int
-    source: int
-    shared: int
-    own: int
-    limit: int
-    copies: int = 1
-    scores: bool = False
-    cancelled_after: int | None = None
-    told: list = field(default_factory=list)
-    choosers: list[Watching] = field(default_factory=list)
-    jobs: list = field(default_factory=list)
 
-    def fresh(self) -> "Request":
-        return replace(self, told=[], choosers=[], jobs=[])
-
-    def begin(self, loop: Loop, kind: str, number: int) -> None:
-        source = source_of(contents(kind)[self.source])
-        target = [*BASE[: self.shared], *((number * 7 + 3 * place) % 64 for place in range(self.own))]
-        if self.scores:
-            self.jobs = [Scoring(target, self.told.append, source=source)]
-        else:
-            self.choosers = [Watching() for _ in range(self.copies)]
-            self.told = [[] for _ in self.choosers]
-            pairs = zip(self.choosers, self.told, strict=True)
-            self.jobs = [
-                Writing(target, self.limit, chooser, None, told.append, source=source) for chooser, told in pairs
-            ]
-            self.jobs[0].copies = self.jobs[1:]
-        loop.begin(self.jobs[0])
-
-    def check(self, model: EncoderDecoder, kind: str, rtol: float = 1e-9) -> None:
-        """All that was told, against calls of the model without a cache."""
-        content = contents(kind)[self.source]
-        if self.scores:
-            if self.cancelled_after is None:
-                (job,), (found,) = self.jobs, self.told
-                logits_tv = target_logits(model, content, job.prompt).log_softmax(-1)
-                expected = [float(row[token]) for row, token in zip(logits_tv, job.prompt[1:], strict=False)]
-                torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol)
-            return
-        for job, chooser, told in zip(self.jobs, self.choosers, self.told, strict=True):
-            tokens = [piece.choice.token for piece in told]
-            assert self.cancelled_after is not None or len(tokens) == self.limit
-            if tokens:
-                logits_tv = target_logits(model, content, job.prompt + tokens[:-1])[len(job.prompt) - 1 :]
-                allowed = rtol * float(logits_tv.abs().max())
-                torch.testing.assert_close(torch.stack(chooser.seen), logits_tv, rtol=0, atol=allowed)
-                if rtol < 1e-6:
-                    assert tokens == logits_tv.argmax(-1).tolist()
+def check_alone(model: EncoderDecoder, kind: str, *requests: Request) -> None:
+    """All that was told, against calls of the model without a cache."""
+    for request in requests:
+        request.check(partial(target_logits, model, contents(kind)[request.source]))

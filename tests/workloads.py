@@ -1,10 +1,13 @@
 """Requests to an engine's loop that is turned by hand, on tiny models, and what must have become of them."""
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Protocol
 
 import torch
+from hypothesis import strategies as st
 from tiny import hot_decoder, random_ids, tiny_config
 from torch import Tensor
 
@@ -12,18 +15,23 @@ from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Choice
 from groundup.engine.decode_graphs import unrecorded
 from groundup.engine.device_runner import DeviceRunner, is_packable
+from groundup.engine.draft import DraftGuesser
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits, Row
-from groundup.engine.runner import Runner, StepRunner
+from groundup.engine.runner import Runner, StepRunner, decoder_of, reach
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence, Step
+from groundup.engine.source import Source
 from groundup.model.config import ModelConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Experts
 
 CONTEXT = 100
 BASE = random_ids(70, seed=3).tolist()
+# Of the largest logit of a text: by how much one may be off.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def _windowed(preset: str) -> ModelConfig:
@@ -90,7 +98,11 @@ class Watching:
 
 @dataclass
 class Request:
-    """shared: tokens of the beginning that all requests have in common; own: those that follow; limit: of answers."""
+    """A text to be scored, or texts to be written, and what was told of them.
+
+    at: the step before which it comes. shared: tokens of the beginning that all requests have in common; own: those
+    that follow. limit: of answers. source: which one it is for, where the model has an encoder.
+    """
 
     at: int
     shared: int
@@ -99,21 +111,75 @@ class Request:
     copies: int = 1
     scores: bool = False
     cancelled_after: int | None = None
+    source: int = 0
     told: list = field(default_factory=list)
     choosers: list[Watching] = field(default_factory=list)
     jobs: list = field(default_factory=list)
 
-    def begin(self, loop: Loop, number: int) -> None:
+    def fresh(self) -> "Request":
+        """The same before anything was told."""
+        return replace(self, told=[], choosers=[], jobs=[])
+
+    def begin(self, loop: Loop, number: int, source: Source | None = None) -> None:
+        """number: makes its own tokens others than those of other requests."""
         prompt = [*BASE[: self.shared], *((number * 7 + 3 * place) % 64 for place in range(self.own))]
         if self.scores:
-            self.jobs = [Scoring(prompt, self.told.append)]
+            self.jobs = [Scoring(prompt, self.told.append, source=source)]
         else:
             self.choosers = [Watching() for _ in range(self.copies)]
             self.told = [[] for _ in self.choosers]
             pairs = zip(self.choosers, self.told, strict=True)
-            self.jobs = [Writing(prompt, self.limit, chooser, None, told.append) for chooser, told in pairs]
+            self.jobs = [
+                Writing(prompt, self.limit, chooser, None, told.append, None, source) for chooser, told in pairs
+            ]
             self.jobs[0].copies = self.jobs[1:]
         loop.begin(self.jobs[0])
+
+    @torch.no_grad()
+    def check(self, logits_of: Callable[[list[int]], Tensor]) -> None:
+        """All that was told, and that nothing is missing.
+
+        logits_of: gives (tokens, vocab) by one call of the model without a cache. In float64, rounding never decides
+        between two tokens.
+        """
+        if self.scores:
+            self._check_scores(logits_of)
+            return
+        for job, chooser, told in zip(self.jobs, self.choosers, self.told, strict=True):
+            tokens = [piece.choice.token for piece in told]
+            assert self.cancelled_after is not None or len(tokens) == self.limit
+            if tokens:
+                logits_tv = logits_of(job.prompt + tokens[:-1])[len(job.prompt) - 1 :]
+                allowed = ROUNDING[logits_tv.dtype] * float(logits_tv.abs().max())
+                torch.testing.assert_close(torch.stack(chooser.seen), logits_tv, rtol=0, atol=allowed)
+                assert logits_tv.dtype != torch.float64 or tokens == logits_tv.argmax(-1).tolist()
+
+    def _check_scores(self, logits_of: Callable[[list[int]], Tensor]) -> None:
+        if self.cancelled_after is None:
+            (job,), (found,) = self.jobs, self.told
+            logits_tv = logits_of(job.prompt).log_softmax(-1)
+            expected = [float(logits_v[token]) for logits_v, token in zip(logits_tv, job.prompt[1:], strict=False)]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+# Requests for whatever a workload may be; with those of other sources, where there are any.
+REQUESTS = st.builds(
+    Request,
+    at=st.integers(0, 10),
+    shared=st.integers(0, 60),
+    own=st.integers(1, 12),
+    limit=st.integers(1, 20),
+    copies=st.sampled_from([1, 1, 1, 3]),
+    scores=st.sampled_from([False, False, False, True]),
+    cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 12)),
+    source=st.integers(0, 3),
+)
+
+
+def check_alone(model: LanguageModel, *requests: Request) -> None:
+    """Each text that was finished, against one call of a decoder without a cache."""
+    for request in requests:
+        request.check(lambda tokens: model(torch.tensor([tokens]))[0])
 
 
 class CountingScheduler(Scheduler):
@@ -132,20 +198,59 @@ class CountingScheduler(Scheduler):
         return super()._preempt_youngest()
 
 
-@torch.no_grad()
-def check_alone(model: LanguageModel, request: Request) -> None:
-    """Each text that was finished, against one call of the model without a cache."""
-    if request.scores:
-        if request.cancelled_after is None:
-            (job,), (found,) = request.jobs, request.told
-            logits_tv = model(torch.tensor([job.prompt]))[0].log_softmax(-1)
-            expected = [float(logits_v[token]) for logits_v, token in zip(logits_tv, job.prompt[1:], strict=False)]
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        return
-    for job, chooser, told in zip(request.jobs, request.choosers, request.told, strict=True):
-        tokens = [piece.choice.token for piece in told]
-        assert request.cancelled_after is not None or len(tokens) == request.limit
-        if tokens:
-            logits_tv = model(torch.tensor([job.prompt + tokens[:-1]]))[0, len(job.prompt) - 1 :]
-            torch.testing.assert_close(torch.stack(chooser.seen), logits_tv, rtol=1e-9, atol=1e-9)
-            assert tokens == logits_tv.argmax(-1).tolist()
+class Unreliable(DraftGuesser):
+    """The model itself as its draft, and a place at which its guesses go wrong."""
+
+    def __init__(self, model: LanguageModel | EncoderDecoder, blocks: int, most_running: int) -> None:
+        self.pool = BlockPool(blocks)
+        scheduler = Scheduler(self.pool, 24, most_running, reach=reach(decoder_of(model)))
+        super().__init__(Runner(model, blocks), scheduler)
+
+    def guess(self, texts: Items[tuple[Writing, int]]) -> list[list[int]]:
+        found = super().guess(texts)
+        for (text, _), guesses in zip(texts, found, strict=True):
+            wrong = (len(text.prompt) + 3 * text.written) % 8
+            guesses[wrong : wrong + 1] = [(guesses[wrong] + 1) % 64] if wrong < len(guesses) else []
+        return found
+
+
+class Comer(Protocol):
+    """Something that is asked of a loop at a time, and perhaps given up some steps later."""
+
+    at: int
+    cancelled_after: int | None
+
+    @property
+    def jobs(self) -> Items: ...
+
+    def begin(self, loop: Loop, number: int) -> None: ...
+
+
+def serve(
+    loop: Loop,
+    scheduler: Scheduler,
+    comers: Items[Comer],
+    begin: Callable[[Comer, Loop, int], None] = lambda comer, loop, number: comer.begin(loop, number),
+) -> None:
+    """Turn the loop until all that come are at their ends; no block is held then."""
+    for time in range(3000):
+        for number, comer in enumerate(comers):
+            if comer.at == time:
+                begin(comer, loop, number)
+            if comer.cancelled_after is not None and time == comer.at + comer.cancelled_after:
+                for job in comer.jobs[:: 1 if number % 2 else -1]:
+                    loop.cancel(job)
+        if loop.is_busy:
+            loop.step()
+        elif time > max(comer.at for comer in comers):
+            assert scheduler.pool.available == scheduler.pool.count
+            assert not scheduler.running and not scheduler.waiting
+            return
+    raise AssertionError("the work does not end")
+
+
+def finish(loop: Loop, look: Callable[[], object] = lambda: None) -> None:
+    """Turn the loop until nothing is left to do, looking at what there is after each step."""
+    while loop.is_busy:
+        loop.step()
+        look()

@@ -93,6 +93,35 @@ def test_log_probabilities_are_those_of_the_merged_model(engine: gu.Engine, merg
         torch.testing.assert_close(score.logprobs, _scores(merged[kind], BASE), rtol=1e-9, atol=1e-9)
 
 
+def test_texts_side_by_side_have_the_head_of_their_own_adapters(model: LanguageModel):
+    """Against the sum of both products by hand, for texts with one of two adapters and with none."""
+    engine = gu.Engine(model, stop_ids=[])
+    changes: dict[str | None, torch.Tensor] = {None: torch.zeros(64, 32, dtype=torch.float64)}
+    for seed, name in enumerate(("one", "other")):
+        generator = torch.Generator().manual_seed(seed)
+        down, up = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 32), (64, 2)))
+        engine._loop.adapters.add(Adapter(name, {"head_product": LowRank(down, up)}))
+        changes[name] = up @ down
+
+    @torch.no_grad()
+    def expected(prompt: list[int], name: str | None) -> list[int]:
+        ids = list(prompt)
+        for _ in range(10):
+            hidden_d = model.hidden(torch.tensor([ids]), torch.arange(len(ids))[None])[0, -1]
+            ids.append(int((model(torch.tensor([ids]))[0, -1] + changes[name] @ hidden_d).argmax()))
+        return ids[len(prompt) :]
+
+    async def main() -> list[list[int]]:
+        asked = [engine.agenerate([PROMPTS[0]], adapter=name, max_tokens=10) for name in changes]
+        return [one.tokens for (one,) in await asyncio.gather(*asked)]
+
+    found = asyncio.run(main())
+    assert found == [expected(PROMPTS[0], name) for name in changes]
+    assert len({tuple(one) for one in found}) == 3
+    for name in ("one", "other"):
+        engine.drop_adapter(name)
+
+
 def test_a_cached_beginning_is_never_taken_from_a_text_with_another_adapter(engine: gu.Engine, merged: dict):
     prompt = BASE[:50]
     for kind in (None, "all", "few", None, "all"):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import hot_decoder, random_ids
-from workloads import CONFIGS, CountingScheduler, Request, check_alone, workload_model
+from workloads import CONFIGS, CountingScheduler, Request, check_alone, finish, serve, workload_model
 
 import groundup as gu
 from groundup.engine.asking import jobs_for
@@ -65,7 +65,10 @@ class Search:
     def __init__(self, at: int, prompt: list[int], sampling: Sampling, cancelled_after: int | None = None) -> None:
         self.at, self.prompt, self.sampling, self.cancelled_after = at, prompt, sampling, cancelled_after
         self.told: list[list[Piece]] = []
-        (self.job,) = jobs_for(prompt, sampling.max_tokens, make_chooser(sampling, prompt), None, self._listen)
+        self.jobs = jobs_for(prompt, sampling.max_tokens, make_chooser(sampling, prompt), None, self._listen)
+
+    def begin(self, loop: Loop, number: int) -> None:
+        loop.begin(self.jobs[0])
 
     def _listen(self) -> Callable[[Piece | Exception], None]:
         self.told.append([])
@@ -84,25 +87,11 @@ class Search:
 
 
 def _serve(model: LanguageModel, searches: list[Search], texts: list[Request], blocks: int, most_running: int):
-    pool = BlockPool(blocks)
-    scheduler = CountingScheduler(pool, 24, most_running, recurrent=is_recurrent(model), reach=reach(model))
-    loop = Loop(Runner(model, blocks), scheduler)
-    for time in range(3000):
-        for number, text in enumerate(texts):
-            if text.at == time:
-                text.begin(loop, number)
-        for search in searches:
-            if search.at == time:
-                loop.begin(search.job)
-            if search.cancelled_after is not None and time == search.at + search.cancelled_after:
-                loop.cancel(search.job)
-        if loop.is_busy:
-            loop.step()
-        elif time > max(one.at for one in (*searches, *texts)):
-            assert pool.available == blocks
-            assert not scheduler.running and not scheduler.waiting
-            return scheduler
-    raise AssertionError("the work does not end")
+    scheduler = CountingScheduler(
+        BlockPool(blocks), 24, most_running, recurrent=is_recurrent(model), reach=reach(model)
+    )
+    serve(Loop(Runner(model, blocks), scheduler), scheduler, [*texts, *searches])
+    return scheduler
 
 
 def _asked(beams: int, limit: int, stops: tuple[int, ...], penalty: float) -> Sampling:
@@ -140,10 +129,11 @@ def test_beams_find_what_they_find_alone_beside_whatever_else_is_computed(
 ):
     model = workload_model(name)
     searches = [Search(at, PROMPT[:length], sampling, cancelled) for at, length, sampling, cancelled in wishes]
-    texts = [Request(text.at, text.shared, text.own, text.limit) for text in texts]
+    texts = [text.fresh() for text in texts]
     _serve(model, searches, texts, blocks, most_running)
-    for one in (*searches, *texts):
-        one.check(model) if isinstance(one, Search) else check_alone(model, one)
+    for search in searches:
+        search.check(model)
+    check_alone(model, *texts)
 
 
 def test_beams_that_wait_for_each_other_let_older_ones_run():
@@ -162,11 +152,9 @@ def test_beginnings_share_the_blocks_of_their_prompt():
     pool = BlockPool(BLOCKS)
     loop = Loop(Runner(model, BLOCKS), Scheduler(pool, 24, 4))
     search = Search(0, [*PROMPT, *PROMPT[:11]], _asked(4, 8, (), 1.0))
-    loop.begin(search.job)
-    held = []
-    while loop.is_busy:
-        held.append(pool.count - pool.available)
-        loop.step()
+    search.begin(loop, 0)
+    held: list[int] = []
+    finish(loop, lambda: held.append(pool.count - pool.available))
     assert max(held) == 2 + 4
     search.check(model)
 

@@ -10,8 +10,9 @@ import torch
 from tiny import hot_decoder, random_ids, tiny_config
 
 import groundup as gu
-from groundup.engine.blocks import BlockPool
+from groundup.engine.blocks import BlockPool, Copy
 from groundup.engine.compiled import CACHE_TYPES, CompiledRunner, cache_dtype, is_compilable
+from groundup.engine.kernels import library
 from groundup.engine.quantized import use_kernels
 from groundup.engine.runner import reach
 from groundup.engine.scheduler import Scheduler
@@ -93,6 +94,10 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "a norm for each head": lambda: _with_attention(
         tiny_config("llama", kv_heads=1, context=100), query_key_norm=QueryKeyNorm(Norm("layer"), over="each_head")
     ),
+    "norms after rotation": lambda: _with_attention(
+        tiny_config("qwen3", context=100), query_key_norm=QueryKeyNorm(Norm("rms"), after_rope=True)
+    ),
+    "a scale of its own": lambda: _with_attention(tiny_config("llama", kv_heads=1, context=100), scale=0.4),
     "clamped values": lambda: _with_attention(tiny_config("olmo2"), clip=0.8),
     "clamped heads": lambda: _with_attention(tiny_config("qwen3"), clip=0.8),
     "bounded gates": lambda: _with_network(tiny_config("llama"), sharpness=1.7, limit=1.2, up_offset=0.7),
@@ -210,6 +215,54 @@ def test_adapters_add_to_their_own_texts_what_they_add_in_the_model(name: str):
     lengths = (7, 9, 12, 11) if model.config.residual_mix else (7, 9, 40, 33)
     prompts = [random_ids(length, seed=length).tolist() for length in lengths]
     _require_small(_differences(model, prompts, 0, [adapters[0], None, adapters[1], adapters[0]]))
+
+
+def test_scores_are_of_the_head_that_the_adapter_makes():
+    """The same activations through the head, as many tokens as they are, and one that a text goes on from."""
+    model = _quantized("llama")
+    runner, scheduler = CompiledRunner(model, 8, 24, torch.float32), Scheduler(BlockPool(8), 24, 4)
+    ids, adapter = random_ids(20, seed=1).tolist(), _random_adapter(model, "all", 0)
+    runner.adapters.add(adapter)
+    scheduler.add(ids, 20, adapter=adapter)
+    ((_, hidden_td),) = runner.run(scheduler.schedule())
+    logits_tv = runner.logits(hidden_td, [adapter] * 20).log_softmax(-1)
+    expected_t = logits_tv[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
+    found_t = torch.tensor(runner.log_probabilities(hidden_td, ids[1:], adapter))
+    torch.testing.assert_close(found_t, expected_t, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_without_adapters_is_one_call_of_the_library(monkeypatch: pytest.MonkeyPatch):
+    """Also after one with an adapter, where the library stops behind each linear map."""
+    model = _quantized("llama")
+    runner, scheduler = CompiledRunner(model, 8, 24, torch.float32), Scheduler(BlockPool(8), 24, 4)
+    adapter, called, call = _random_adapter(model, "few", 0), [], library.call
+    runner.adapters.add(adapter)
+    monkeypatch.setattr(library, "call", lambda name, job: (called.append(name), call(name, job)))
+    counts = []
+    for wanted in (None, adapter, None):
+        called.clear()
+        text = scheduler.add([1, 2, 3], 10, adapter=wanted)
+        runner.run(scheduler.schedule())
+        scheduler.remove(text)
+        counts.append(called.count("program"))
+    assert counts[0] == counts[2] == 1 and counts[1] > 2 * len(model.layers)
+
+
+def test_blocks_are_copied_one_after_the_other():
+    """One that is saved elsewhere, written over, and fetched back is as it was."""
+    model = _quantized("llama")
+    runner, scheduler = CompiledRunner(model, 8, 24, torch.float32), Scheduler(BlockPool(8), 24, 4)
+    text = scheduler.add(random_ids(20, seed=1).tolist(), 30)
+    step = scheduler.schedule()
+    runner.run(step)
+    scheduler.complete(step)
+    text.tokens.append(5)
+    step, block = scheduler.schedule(), text.table.block_of(0)
+    expected_td = runner.run(step)[0][1].clone()
+    changed_td = runner.run(step._replace(copies=[Copy(block, 5), Copy(7, block)]))[0][1].clone()
+    runner.run(step._replace(copies=[Copy(5, block)]))
+    found_td = runner.run(step._replace(copies=[Copy(block, 6), Copy(7, block), Copy(6, block)]))[0][1]
+    assert torch.equal(found_td, expected_td) and not torch.equal(changed_td, expected_td)
 
 
 def test_an_adapter_that_is_dropped_is_not_kept_by_the_step_that_had_it_last():

@@ -1,6 +1,9 @@
 """Guesses in the engine: what is written is the same with and without, and wrong guesses come to an end."""
 
 from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sourced import contents, sourced_config, sourced_model
 from tiny import hot_decoder, random_ids, tiny_config
 
 import groundup as gu
@@ -16,6 +20,7 @@ from groundup.engine.constrain import GrammarCompiler
 from groundup.engine.draft import DraftModel
 from groundup.engine.guessing import PromptLookup, Trust
 from groundup.model.config import ModelConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
 from groundup.quantize.convert import quantize_model
@@ -209,6 +214,75 @@ def test_what_cannot_take_tokens_back_is_refused(preset: str):
         gu.Engine(model, speculate=PromptLookup())
     with pytest.raises(ValueError, match=REFUSED[preset]):
         gu.Engine(hot_decoder(tiny_config("llama")), speculate=DraftModel(model))
+
+
+@pytest.mark.parametrize("kind", ["text", "sound"])
+@pytest.mark.parametrize("name", ["greedy", "nucleus", "penalties", "copies", "search"])
+def test_texts_for_sources_are_the_same_with_and_without_a_draft(kind: str, name: str):
+    model = sourced_model(kind)
+    asked = {"max_tokens": 40, "seed": 3, **SETTINGS[name]}
+    expected = gu.Engine(model, stop_ids=[]).generate(contents(kind), **asked)
+    for draft in (model, _blurred_encoder_decoder(model)):
+        _same(gu.Engine(model, stop_ids=[], speculate=DraftModel(draft)).generate(contents(kind), **asked), expected)
+
+
+@torch.no_grad()
+def _blurred_encoder_decoder(model: EncoderDecoder) -> EncoderDecoder:
+    draft = deepcopy(model)
+    for parameter in draft.parameters():
+        parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return draft
+
+
+UNLIKE: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
+    "decoder": (
+        lambda: sourced_model("text"),
+        lambda: hot_decoder(tiny_config("llama")),
+        "a draft for this t5 model must be an encoder-decoder, as it is; this one is a llama model",
+    ),
+    "encoder-decoder": (
+        lambda: hot_decoder(tiny_config("llama")),
+        lambda: sourced_model("text"),
+        "a draft for this llama model must be a decoder, as it is; this one is a t5 model",
+    ),
+    "ears": (
+        lambda: sourced_model("text"),
+        lambda: sourced_model("sound"),
+        "a draft for this t5 model must read text, not sound of 5 mel bins and up to 60 frames",
+    ),
+    "eyes": (
+        lambda: sourced_model("sound"),
+        lambda: sourced_model("text"),
+        "a draft for this t5 model must read sound of 5 mel bins and up to 60 frames, not text",
+    ),
+    "bins": (lambda: sourced_model("sound"), lambda: _listener(mel_bins=6), "not sound of 6 mel bins and up to 60"),
+    "frames": (lambda: sourced_model("sound"), lambda: _listener(positions=29), "not sound of 5 mel bins and up to 58"),
+    "tokens": (
+        lambda: sourced_model("text"),
+        lambda: sourced_model("text", 65),
+        "the vocabulary of the model, which has 64 tokens; this one has 65",
+    ),
+    "experts": (lambda: sourced_model("text"), lambda: sourced_model("experts"), "no speculation with this t5 model"),
+}
+
+
+def _listener(**changes: int) -> EncoderDecoder:
+    config = sourced_config("sound")
+    return EncoderDecoder(replace(config, encoder=replace(config.encoder, **changes)))
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_a_draft_that_is_unlike_the_model_is_refused_in_a_sentence(name: str):
+    model, draft, message = UNLIKE[name]
+    with pytest.raises(ValueError, match=message):
+        gu.Engine(model(), stop_ids=[], speculate=DraftModel(draft()))
+
+
+def test_a_draft_hears_more_than_the_model_needs():
+    """Of sound, more frames than the model reads do not matter."""
+    engine = gu.Engine(sourced_model("sound"), stop_ids=[], speculate=DraftModel(_listener(positions=31)))
+    expected = gu.Engine(sourced_model("sound"), stop_ids=[]).generate(contents("sound"), max_tokens=9)
+    _same(engine.generate(contents("sound"), max_tokens=9), expected)
 
 
 def test_other_mistakes_are_told_in_a_sentence():

@@ -187,6 +187,16 @@ def test_the_first_channels_can_be_normed_alone(level: str):
     assert torch.equal(out_mk[:TOKENS], expected)
 
 
+def test_what_is_written_behind_a_run_belongs_to_the_next(level: str):
+    program, told = Program(ROOM), []
+    x_md = program.buffer("x", 5).fill_(1)
+    program.add(x_md, x_md)
+    for write in (lambda: None, lambda: program.call(told.append), lambda: program.add(x_md, x_md)):
+        write()
+        _run(program)
+    assert x_md[:TOKENS].unique().tolist() == [2 * 2 * 4] and told == [TOKENS, TOKENS]
+
+
 def test_what_does_not_fit_is_refused():
     program, matrix = Program(ROOM), quantize_rows(_random(8, 70, seed=0), W8)
     x, other = program.buffer("x", 70), program.buffer("other", 9)
@@ -228,10 +238,12 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_a_run_beyond_what_the_program_is_for_is_refused():
-    program, blocks = Program(4), kernels.KeyValueBlocks.empty(1, 1, 8, 16)
+    """Of several tables and stores of keys, the least counts."""
+    program = Program(4)
     keys = program.buffer("keys", 8)
-    program.rope(keys, 1, torch.ones(6, 2), torch.zeros(6, 2), interleaved=False)
-    program.store(blocks, keys, keys)
+    for positions, blocks in ((9, 2), (6, 1), (9, 2)):
+        program.rope(keys, 1, torch.ones(positions, 2), torch.zeros(positions, 2), interleaved=False)
+        program.store(kernels.KeyValueBlocks.empty(blocks, 1, 8, 16), keys, keys)
     with pytest.raises(ValueError, match="5 tokens do not fit a program for 4"):
         program.run(_tables([5], [0]))
     with pytest.raises(ValueError, match="beyond the 6 positions"):

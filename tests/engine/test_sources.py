@@ -1,15 +1,19 @@
 """Sources: read once, shared by what is written for them, kept apart from others, held as long as they are needed."""
 
 from collections.abc import Sequence as Items
+from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sourced import SOUNDS, TEXTS, Request, sound, source_of, sourced_model
-from workloads import CountingScheduler
+from sourced import SOUNDS, TEXTS, begin, check_alone, sound, source_of, sourced_model
+from workloads import REQUESTS, CountingScheduler, Request, Unreliable, finish, serve
 
 from groundup.engine.blocks import BlockPool, blocks_for
+from groundup.engine.draft import DraftGuesser
+from groundup.engine.guessing import Guesser, Speculation
 from groundup.engine.loop import Loop
 from groundup.engine.runner import Runner, is_recurrent
 from groundup.engine.scheduler import Scheduler
@@ -18,43 +22,27 @@ from groundup.model.encoder_decoder import EncoderDecoder
 KINDS = ["text", "sound", "experts"]
 
 
-def _loop(model: EncoderDecoder, blocks: int, budget: int, most_running: int, host: int = 0) -> tuple[Loop, Scheduler]:
+def _loop(
+    model: EncoderDecoder, blocks: int, budget: int, most_running: int, host: int = 0, guesser: Guesser | None = None
+) -> tuple[Loop, CountingScheduler]:
+    speculation = None if guesser is None else Speculation(guesser, guesses=6, step_guesses=30)
     pool = BlockPool(blocks, host=host)
     scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model.decoder))
-    return Loop(Runner(model, blocks, host), scheduler), scheduler
+    return Loop(Runner(model, blocks, host), scheduler, speculation), scheduler
 
 
 def _serve(
-    kind: str, requests: Items[Request], blocks: int, budget: int, most_running: int, host: int = 0
+    kind: str,
+    requests: Items[Request],
+    blocks: int,
+    budget: int,
+    most_running: int,
+    host: int = 0,
+    guesser: Guesser | None = None,
 ) -> CountingScheduler:
-    """Serve the requests to their ends."""
-    loop, scheduler = _loop(sourced_model(kind), blocks, budget, most_running, host)
-    for time in range(3000):
-        for number, request in enumerate(requests):
-            if request.at == time:
-                request.begin(loop, kind, number)
-            if request.cancelled_after is not None and time == request.at + request.cancelled_after:
-                for job in request.jobs[:: 1 if number % 2 else -1]:
-                    loop.cancel(job)
-        if loop.is_busy:
-            loop.step()
-        elif time > max(request.at for request in requests):
-            assert scheduler.pool.available == blocks
-            return scheduler
-    raise AssertionError("the work does not end")
-
-
-REQUESTS = st.builds(
-    Request,
-    at=st.integers(0, 10),
-    source=st.integers(0, 3),
-    shared=st.integers(0, 50),
-    own=st.integers(1, 12),
-    limit=st.integers(1, 20),
-    copies=st.sampled_from([1, 1, 1, 3]),
-    scores=st.sampled_from([False, False, False, True]),
-    cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 12)),
-)
+    loop, scheduler = _loop(sourced_model(kind), blocks, budget, most_running, host, guesser)
+    serve(loop, scheduler, requests, partial(begin, kind=kind))
+    return scheduler
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,37 +59,73 @@ def test_any_workload_gives_the_logits_of_the_model_alone(
 ):
     requests = [request.fresh() for request in requests]
     _serve(kind, requests, blocks, budget, most_running, host)
-    for request in requests:
-        request.check(sourced_model(kind), kind)
+    check_alone(sourced_model(kind), kind, *requests)
+
+
+@pytest.mark.parametrize("kind", ["text", "sound"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    requests=st.lists(REQUESTS, min_size=2, max_size=6),
+    blocks=st.integers(9, 18),
+    budget=st.sampled_from([5, 24, 100]),
+    most_running=st.integers(1, 5),
+)
+def test_any_workload_with_guesses_gives_the_logits_of_the_model_alone(
+    kind: str, requests: list[Request], blocks: int, budget: int, most_running: int
+):
+    requests = [request.fresh() for request in requests]
+    guesser = Unreliable(sourced_model(kind), blocks, most_running)
+    _serve(kind, requests, blocks, budget, most_running, guesser=guesser)
+    check_alone(sourced_model(kind), kind, *requests)
+    assert guesser.pool.available == blocks
+
+
+@pytest.mark.parametrize("kind", ["text", "sound"])
+def test_a_draft_that_reads_the_sources_saves_steps(kind: str):
+    """Two texts of 40 tokens, each for its own source: after the first token two guesses, then four, then six."""
+    model, calls = sourced_model(kind), []
+    guesser = DraftGuesser(Runner(deepcopy(model), 40), Scheduler(BlockPool(40), 200, 4))
+    handle = model.decoder.layers[0].register_forward_pre_hook(lambda _, given: calls.append(given[0].shape[:2]))
+    requests = [Request(0, 0, 1, 40, source=number) for number in (0, 2)]
+    _serve(kind, requests, 40, 200, 4, guesser=guesser)
+    handle.remove()
+    assert calls == [(2, length) for length in (1, 3, 5, 7, 7, 7, 7, 3)]
+    check_alone(model, kind, *requests)
+
+
+def test_a_draft_reads_the_source_of_copies_once():
+    draft, read = deepcopy(sourced_model("text")), []
+    draft.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    guesser = DraftGuesser(Runner(draft, 40), Scheduler(BlockPool(40), 200, 6))
+    request = Request(0, 0, 1, 14, copies=4, source=2)
+    _serve("text", [request], 40, 200, 6, guesser=guesser)
+    assert read == [1]
+    check_alone(sourced_model("text"), "text", request)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_give_way_with_their_sources_and_are_computed_anew(kind: str):
     """Equal beginnings of targets for different sources, in a pool too small for all, one of them in four copies."""
     requests = [
-        Request(0, 0, 40, 3, 30),
-        Request(4, 2, 40, 5, 30, copies=4),
-        Request(6, 2, 40, 5, 25),
-        Request(6, 3, 48, 2, 25),
+        Request(0, 40, 3, 30),
+        Request(4, 40, 5, 30, copies=4, source=2),
+        Request(6, 40, 5, 25, source=2),
+        Request(6, 48, 2, 25, source=3),
     ]
     scheduler = _serve(kind, requests, 12, 24, 6)
     assert scheduler.preempted > 0
-    for request in requests:
-        request.check(sourced_model(kind), kind)
+    check_alone(sourced_model(kind), kind, *requests)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_in_float32_are_those_of_the_model_alone_but_for_rounding(kind: str):
     model = sourced_model(kind, dtype=torch.float32)
     loop, _ = _loop(model, 60, 100, 6)
-    requests = [Request(0, number, 20, 3, 30, copies=2) for number in range(4)]
+    requests = [Request(0, 20, 3, 30, copies=2, source=number) for number in range(4)]
     for number, request in enumerate(requests):
-        request.begin(loop, kind, number)
-    while loop.is_busy:
-        loop.step()
-    for request in requests:
-        request.check(model, kind, rtol=1e-5)
+        begin(request, loop, number, kind)
+    finish(loop)
+    check_alone(model, kind, *requests)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,30 +134,30 @@ def test_copies_share_a_source_that_is_read_once(kind: str):
     read: list[int] = []
     handle = model.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
     loop, scheduler = _loop(model, 40, 100, 6)
-    request = Request(0, 2, 0, 1, 14, copies=4)
-    request.begin(loop, kind, 0)
-    held = []
-    while loop.is_busy:
-        loop.step()
-        held.append(scheduler.pool.count - scheduler.pool.available)
+    request = Request(0, 0, 1, 14, copies=4, source=2)
+    begin(request, loop, 0, kind)
+    held: list[int] = []
+    finish(loop, lambda: held.append(scheduler.pool.count - scheduler.pool.available))
     handle.remove()
     assert read == [1]
     # The source's blocks, and one of each copy.
     assert max(held) == blocks_for(source_of((SOUNDS if kind == "sound" else TEXTS)[2]).length) + 4
-    request.check(model, kind)
+    check_alone(model, kind, request)
 
 
 def test_sources_of_about_equal_length_are_read_together():
-    """Sources of 40 and of 9 and 4 tokens: at most half of a call is padding, and that of one is too short."""
+    """Sources of 40 tokens, of 9 and 6, and of one: at most half of a call is padding."""
     model, read = sourced_model("text"), []
     handle = model.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
     loop, _ = _loop(model, 60, 400, 6)
-    requests = [Request(0, number, 3, 3, 5) for number in (0, 1, 2, 3, 2)]
+    requests = [Request(0, 3, 3, 5, source=number) for number in (0, 1, 2, 3, 2)]
     for number, request in enumerate(requests):
-        request.begin(loop, "text", number)
+        begin(request, loop, number, "text")
     loop.step()
     handle.remove()
-    assert read == [(2, 40), (1, 9), (1, 4), (1, 1)]
+    assert read == [(2, 40), (2, 9), (1, 1)]
+    finish(loop)
+    check_alone(model, "text", *requests)
 
 
 def test_sounds_of_equal_length_are_read_together():
@@ -141,7 +165,7 @@ def test_sounds_of_equal_length_are_read_together():
     handle = model.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape[:2])))
     loop, _ = _loop(model, 60, 400, 6)
     for number in range(4):
-        Request(0, number, 3, 3, 5).begin(loop, "sound", number)
+        begin(Request(0, 3, 3, 5, source=number), loop, number, "sound")
     loop.step()
     handle.remove()
     assert read == [(1, 30), (2, 12), (1, 4)]
@@ -172,19 +196,17 @@ def test_what_is_read_counts_in_the_budget_of_a_step():
 def test_a_text_that_runs_does_not_wait_for_sources():
     """It gets its token in every step, however many sources there are to read."""
     loop, _ = _loop(sourced_model("text"), 90, 20, 8)
-    first = Request(0, 0, 0, 1, 12)
-    first.begin(loop, "text", 0)
+    first = Request(0, 0, 1, 12)
+    begin(first, loop, 0, "text")
     loop.step()
-    others = [Request(0, 2, 0, 1, 3) for _ in range(5)]
+    others = [Request(0, 0, 1, 3, source=2) for _ in range(5)]
     for number, request in enumerate(others, start=1):
-        request.begin(loop, "text", number)
+        begin(request, loop, number, "text")
     for written in range(1, 12):
         assert len(first.told[0]) == written
         loop.step()
-    while loop.is_busy:
-        loop.step()
-    for request in (first, *others):
-        request.check(sourced_model("text"), "text")
+    finish(loop)
+    check_alone(sourced_model("text"), "text", first, *others)
 
 
 def test_a_source_waits_until_it_has_room_and_one_that_never_has_is_refused():

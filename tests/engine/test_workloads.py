@@ -5,7 +5,6 @@ The engine's loop is turned by hand here, so that requests come and go at chosen
 
 import tracemalloc
 from collections.abc import Sequence as Items
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import hot_decoder
 from torch import Tensor
-from workloads import CASES, CONFIGS, CountingScheduler, Request, Watching, check_alone, runner_of, workload_model
+from workloads import (
+    CASES,
+    CONFIGS,
+    REQUESTS,
+    CountingScheduler,
+    Request,
+    Unreliable,
+    Watching,
+    check_alone,
+    finish,
+    runner_of,
+    serve,
+    workload_model,
+)
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
 from groundup.engine.choose import Choice
@@ -44,32 +56,8 @@ def _turn(
     pool = BlockPool(blocks, host=host, block_size=block_size)
     scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model), reach=reach(model))
     speculation = None if guesser is None else Speculation(guesser, guesses=6, step_guesses=30)
-    loop = Loop(runner_of(model, pool, packed), scheduler, speculation)
-    for time in range(3000):
-        for number, request in enumerate(requests):
-            if request.at == time:
-                request.begin(loop, number)
-            if request.cancelled_after is not None and time == request.at + request.cancelled_after:
-                for job in request.jobs[:: 1 if number % 2 else -1]:
-                    loop.cancel(job)
-        if loop.is_busy:
-            loop.step()
-        elif time > max(request.at for request in requests):
-            assert scheduler.pool.available == blocks
-            return scheduler
-    raise AssertionError("the work does not end")
-
-
-REQUESTS = st.builds(
-    Request,
-    at=st.integers(0, 10),
-    shared=st.integers(0, 60),
-    own=st.integers(1, 12),
-    limit=st.integers(1, 20),
-    copies=st.sampled_from([1, 1, 1, 3]),
-    scores=st.sampled_from([False, False, False, True]),
-    cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 12)),
-)
+    serve(Loop(runner_of(model, pool, packed), scheduler, speculation), scheduler, requests)
+    return scheduler
 
 
 @pytest.mark.parametrize(("name", "packed"), CASES)
@@ -84,28 +72,10 @@ REQUESTS = st.builds(
 def test_any_workload_gives_the_logits_of_the_model_alone(
     name: str, packed: bool, requests: list[Request], blocks: int, budget: int, most_running: int, host: int
 ):
-    requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
+    requests = [request.fresh() for request in requests]
     model, block_size = workload_model(name), 24 if packed else BLOCK_TOKENS
     _turn(model, requests, blocks, budget, most_running, host=host, packed=packed, block_size=block_size)
-    for request in requests:
-        check_alone(workload_model(name), request)
-
-
-class Unreliable(DraftGuesser):
-    """The model itself as its draft, and a place at which its guesses go wrong."""
-
-    def __init__(self, model: LanguageModel, blocks: int, most_running: int) -> None:
-        self.pool = BlockPool(blocks)
-        super().__init__(Runner(model, blocks), Scheduler(self.pool, 24, most_running, reach=reach(model)))
-        self.guessed = 0
-
-    def guess(self, texts: Items[tuple[Writing, int]]) -> list[list[int]]:
-        found = super().guess(texts)
-        for (text, _), guesses in zip(texts, found, strict=True):
-            wrong = (len(text.prompt) + 3 * text.written) % 8
-            guesses[wrong : wrong + 1] = [(guesses[wrong] + 1) % 64] if wrong < len(guesses) else []
-            self.guessed += len(guesses)
-        return found
+    check_alone(workload_model(name), *requests)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +91,10 @@ class Unreliable(DraftGuesser):
 def test_any_workload_with_guesses_gives_the_logits_of_the_model_alone(
     name: str, packed: bool, requests: list[Request], blocks: int, budget: int, most_running: int
 ):
-    requests = [replace(request, told=[], choosers=[], jobs=[]) for request in requests]
+    requests = [request.fresh() for request in requests]
     guesser = Unreliable(workload_model(name), blocks, most_running)
     _turn(workload_model(name), requests, blocks, budget, most_running, guesser, packed=packed)
-    for request in requests:
-        check_alone(workload_model(name), request)
+    check_alone(workload_model(name), *requests)
     assert guesser.pool.available == blocks
 
 
@@ -147,8 +116,7 @@ def test_preemption_forks_and_a_shared_beginning_in_one_workload(name: str, pack
     model = workload_model(name)
     requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=4), Request(6, 48, 2, 25), Request(6, 50, 9, 1)]
     scheduler = _turn(model, requests, 7 if reach(model) is None else 5, 24, 6, packed=packed)
-    for request in requests:
-        check_alone(model, request)
+    check_alone(model, *requests)
     later = [piece.cached for request in requests[1:] for told in request.told for piece in told[-1:]]
     if reach(model) is None:
         assert scheduler.preempted > 0
@@ -160,15 +128,14 @@ def test_what_gave_way_comes_back_from_the_host_instead_of_being_computed_again(
     model = workload_model(name)
     blocks = 7 if reach(model) is None else 5
 
-    def serve(host: int) -> CountingScheduler:
+    def served(host: int) -> CountingScheduler:
         requests = [Request(0, 30, 3, 40), Request(1, 30, 5, 40, copies=3), Request(2, 0, 40, 25), Request(3, 0, 41, 9)]
         scheduler = _turn(model, requests, blocks, 24, 6, host=host, packed=packed)
-        for request in requests:
-            check_alone(model, request)
+        check_alone(model, *requests)
         assert all(piece.cached <= 32 for request in requests for told in request.told for piece in told)
         return scheduler
 
-    without, with_host = serve(0), serve(40)
+    without, with_host = served(0), served(40)
     if without.preempted:
         assert with_host.brought_back > 0
         assert with_host.computed < without.computed
@@ -178,26 +145,19 @@ def test_what_gave_way_comes_back_from_the_host_instead_of_being_computed_again(
     ("name", "packed"),
     [case for case in CASES if case[0] in ("llama", "gemma2", "deepseek_v3", "mamba2", "groundup", "windowed")],
 )
-@torch.no_grad()
 def test_logits_in_float32_are_those_of_the_model_alone_but_for_rounding(name: str, packed: bool):
     """Other paths are taken there: fused attention also for single tokens."""
     model = hot_decoder(CONFIGS[name](), dtype=torch.float32)
     requests = [Request(0, 40, 3, 30), Request(4, 40, 5, 30, copies=2), Request(6, 48, 2, 25)]
     _turn(model, requests, 10, 24, 6, packed=packed)
-    for request in requests:
-        for job, chooser, told in zip(request.jobs, request.choosers, request.told, strict=True):
-            tokens = [piece.choice.token for piece in told]
-            logits_tv = model(torch.tensor([job.prompt + tokens[:-1]]))[0, len(job.prompt) - 1 :]
-            allowed = 1e-5 * float(logits_tv.abs().max())
-            torch.testing.assert_close(torch.stack(chooser.seen), logits_tv, rtol=0, atol=allowed)
+    check_alone(model, *requests)
 
 
 def test_a_text_that_is_scored_can_give_way_and_is_scored_anew():
     requests = [Request(0, 20, 1, 50), Request(1, 60, 1, 1, scores=True)]
     scheduler = _turn(workload_model("llama"), requests, 7, 2, 2)
     assert scheduler.preempted == 1
-    for request in requests:
-        check_alone(workload_model("llama"), request)
+    check_alone(workload_model("llama"), *requests)
 
 
 def test_no_more_than_half_of_what_is_gathered_is_padding():
@@ -211,8 +171,7 @@ def test_no_more_than_half_of_what_is_gathered_is_padding():
     _turn(model, requests, 40, 400, 8)
     handle.remove()
     assert gathered[4:6] == [(2, 76), (2, 34)]
-    for request in requests:
-        check_alone(model, request)
+    check_alone(model, *requests)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -222,10 +181,8 @@ def test_blocks_out_of_sight_are_given_back_while_a_text_is_written(packed: bool
     loop = Loop(runner_of(model, pool, packed), Scheduler(pool, 16, 2, reach=reach(model)))
     request = Request(0, 5, 1, 90)
     request.begin(loop, 0)
-    held = []
-    while loop.is_busy:
-        held.append(pool.count - pool.available)
-        loop.step()
+    held: list[int] = []
+    finish(loop, lambda: held.append(pool.count - pool.available))
     assert max(held) == 3  # 20 tokens that can be seen lie in three blocks at most, and the newest in one of them
     check_alone(model, request)
 
@@ -256,8 +213,7 @@ def test_ten_thousand_requests_leave_memory_flat():
         while len(scheduler.running) + len(scheduler.waiting) > 7:
             loop.step()
         if number in (2_000, 9_999):
-            while loop.is_busy:
-                loop.step()
+            finish(loop)
             sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert scheduler.pool.available == 20
@@ -278,8 +234,7 @@ def test_a_chooser_that_fails_ends_its_own_text_alone():
     for number, request in enumerate((good, bad)):
         request.begin(loop, number)
     bad.jobs[0].chooser = Broken()
-    while loop.is_busy:
-        loop.step()
+    finish(loop)
     check_alone(model, good)
     assert [type(one).__name__ for one in bad.told[0]] == ["Piece"] * 3 + ["RuntimeError"]
     assert pool.available == 20
@@ -302,6 +257,5 @@ def test_a_model_that_fails_ends_what_it_was_computing_and_the_engine_goes_on():
     assert pool.available == 20 and not loop.is_busy
     second = Request(0, 20, 3, 12)
     second.begin(loop, 1)
-    while loop.is_busy:
-        loop.step()
+    finish(loop)
     check_alone(model, second)

@@ -56,6 +56,14 @@ def test_every_byte_has_a_token_of_its_own(tokenizer: Tokenizer) -> None:
     assert {bytes([value]) for value in range(256)} <= set(pieces)
 
 
+@pytest.mark.parametrize("text", ["ab\ud800", "ab\udfff c"])
+def test_half_a_surrogate_pair_is_refused_and_shown(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(ValueError, match="text is not valid Unicode at character 2; send UTF-8 text"):
+        tokenizer.encode(text)
+    with pytest.raises(TypeError):
+        tokenizer.encode(7)  # type: ignore[arg-type]
+
+
 def test_batch_encoding_equals_encoding_one_by_one(tokenizer: Tokenizer, documents: list[str]) -> None:
     assert tokenizer.encode_batch(documents) == [tokenizer.encode(text) for text in documents]
 

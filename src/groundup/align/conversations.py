@@ -225,6 +225,7 @@ def _exchange(said: str, reply: str) -> list[Message]:
 
 def _calculations(count: int, material: _Material) -> list[Conversation]:
     def build(key: str) -> Conversation | None:
+        """Drawn by its key; None where the expression belongs to the other split."""
         asked = draw_calculation(Random(key))
         if _split_of(asked.expression) != material.split:
             return None

@@ -33,6 +33,7 @@ class Passage:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Passage":
+        """Raises KeyError where a column is missing."""
         return cls(row["id"], row["kind"], row["name"], row["signature"], row["text"], row["group"])
 
     @property
@@ -54,6 +55,7 @@ class Passage:
 
     @cached_property
     def body(self) -> str:
+        """The text with each paragraph in one line."""
         return unwrap(self.text)
 
     @cached_property

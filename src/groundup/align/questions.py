@@ -40,6 +40,7 @@ class Uniqueness:
 
     @classmethod
     def of(cls, passages: Iterable[Passage]) -> "Uniqueness":
+        """Counted over these passages, which must be all that questions are asked about."""
         passages = list(passages)
         return cls(
             Counter(passage.summary for passage in passages),

@@ -31,11 +31,15 @@ class Text:
 
 @dataclass(frozen=True)
 class ToolCall:
+    """The assistant asks for a calculation; the expression is as it wrote it."""
+
     expression: str
 
 
 @dataclass(frozen=True)
 class ToolResult:
+    """What the tool answered: the number, or in words why there is none."""
+
     result: str
 
 

@@ -84,6 +84,7 @@ class _Parser:
         return value
 
     def operand(self) -> Fraction:
+        """A number, one with a sign, or an expression in parentheses. Raises `_CalculationError` where none stands."""
         token = self.take()
         if token in ("-", "+"):
             value = self.nested(_UNARY)

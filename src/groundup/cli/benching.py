@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from groundup.cli.parser import Verbs
+from groundup.cli.places import require_place_for
 from groundup.cli.talking import find_model
 from groundup.engine.speed_plan import Plan
 from groundup.errors import UserError
@@ -62,8 +63,8 @@ def add_verbs(verbs: Verbs) -> None:
 def _bench(flags: argparse.Namespace) -> None:
     plan = read_flags(Plan, flags, {})
     for path in (flags.json, flags.plot):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path.parent}: there is no such folder to write into")
+        if path is not None:
+            require_place_for(path)
     folder = find_model(flags.model, "sft")
     from rich.console import Console
 

@@ -62,6 +62,8 @@ class Conversation:
                     print(f"> {line}")
             except EOFError:
                 return
+            except UnicodeDecodeError as error:
+                raise UserError(f"the input is not UTF-8 text (byte {error.start})") from None
             except KeyboardInterrupt:
                 print("\n(/quit or Ctrl-D ends the chat)")
                 continue

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 from groundup.cli.parser import Verbs
+from groundup.cli.places import require_place_for
 from groundup.cli.talking import find_model
 from groundup.errors import UserError
+from groundup.formats.folder import is_on_hub
 from groundup.storage import finish_folder, flush_folder, working_folder
 
 # Spelled out, so that no library is loaded to parse a command; a test holds it against `formats/gguf/blocks.py`.
@@ -30,7 +32,8 @@ def add_verbs(verbs: Verbs) -> None:
     """Add `export`."""
     about, usage = "write a model as a GGUF file for llama.cpp, or back", "RUN|MODEL|FILE.gguf --to FILE.gguf|FOLDER"
     export = verbs.add("export", about, _export, usage, EXPORT_ABOUT, EXPORT_AFTER)
-    export.add_argument("model", type=Path, metavar="RUN|MODEL|FILE.gguf", help="run folder, model folder or GGUF file")
+    about = "run folder, model folder, hf:org/name or GGUF file"
+    export.add_argument("model", type=Path, metavar="RUN|MODEL|FILE.gguf", help=about)
     export.add_argument("--to", type=Path, required=True, metavar="PATH", help="file that ends in .gguf, or new folder")
     export.add_argument(
         "--type", choices=TYPES, default="f16", help="of the weights in a GGUF file: %(choices)s (default: %(default)s)"
@@ -38,7 +41,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _export(flags: argparse.Namespace) -> None:
-    if not flags.model.exists():
+    if not (is_on_hub(flags.model) or flags.model.exists()):
         raise UserError(f"{flags.model}: there is no such file or folder")
     into_file = flags.to.suffix == ".gguf"
     if flags.model.is_file() == into_file:
@@ -46,9 +49,8 @@ def _export(flags: argparse.Namespace) -> None:
             "a model folder is exported `--to` a file that ends in .gguf, a GGUF file to a folder; "
             f"not {flags.model} to {flags.to}"
         )
-    if not flags.to.parent.is_dir():
-        raise UserError(f"{flags.to.parent}: there is no such folder to write into")
     if into_file:
+        require_place_for(flags.to)
         _write_file(find_model(flags.model, "sft"), flags.to, flags.type)
     else:
         _write_folder(flags.model, flags.to)
@@ -70,6 +72,7 @@ def _write_folder(path: Path, folder: Path) -> None:
 
     if folder.exists():
         raise UserError(f"{folder} is there already; name a folder that is not")
+    require_place_for(folder)
     model = load_gguf(path)
     working = working_folder(folder)
     shutil.rmtree(working, ignore_errors=True)

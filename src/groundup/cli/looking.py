@@ -154,6 +154,8 @@ def _record_of(folder: Path, makes: str, ledger: Ledger) -> Record | None:
 
 
 def _doctor(flags: argparse.Namespace) -> None:
+    if not flags.run.is_dir():
+        raise UserError(f"{flags.run}: there is no such folder; name one that runs can be written into")
     from groundup.engine.kernels import library
     from groundup.hardware import doctor
 

@@ -90,7 +90,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"groundup {__version__}", help="print the version")
     parser.set_defaults(quiet=False, threads=None)
     _add_shared(parser)
-    verbs = Verbs(parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True))
+    verbs = Verbs(parser.add_subparsers(prog="groundup", title="verbs", metavar="VERB", dest="verb", required=True))
     running.add_verbs(verbs)
     talking.add_verbs(verbs)
     quantizing.add_verbs(verbs)

@@ -62,6 +62,9 @@ def find_model(path: Path, stage: str) -> Path:
     folder = path / next(each.folder for each in STAGES if each.name == stage)
     if folder.is_dir():
         return folder
+    if path.is_file():
+        made = f", which `groundup export {path} --to FOLDER` makes of it" if path.suffix == ".gguf" else ""
+        raise UserError(f"{path} is a file; a model is a folder with config.json and model.safetensors{made}")
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; `groundup run pocket` makes runs/pocket")
     raise UserError(f"{path} holds no model to use here: `groundup {stage} --out {path}` makes one")
@@ -120,7 +123,10 @@ def _sample(flags: argparse.Namespace) -> None:
 
     sampling = _sampling(flags)
     engine = load_assistant(folder)
-    prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode(flags.prompt)]
+    try:
+        prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode(flags.prompt)]
+    except ValueError as error:
+        raise UserError(f"--prompt: {error}") from None
     _require_room(prompt, engine.max_positions)
     adapter = _with_adapter(engine, flags.adapter)
     print(flags.prompt, end="")

@@ -102,6 +102,7 @@ def _strip_licence_comments(text: str) -> tuple[str, int]:
     cut_lines = 0
 
     def keep_other_paragraphs(match: re.Match[str]) -> str:
+        """A comment block without its paragraphs of licence; counts the lines that these had."""
         nonlocal cut_lines
         block = match.group()
         if not _shows_licence(block):

@@ -85,6 +85,7 @@ class Catalogue:
     first: list[int] = field(default_factory=lambda: [0])
 
     def append(self, prepared: Prepared) -> None:
+        """Take up a batch of documents, behind those before it."""
         rows = prepared.rows
         self.ids += rows["id"].to_pylist()
         self.groups += rows["group"].to_pylist()
@@ -94,9 +95,11 @@ class Catalogue:
         self.first.append(len(self.ids))
 
     def kept(self) -> list[int]:
+        """The numbers of the documents that nothing has rejected so far."""
         return [document for document, reason in enumerate(self.reasons) if not reason]
 
     def reject_copy(self, document: int, reason: str, keeper: int, similarity: float) -> None:
+        """Reject a document for another that stays. similarity: Jaccard, of word shingles, 1 for equal texts."""
         self.reasons[document] = reason
         self.findings[document] = {"copy_of": self.ids[keeper], "similarity": round(similarity, 4)}
 
@@ -139,6 +142,7 @@ def _reject_near_duplicates(catalogue: Catalogue, rows: pa.RecordBatchFileReader
     documents = np.array(catalogue.kept(), np.int64)
 
     def read_shingles(indices: Sequence[int]) -> dict[int, Hashes]:
+        """Of the documents compared, those with these numbers: each batch of rows is read once."""
         sets: dict[int, Hashes] = {}
         batches = np.searchsorted(catalogue.first, documents[list(indices)], side="right") - 1
         for batch in np.unique(batches):

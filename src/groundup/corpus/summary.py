@@ -18,6 +18,8 @@ class Rejections:
 
 @dataclass
 class Split:
+    """What went into one of the two splits. bytes: of UTF-8 text."""
+
     documents: int = 0
     bytes: int = 0
     passages: int = 0
@@ -36,6 +38,8 @@ class Quotes:
 
 @dataclass
 class Summary:
+    """What became of all documents, counted on the way. Sizes are bytes of UTF-8, but for `source_bytes`, of files."""
+
     source_bytes: int = 0
     raw_documents: int = 0
     raw_bytes: int = 0
@@ -45,10 +49,12 @@ class Summary:
     quotes: Quotes = field(default_factory=Quotes)
 
     def count_cuts(self, cuts: Mapping[str, int]) -> None:
+        """What was stripped of some documents: name of the cut → lines or characters."""
         for name, count in cuts.items():
             self.cuts[name] = self.cuts.get(name, 0) + count
 
     def count_rejected(self, reason: str, path: str, text: str, size: int) -> None:
+        """One document thrown out; the first of a reason becomes its example, cut short."""
         rejections = self.rejected.setdefault(reason, Rejections())
         rejections.documents += 1
         rejections.bytes += size
@@ -56,6 +62,7 @@ class Summary:
             rejections.example = {"path": path, "text": text[:_EXAMPLE_CHARS]}
 
     def count_kept(self, split: str, group: str, size: int, passages: int) -> None:
+        """One document of a split. size: bytes. group: what the split goes by."""
         counts = self.splits[split]
         counts.documents += 1
         counts.bytes += size
@@ -63,6 +70,7 @@ class Summary:
         counts.groups.add(group)
 
     def count_quotes(self, path: str, quotes: list[str]) -> None:
+        """One training document and what was cut from it, at least one quote."""
         self.quotes.documents += 1
         self.quotes.quotes += len(quotes)
         self.quotes.words += sum(len(quote.split()) for quote in quotes)

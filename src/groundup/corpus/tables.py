@@ -54,6 +54,7 @@ class TableWriter:
         self._chars = 0
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """One more row, which must have `text` and the columns of the schema; it may reach the file later."""
         self._rows.append(row)
         self._chars += len(row["text"])
         if self._chars >= _ROW_GROUP_CHARS:

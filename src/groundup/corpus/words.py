@@ -73,12 +73,14 @@ class Chunk:
 
     @cached_property
     def words(self) -> Units:
+        """Runs of letters, digits and underscores; their hash ignores the case of ASCII letters."""
         inside = np.concatenate([[False], self.letters != 0, [False]])
         edges = np.flatnonzero(inside[1:] != inside[:-1])
         return self._units(edges[::2], edges[1::2])
 
     @cached_property
     def shingles(self) -> "Grams":
+        """Every `SHINGLE_WORDS` words that follow each other in a document."""
         return word_grams(self.words, SHINGLE_WORDS)
 
     @cached_property

@@ -73,6 +73,7 @@ class BlockPool:
         return len(self._free)
 
     def is_shared(self, block: int) -> bool:
+        """Whether more than one holds it, so that who writes to it needs a copy."""
         return self._references[block] > 1
 
     def take(self) -> int:
@@ -124,6 +125,7 @@ class BlockPool:
             self._free.move_to_end(block, last=block in self._content)
 
     def is_held(self, block: int) -> bool:
+        """Whether anybody holds it; never one on the host."""
         return block < self.count and self._references[block] > 0
 
     def chained_hash(self, before: bytes, tokens: Sequence[int]) -> bytes:

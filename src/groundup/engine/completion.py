@@ -49,6 +49,7 @@ class Score:
 
     @property
     def total(self) -> float:
+        """The log-probability of the text, given its first token, in nats."""
         return sum(self.logprobs)
 
 

@@ -1,13 +1,15 @@
 """A draft model: a smaller one of the same vocabulary, which guesses what the engine's model is going to say.
 
 It writes on with the text's own chooser: the same settings, penalties and constraint, and for each token the number
-that will decide about it. Where both models say the same about a token, so do they choose the same.
+that will decide about it. Where both models say the same about a token, so do they choose the same. The draft of an
+encoder-decoder is one too, and reads the same sources.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from os import PathLike
+from weakref import WeakKeyDictionary
 
 from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import Chooser
@@ -16,12 +18,14 @@ from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, r
 from groundup.engine.jobs import Writing
 from groundup.engine.quantized import load_for_engine, use_kernels
 from groundup.engine.rows import Logits, rows_of
-from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent, reach
+from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
 from groundup.engine.runners import block_size_of, runner_of
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence as Text
-from groundup.errors import UserError
+from groundup.engine.source import Source
 from groundup.formats.folder import local_folder
+from groundup.model.config import AudioConfig, StackConfig
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 
 
@@ -29,12 +33,12 @@ from groundup.model.language_model import LanguageModel
 class DraftModel:
     """Guesses with a smaller model of the same vocabulary.
 
-    model: a model folder, `hf:org/name`, or a decoder.
+    model: a model folder, `hf:org/name`, or a model; a decoder, or for an encoder-decoder one that reads the same.
     guesses: at most, of a text in a step. step_guesses: of all texts of a step together.
     Raises ValueError for numbers below 1.
     """
 
-    model: str | PathLike[str] | LanguageModel
+    model: str | PathLike[str] | LanguageModel | EncoderDecoder
     guesses: int = 4
     step_guesses: int = 32
 
@@ -61,6 +65,8 @@ class DraftGuesser:
     def __init__(self, runner: StepRunner, scheduler: Scheduler) -> None:
         self._runner, self._scheduler = runner, scheduler
         self._texts: dict[Writing, Text] = {}
+        # Those of the texts, as the draft reads them: what it keeps of one lies in blocks of its own.
+        self._sources: WeakKeyDictionary[Source, Source] = WeakKeyDictionary()
 
     def guess(self, texts: Sequence[tuple[Writing, int]]) -> list[list[int]]:
         """At most so many tokens for each text: see `Guesser`."""
@@ -88,13 +94,20 @@ class DraftGuesser:
         assert text.sequence is not None
         tokens = text.sequence.tokens
         if text not in self._texts:
-            self._texts[text] = self._scheduler.add(tokens, text.most_tokens)
+            source = None if text.source is None else self._own(text.source)
+            self._texts[text] = self._scheduler.add(tokens, text.most_tokens, source=source)
             return self._texts[text]
         draft = self._texts[text]
         pairs = zip(draft.guesses, tokens[draft.certain :], strict=False)
         self._scheduler.settle(draft, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
         draft.tokens += tokens[len(draft.tokens) :]
         return draft
+
+    def _own(self, source: Source) -> Source:
+        """The draft's counterpart of a source, one for all texts that are written for it."""
+        if source not in self._sources:
+            self._sources[source] = Source(source.content, source.length)
+        return self._sources[source]
 
     def _step(self, drafted: dict[Text, _Drafted]) -> None:
         """One token more for each that is ready and wants one."""
@@ -128,33 +141,30 @@ def _guess(drafted: _Drafted, sequence: Text, logits: Logits) -> None:
 
 
 def speculation_of(
-    spec: PromptLookup | DraftModel, model: LanguageModel, cache_tokens: int, step_tokens: int, most_running: int
+    spec: PromptLookup | DraftModel,
+    model: LanguageModel | EncoderDecoder,
+    cache_tokens: int,
+    step_tokens: int,
+    most_running: int,
 ) -> Speculation:
     """What guesses for a model. cache_tokens, step_tokens, most_running: of its own engine.
 
-    Raises ValueError for models whose tokens cannot be taken back, and for a draft of another vocabulary.
+    Raises ValueError for models whose tokens cannot be taken back, and for a draft of another kind or vocabulary.
     """
-    _require_taking_back(model)
+    _require_taking_back(decoder_of(model))
     if isinstance(spec, PromptLookup):
         return Speculation(LookupGuesser(spec), spec.guesses, spec.step_guesses)
-    if isinstance(spec.model, LanguageModel):
-        draft = spec.model
-    else:
-        loaded = load_for_engine(local_folder(spec.model), None, str(model.device))
-        if not isinstance(loaded, LanguageModel):
-            raise UserError(f"{spec.model} holds a {loaded.config.family} model; a draft is a decoder, such as llama")
-        draft = loaded
-    _require_taking_back(draft)
-    use_kernels(draft)
-    if draft.config.vocab_size != model.config.vocab_size:
-        raise ValueError(
-            f"a draft model needs the vocabulary of the model, which has {model.config.vocab_size} tokens; this one "
-            f"has {draft.config.vocab_size}"
-        )
+    draft = spec.model
+    if not isinstance(draft, LanguageModel | EncoderDecoder):
+        draft = load_for_engine(local_folder(draft), None, str(model.device))
+    _require_alike(draft, model)
+    decoder = decoder_of(draft)
+    _require_taking_back(decoder)
+    use_kernels(decoder)
     size = block_size_of(draft)
     pool = BlockPool(blocks_for(cache_tokens, size), block_size=size)
-    runner = runner_of(draft, pool, step_tokens, most_running, cache_dtype(draft))
-    guesser = DraftGuesser(runner, Scheduler(pool, step_tokens, most_running, reach=reach(draft)))
+    runner = runner_of(draft, pool, step_tokens, most_running, cache_dtype(decoder))
+    guesser = DraftGuesser(runner, Scheduler(pool, step_tokens, most_running, reach=reach(decoder)))
     return Speculation(guesser, spec.guesses, spec.step_guesses)
 
 
@@ -164,3 +174,33 @@ def _require_taking_back(model: LanguageModel) -> None:
             f"no speculation with this {model.config.family} model: what it computed of a guess cannot be taken back; "
             "leave out `speculate`"
         )
+
+
+def _require_alike(draft: LanguageModel | EncoderDecoder, model: LanguageModel | EncoderDecoder) -> None:
+    """That the draft can read all that the model is given, and knows the same tokens."""
+    ours, theirs = model.config.family, draft.config.family
+    if isinstance(draft, EncoderDecoder) != isinstance(model, EncoderDecoder):
+        kind = "an encoder-decoder" if isinstance(model, EncoderDecoder) else "a decoder"
+        raise ValueError(f"a draft for this {ours} model must be {kind}, as it is; this one is a {theirs} model")
+    if isinstance(draft, EncoderDecoder) and isinstance(model, EncoderDecoder):
+        wanted, found = model.config.encoder, draft.config.encoder
+        if not _reads_all_of(found, wanted):
+            raise ValueError(f"a draft for this {ours} model must read {_content(wanted)}, not {_content(found)}")
+    if draft.config.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"a draft model needs the vocabulary of the model, which has {model.config.vocab_size} tokens; this one "
+            f"has {draft.config.vocab_size}"
+        )
+
+
+def _reads_all_of(encoder: StackConfig, other: StackConfig) -> bool:
+    """Whether an encoder reads whatever another one does."""
+    if isinstance(encoder, AudioConfig) and isinstance(other, AudioConfig):
+        return encoder.mel_bins == other.mel_bins and encoder.positions >= other.positions
+    return not isinstance(encoder, AudioConfig) and not isinstance(other, AudioConfig)
+
+
+def _content(encoder: StackConfig) -> str:
+    if isinstance(encoder, AudioConfig):
+        return f"sound of {encoder.mel_bins} mel bins and up to {2 * encoder.positions} frames"
+    return "text"

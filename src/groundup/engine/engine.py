@@ -128,7 +128,7 @@ class Engine:
         )
         speculation = None
         if speculate is not None:
-            speculation = speculation_of(speculate, decoder, self._pool.tokens, step_tokens, most_running)
+            speculation = speculation_of(speculate, self.model, self._pool.tokens, step_tokens, most_running)
         runner = runner_of(self.model, self._pool, step_tokens, most_running, dtype, compile_layers)
         self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)

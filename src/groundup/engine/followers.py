@@ -24,6 +24,7 @@ class EarlierPlaces:
         return len(self._tokens)
 
     def append(self, token: int) -> None:
+        """One token more at the end of the text. It costs as many look-ups as the spec has lengths."""
         self._tokens.append(token)
         place = len(self._tokens) - 1
         for length, latest, previous in zip(self._spec.lengths, self._latest, self._previous, strict=True):

@@ -50,6 +50,7 @@ class Sequence:
 
     @property
     def pending(self) -> int:
+        """Tokens that are still to be computed, guesses among them."""
         return len(self.tokens) - self.computed
 
     @property
@@ -69,6 +70,7 @@ class Sequence:
 
     @property
     def guesses(self) -> list[int]:
+        """The last tokens, which nobody has chosen yet."""
         return self.tokens[self.certain :]
 
     def guess(self, tokens: Items[int]) -> None:
@@ -82,6 +84,7 @@ class Sequence:
         self.guessed = min(self.guessed, guesses)
 
     def block_tokens(self, index: int) -> list[int]:
+        """The tokens of its block number `index`; fewer than a block holds where it is the last."""
         size = self._pool.block_size
         return self.tokens[index * size : (index + 1) * size]
 

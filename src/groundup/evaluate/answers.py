@@ -22,6 +22,7 @@ def normalise(text: str) -> str:
 
 
 def is_exact_match(prediction: str, reference: str) -> bool:
+    """Whether both are equal once normalised."""
     return normalise(prediction) == normalise(reference)
 
 

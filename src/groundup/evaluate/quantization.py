@@ -105,14 +105,18 @@ class TextStream:
 
     def __init__(self, paths: Sequence[str], words: Tokenizer) -> None:
         self.bos_id = words.bos_id
-        texts = [one.text for one in read_documents(CorpusConfig(paths=tuple(paths))) if not one.problem and one.text]
+        documents = read_documents(CorpusConfig(paths=tuple(paths)))
+        # JSON can spell half a surrogate pair, which no UTF-8 text can hold.
+        texts = [
+            one.text.encode("utf-8", errors="replace") for one in documents if not one.problem and one.text.strip()
+        ]
         if not texts:
             raise UserError(f"{', '.join(paths)}: there is no text in it")
-        documents = [[*ids, words.eos_id] for ids in words.encode_batch(texts)]
-        self._tokens = np.fromiter(chain.from_iterable(documents), dtype=np.int64)
-        self.offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        all_ids = [[*ids, words.eos_id] for ids in words.encode_batch([text.decode() for text in texts])]
+        self._tokens = np.fromiter(chain.from_iterable(all_ids), dtype=np.int64)
+        self.offsets = np.cumsum([0, *map(len, all_ids)], dtype=np.int64)
         self.total_tokens = len(self._tokens)
-        self.total_bytes = sum(len(text.encode("utf-8", errors="replace")) for text in texts)
+        self.total_bytes = sum(map(len, texts))
 
     def tokens(self, start: int, stop: int) -> Int64s:
         return self._tokens[start:stop]

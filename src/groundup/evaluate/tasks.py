@@ -43,6 +43,7 @@ class Question:
 
     @property
     def text(self) -> str:
+        """As the user put it."""
         return self.prompt[-1]["content"]
 
 

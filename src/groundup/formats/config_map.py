@@ -44,7 +44,9 @@ class Entry(Protocol):
 
     def read(self, key: str, keys: Keys, facts: Facts) -> None: ...
 
-    def write(self, key: str, config: StackConfig) -> dict[str, Any]: ...
+    def write(self, key: str, config: StackConfig) -> dict[str, Any]:
+        """The keys that `read` would make the same of."""
+        ...
 
 
 # What takes one takes any mapping; as dicts they can be put together by `|`, in which the later entry counts.

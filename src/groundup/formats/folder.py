@@ -36,12 +36,16 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
 
     Raises UserError as `hub.fetch` does.
     """
-    name = os.fspath(place)
-    if not name.startswith(HUB_PREFIX):
-        return Path(name)
+    if not is_on_hub(place):
+        return Path(place)
     from groundup.formats.hub import fetch  # loads an HTTP client, which no local folder needs
 
-    return fetch(name.removeprefix(HUB_PREFIX))
+    return fetch(os.fspath(place).removeprefix(HUB_PREFIX))
+
+
+def is_on_hub(place: str | os.PathLike[str]) -> bool:
+    """Whether it names a model of the Hugging Face hub, not a path."""
+    return os.fspath(place).startswith(HUB_PREFIX)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -24,7 +24,9 @@ class Operation(Protocol):
     @property
     def views(self) -> bool: ...
 
-    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]: ...
+    def to_disk(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        """Our tensors as they lie on disk, both in the order of the rule."""
+        ...
 
     def from_disk(self, disk: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
         """shapes: of our tensors, which `to_disk` would lay out as `disk` is."""

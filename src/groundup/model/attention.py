@@ -85,6 +85,7 @@ class CrossAttention(SelfAttention):
     def forward(  # type: ignore[override]
         self, x_btd: Tensor, shared: Shared, cache: LayerCache | None
     ) -> Tensor:
+        """What the encoder gives is looked at once for all steps that share a cache."""
         batch, time, _ = x_btd.shape
         q_bhtk = self._heads(self.query(x_btd), self.query_norm, None).transpose(1, 2)
 

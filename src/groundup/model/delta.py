@@ -45,6 +45,7 @@ class GatedDelta(nn.Module):
         self.output = Linear(spec.values, width)
 
     def forward(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
+        """(batch, time, width), as x. cache: gives the state before the first token and takes that after the last."""
         starts_bt = shared.visible.starts()
         inputs_bkc, state_bhkv = (None, None) if cache is None or cache.state is None else cache.state
         mixed_btc = torch.cat((self.query(x_btd), self.key(x_btd), self.value(x_btd)), dim=-1)

@@ -32,5 +32,6 @@ class DenseFeedForward(nn.Module):
         self.down = Linear(spec.width, width, spec.bias)
 
     def forward(self, x_btd: Tensor) -> Tensor:
+        """Each token by itself; shape and type stay."""
         up_btf = self.up(x_btd)
         return self.down(gated_activation(self.spec, up_btf, None if self.gate is None else self.gate(x_btd)))

@@ -53,6 +53,7 @@ class Start:
             nn.init.uniform_(tensor, -bound, bound, generator=self._generator)
 
     def between(self, tensor: Tensor, low: float, high: float) -> None:
+        """Evenly from `low` to `high`."""
         nn.init.uniform_(tensor, low, high, generator=self._generator)
 
     def step_bias(self, tensor: Tensor) -> None:
@@ -68,6 +69,7 @@ class Start:
             self.normal(tensor, std=self.output_gain * self.width**-0.5)
 
     def normal(self, tensor: Tensor, std: float) -> None:
+        """With mean 0."""
         nn.init.normal_(tensor, std=std, generator=self._generator)
 
     def zeros(self, *tensors: Tensor | None) -> None:

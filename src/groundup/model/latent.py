@@ -31,6 +31,7 @@ class LatentSelfAttention(nn.Module):
         self.output = Linear(spec.heads * spec.value_dim, width, spec.bias)
 
     def forward(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
+        """(batch, time, width), as x. cache: has the keys and values of all tokens before."""
         spec, rope = self.spec, shared.rope
         assert rope is not None
         batch, time, _ = x_btd.shape

@@ -27,6 +27,7 @@ class LowRank(NamedTuple):
     up_or: Tensor
 
     def of(self, x: Tensor) -> Tensor:
+        """(…, inputs) → (…, outputs)."""
         return F.linear(F.linear(x, self.down_ri.to(x.dtype)), self.up_or.to(x.dtype))
 
 
@@ -37,6 +38,7 @@ class LowRankTable(NamedTuple):
     up_or: Tensor
 
     def of(self, ids: Tensor) -> Tensor:
+        """(…) int64 → (…, width)."""
         return F.linear(F.embedding(ids, self.down_rv.T), self.up_or)
 
 
@@ -89,6 +91,7 @@ class Adapters:
         self._watch()
 
     def remove(self, adapter: Adapter) -> None:
+        """Raises KeyError if it was not added."""
         del self._by_name[adapter.name]
         self._watch()
 

@@ -49,6 +49,7 @@ class MambaMixer(nn.Module):
         self.output = Linear(spec.channels, width, spec.bias)
 
     def forward(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
+        """(batch, time, width), as x. cache: gives the state before the first token and takes that after the last."""
         starts_bt = shared.visible.starts()
         inputs, state_bnc = (None, None) if cache is None or cache.state is None else cache.state
         x_btc, inputs = self.convolution(self.input(x_btd), starts_bt, inputs)

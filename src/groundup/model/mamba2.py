@@ -42,6 +42,7 @@ class Mamba2Mixer(nn.Module):
         self.output = Linear(spec.channels, width, spec.bias)
 
     def forward(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
+        """(batch, time, width), as x. cache: gives the state before the first token and takes that after the last."""
         spec = self.spec
         starts_bt = shared.visible.starts()
         inputs, state = (None, None) if cache is None or cache.state is None else cache.state

@@ -79,6 +79,7 @@ class Linear(Matrix):
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) → (…, outputs)."""
         return self.product(x, self.bias)
 
 
@@ -86,6 +87,7 @@ class Embedding(Matrix):
     """A table of learned vectors, looked up by row number."""
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """(…) int64 → (…, width) in this type."""
         rows = F.embedding(ids, self.weight)
         return (rows if self.rounding is None else self.rounding.weights(rows)).to(dtype)
 
@@ -112,6 +114,7 @@ class Normalise(nn.Module):
             self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Shape and type stay."""
         if self._is_one_kernel(x):
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         wide = widen(x)

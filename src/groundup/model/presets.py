@@ -141,6 +141,7 @@ def _gemma2(sizes: Sizes) -> ModelConfig:
     network = FeedForward(sizes.gated(), "gelu_tanh", gated=True)
 
     def layer(window: int | None) -> LayerSpec:
+        """Gemma 2: norms before and behind each part; window in tokens, None for all."""
         attention = Attention(
             sizes.heads,
             sizes.half_heads,

@@ -41,6 +41,7 @@ def modernbert(sizes: Sizes) -> ModelConfig:
     heads = sizes.heads
 
     def layer(index: int) -> LayerSpec:
+        """Every third layer sees the whole text, and turns by longer waves; the others see their neighbours."""
         window, theta = (sizes.part_of_context(16), 10_000.0) if index % 3 else (None, 160_000.0)
         attention = Attention(heads, heads, sizes.head_dim, rope=Rope(theta=theta), window=window, causal=False)
         feed_forward = FeedForward(-(-sizes.width * 3 // 2 // 64) * 64, "gelu", gated=True)

@@ -24,6 +24,7 @@ def gpt_oss(sizes: Sizes) -> ModelConfig:
     experts = Experts(expert, Router(experts=8, chosen=2, bias=True))
 
     def layer(window: int | None) -> LayerSpec:
+        """gpt-oss: biases and sinks. window: in tokens, None for all."""
         attention = Attention(
             sizes.heads,
             sizes.half_heads,

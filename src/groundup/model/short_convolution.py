@@ -24,6 +24,7 @@ class GatedConvolution(nn.Module):
         self.output = Linear(width, width, spec.bias)
 
     def forward(self, x_btd: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
+        """(batch, time, width), as x. cache: gives the state before the first token and takes that after the last."""
         held_bkd = None if cache is None or cache.state is None else cache.state[0]
         gated_btd = self.before(x_btd) * self.value(x_btd)
         mixed_btd, held_bkd = self.convolution(gated_btd, shared.visible.starts(), held_bkd)

@@ -114,6 +114,7 @@ class Attention:
             raise ValueError(f"an attention window must be at least 1, not {self.window}")
 
     def matmul_parameters(self, width: int) -> int:
+        """Numbers in its matrices, for a model of this width: each is one product for each token."""
         gate = self.heads * HEAD_GATE_WIDTH if self.head_gate else 0
         gate += width * self.heads * self.head_dim if self.output_gate else 0
         return 2 * width * self.head_dim * (self.heads + self.kv_heads) + gate

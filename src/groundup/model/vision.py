@@ -99,6 +99,7 @@ class AttentionPooling(nn.Module):
         self.feed_forward = DenseFeedForward(spec.feed_forward, width)
 
     def forward(self, x_bnd: Tensor) -> Tensor:
+        """(batch, patches, width) → (batch, width)."""
         probe_b1d = self.probe.to(x_bnd.dtype).expand(len(x_bnd), 1, -1)
         seen_b1d = self.attention(probe_b1d, Shared(None, Visibility(None, None), memory_bsd=x_bnd), None)
         return (seen_b1d + self.feed_forward(self.norm(seen_b1d)))[:, 0]

@@ -59,6 +59,7 @@ class Float8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) → (…, outputs); each token is rounded by itself."""
         tokens, weight = float8_rows(x.reshape(-1, x.shape[-1])), Float8Rows(self.values, self.scales)
         out_mn = float8_product(tokens, weight).to(x.dtype)
         out_mn = out_mn if self.bias is None else out_mn + self.bias.to(x.dtype)

@@ -96,6 +96,7 @@ class QuantizedMatrix:
 
     @property
     def size_bytes(self) -> int:
+        """In memory and in files: integers and scales, padding included."""
         return self.values.nbytes + self.scales.nbytes
 
     @property

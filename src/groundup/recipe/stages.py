@@ -42,6 +42,7 @@ class Stage:
 
     @property
     def config_kind(self) -> type[Any]:
+        """The dataclass of its settings, imported when it is asked for."""
         kind: type[Any] = load(self.config)
         return kind
 
@@ -50,6 +51,7 @@ class Stage:
         return stage_key(self.name, table, code, inputs)
 
     def code(self) -> str:
+        """The hash of the source that decides its outcome."""
         return code_version(self.rooms)
 
 

@@ -56,6 +56,7 @@ def read_stamp(folder: Path) -> Stamp | None:
 
 
 def write_stamp(folder: Path, stamp: Stamp) -> None:
+    """As JSON, whole or not at all."""
     write_json(folder / _FILE, asdict(stamp))
 
 

@@ -126,6 +126,7 @@ def bar_chart(
 
 
 def svg(title: str, description: str, width: float, height: float, *children: Markup | None) -> Markup:
+    """A drawing of width × height pixels. title, description: what is said of it to those who cannot see it."""
     return tag(
         "svg",
         tag("title", title),

@@ -159,6 +159,7 @@ class RaplCounters:
         return self._microjoules / 1e6 if self._domains else None
 
     def sample(self) -> None:
+        """Add what was used since the last one, by one turn of the counter at most."""
         for index, folder in enumerate(self._domains):
             now = _read_microjoules(folder)
             passed = now - self._last[index]
@@ -198,6 +199,7 @@ class PeakMemory:
         return f"{mark} and its children, sampled every {_SAMPLING_SECONDS:g} s" if self._had_children else mark
 
     def sample(self) -> None:
+        """Look at what is held now."""
         children = list(_descendants(os.getpid()))
         self._had_children = self._had_children or bool(children)
         together = _status_bytes("VmRSS") + sum(_private_bytes(pid) for pid in children) if children else 0

@@ -14,6 +14,8 @@ FOLDER = ".track"
 
 
 class Tracker(Protocol):
+    """Takes the metrics of a run elsewhere, as `MetricsWriter` writes them."""
+
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...

@@ -76,7 +76,9 @@ class Rows:
 class RowSource(Protocol):
     """Anything that can produce row number n of an endless run."""
 
-    def rows(self, numbers: Int64s) -> Rows: ...
+    def rows(self, numbers: Int64s) -> Rows:
+        """Those of these numbers, which may pass the end of an epoch."""
+        ...
 
     @property
     def rows_per_epoch(self) -> int: ...
@@ -91,7 +93,9 @@ class TokenStream(Protocol):
     @property
     def total_tokens(self) -> int: ...
 
-    def tokens(self, start: int, stop: int) -> Int64s: ...
+    def tokens(self, start: int, stop: int) -> Int64s:
+        """Tokens start … stop - 1 of all, across the ends of documents."""
+        ...
 
 
 def rank_rows(first: int, rows_per_step: int, rank: int, ranks: int) -> Int64s:
@@ -138,6 +142,7 @@ class PackedDocuments:
         return shift + self.context * permute(index, self._rows_per_epoch, keyed_integer(self.seed, f"order {epoch}"))
 
     def rows(self, numbers: Int64s) -> Rows:
+        """Rows (len(numbers), context) by number from 0 on, for any number of epochs."""
         starts = np.array([self.row_start(number) for number in numbers], dtype=np.int64)
         targets = np.stack([self.stream.tokens(start, start + self.context) for start in starts.tolist()])
         return rows_at(starts, targets, self.stream.offsets, self.bos_id)

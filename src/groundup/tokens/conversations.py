@@ -43,6 +43,7 @@ class PackedConversations:
         return sum(sum(conversation.trained[1:]) for conversation in self.conversations)
 
     def rows(self, numbers: Int64s) -> Rows:
+        """(len(numbers), context) by number, in another order in each epoch; padding has segment -1 and no loss."""
         shape = (len(numbers), self.context)
         rows = Rows(
             np.full(shape, self.pad_id, dtype=np.int64),

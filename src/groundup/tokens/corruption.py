@@ -36,6 +36,7 @@ class CorruptedRows:
         return self.source.rows_per_epoch
 
     def rows(self, numbers: Int64s) -> Rows:
+        """What is hidden of a row depends on its number and the seed alone."""
         return self.corruption(self.source.rows(numbers), numbers)
 
 

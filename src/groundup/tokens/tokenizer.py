@@ -11,6 +11,7 @@ Source: Sennrich et al. 2016 (BPE), Radford et al. 2019 (the 256 bytes as alphab
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from groundup.tokens.template import CHAT_TEMPLATE
 TOKENIZER_FILE = "tokenizer.json"
 # What a tokenizer may have beyond what it was trained with.
 HIDDEN_TEXT_TOKENS = (MASK_TOKEN, *SENTINEL_TOKENS)
+
+# Half a pair, which no UTF-8 text can hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Characters per passage where only a part of the corpus is learned from.
 _PASSAGE = 16_384
@@ -101,8 +105,16 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", _transformers_config(tuple(self.control)))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`: nothing is added, and no control token appears whatever the text says."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`: nothing is added, and no control token appears whatever the text says.
+
+        Raises ValueError for half a surrogate pair, which no UTF-8 text can hold.
+        """
+        try:
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            if (broken := _SURROGATE.search(text)) is None:
+                raise
+            raise ValueError(f"text is not valid Unicode at character {broken.start()}; send UTF-8 text") from None
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -41,6 +41,7 @@ class HeldoutLoss:
 
     @property
     def bits_per_byte(self) -> float:
+        """Raises ValueError where not every token was a target."""
         if self.bytes is None:
             raise ValueError("a loss of hidden tokens has no bits per byte: the others were not guessed")
         return self.nats / math.log(2) / self.bytes

@@ -67,6 +67,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient, those of one shape together. Raises TypeError for a closure."""
         if closure is not None:
             raise TypeError("Muon takes no closure")
         for group in self.param_groups:

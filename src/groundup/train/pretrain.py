@@ -65,6 +65,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
     corruption = objective.heldout_corruption(words, config.mask_fraction)
 
     def watch(step: int) -> Mapping[str, float]:
+        """Figures of some held-out text, and on the leading rank samples of what the model writes."""
         model.eval()
         loss = heldout_loss(
             model, heldout, config.context, words.bos_id, windows=WATCHED_WINDOWS, corruption=corruption

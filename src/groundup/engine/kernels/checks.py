@@ -5,6 +5,7 @@ from torch import Tensor
 
 
 def round_up(number: int, multiple: int) -> int:
+    """The next multiple from `number` on."""
     return -(-number // multiple) * multiple
 
 
@@ -27,16 +28,19 @@ def address(name: str, x: Tensor | None, dtype: torch.dtype = torch.float32) -> 
 
 
 def require_type(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """Raises ValueError for another type, and for what does not lie in memory that the CPU reads."""
     if x.dtype != dtype or not x.is_cpu:
         raise ValueError(f"`{name}` must be {dtype} on the CPU, not {x.dtype} on {x.device}")
 
 
 def require_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for another shape."""
     if x.shape != shape:
         raise ValueError(f"`{name}` must have shape {shape}, not {tuple(x.shape)}")
 
 
 def require_within(name: str, x: Tensor, count: int) -> None:
+    """Raises ValueError if one of the integers is not in 0 … count - 1."""
     if x.numel():
         least, most = x.aminmax()
         if int(least) < 0 or int(most) >= count:
