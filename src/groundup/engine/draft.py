@@ -113,7 +113,8 @@ class DraftGuesser:
         if not ready:
             return
         hidden_nd = torch.stack([hidden_d for _, hidden_d in ready])
-        rows = rows_of(self._runner.logits(hidden_nd, [sequence.adapter for sequence, _ in ready]))
+        logits_nv = self._runner.logits(hidden_nd, [sequence.adapter for sequence, _ in ready])
+        rows = rows_of(logits_nv, [drafted[sequence].chooser.draw() for sequence, _ in ready])
         for (sequence, _), logits in zip(ready, rows, strict=True):
             _guess(drafted[sequence], sequence, logits)
 

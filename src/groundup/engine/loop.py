@@ -97,7 +97,8 @@ class Loop:
                 self._score(job, chunk, hidden_td)
             elif chunk.is_last:
                 wanted = 1 + chunk.sequence.guessed
-                ready.append(_Ready(job, chunk.sequence, hidden_td if chunk.length == wanted else hidden_td[-wanted:]))
+                last_td = hidden_td if chunk.length == wanted else hidden_td[-wanted:]
+                ready.append(_Ready(job, chunk.sequence, last_td, wanted))
         if ready:
             self._write(ready)
 
@@ -114,11 +115,13 @@ class Loop:
 
     def _write(self, ready: Sequence["_Ready"]) -> None:
         """The next tokens of texts whose tokens are all computed; their logits are one product."""
-        adapters = [one.sequence.adapter for one in ready for _ in one.hidden_td]
-        rows = iter(rows_of(self._runner.logits(torch.cat([one.hidden_td for one in ready]), adapters)))
+        adapters = [one.sequence.adapter for one in ready for _ in range(one.wanted)]
+        hidden_nd = torch.cat([one.hidden_td for one in ready]) if len(ready) > 1 else ready[0].hidden_td
+        draws = [draw for one in ready for draw in one.job.draws(one.wanted)]
+        rows = iter(rows_of(self._runner.logits(hidden_nd, adapters), draws))
         searches: dict[Beaming, None] = {}
-        for job, sequence, _ in ready:
-            logits = list(islice(rows, 1 + sequence.guessed))
+        for job, sequence, _, wanted in ready:
+            logits = list(islice(rows, wanted))
             if isinstance(job, Beaming):
                 job.hear(sequence, logits[0])
                 searches[job] = None
@@ -192,11 +195,15 @@ class Loop:
 
 
 class _Ready(NamedTuple):
-    """A text whose next token can be chosen: what leaves the model at its last token and at the guesses behind it."""
+    """A text whose next token can be chosen.
+
+    hidden_td: what leaves the model at its last token and at the guesses behind it, `wanted` in all.
+    """
 
     job: Writing | Beaming
     sequence: Text
     hidden_td: Tensor
+    wanted: int
 
 
 class Worker:

@@ -4,11 +4,12 @@
 #include "linear.h"
 #include "pointwise.h"
 #include "attention.h"
+#include "choose.h"
 
 #undef INLINE
 #undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
-    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, mix, gate, combine, summarise,
+    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, mix, gate, combine, choose,
     attention_items, attend,
 };
