@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adapted import write_adapter
 from small_street import texts
 
 from groundup import __version__
@@ -18,6 +19,7 @@ from groundup.cli.conversation import printable
 from groundup.cli.failures import explain
 from groundup.cli.parser import build_parser, every_action
 from groundup.errors import UserError
+from groundup.formats.huggingface import load_decoder
 from groundup.recipe.reading import read_recipe
 from groundup.recipe.stages import STAGES
 
@@ -239,6 +241,24 @@ def test_sample_goes_on_from_the_prompt_and_repeats_itself(run: Path, capsys: py
 def test_sample_says_that_a_prompt_is_too_long(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["sample", str(run), "--prompt", "word " * 300]) == 2
     assert "leaves no room: this model holds 256" in capsys.readouterr().err
+
+
+def test_an_adapter_changes_what_is_said(run: Path, tmp_path: Path, monkeypatch, capsys):
+    def sampled(*flags: str) -> str:
+        assert main(["sample", str(run), "--prompt", "The ", "--max-tokens", "20", "--temperature", "0", *flags]) == 0
+        return capsys.readouterr().out
+
+    def answered(*flags: str) -> str:
+        _say(monkeypatch, "hello\n")
+        assert main(["chat", str(run), "--max-tokens", "20", *flags]) == 0
+        return capsys.readouterr().out
+
+    adapter = write_adapter(tmp_path / "lora", load_decoder(run / "04-pretrain"), "attention")
+    flags = ["--adapter", str(adapter)]
+    assert sampled() != sampled(*flags) == sampled(*flags)
+    assert answered() != answered(*flags) == answered(*flags)
+    assert main(["sample", str(run), "--adapter", str(tmp_path / "none")]) == 2
+    assert "adapter_config.json: there is no such file" in capsys.readouterr().err
 
 
 def test_chat_answers_a_script_and_obeys_commands(run: Path, tmp_path: Path, monkeypatch, capsys):

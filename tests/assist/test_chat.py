@@ -28,7 +28,7 @@ class ScriptedModel:
         self.prompts: list[list[int]] = []
         self.max_positions = max_positions
 
-    def pieces(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[Piece]:
+    def pieces(self, prompt: Sequence[int], sampling: Sampling, adapter: str | None = None) -> Iterator[Piece]:
         self.prompts.append(list(prompt))
         text = TextStream(self.tokenizer)
         for token in next(self.turns):

@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-import math
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from adapted import BOTH, merged_with, write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -23,59 +24,6 @@ from groundup.model.lora import Adapter, Adapters, LowRank
 
 BASE = random_ids(60, seed=3).tolist()
 PROMPTS = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 33)]
-# Name → (rank, alpha, layers); one of them leaves layers alone that the other changes.
-KINDS = {
-    "all": (
-        3,
-        5.0,
-        ["mixer.query", "mixer.key", "mixer.value", "mixer.output", "feed_forward.up", "feed_forward.down"],
-    ),
-    "few": (2, 2.0, ["mixer.value", "feed_forward.gate"]),
-}
-THEIRS = {
-    "mixer.query": "self_attn.q_proj",
-    "mixer.key": "self_attn.k_proj",
-    "mixer.value": "self_attn.v_proj",
-    "mixer.output": "self_attn.o_proj",
-    "feed_forward.gate": "mlp.gate_proj",
-    "feed_forward.up": "mlp.up_proj",
-    "feed_forward.down": "mlp.down_proj",
-}
-
-
-def _folder(folder: Path, model: LanguageModel, kind: str) -> Path:
-    """An adapter as PEFT would write it, with matrices that are not zero; deterministic."""
-    rank, alpha, parts = KINDS[kind]
-    generator = torch.Generator().manual_seed(len(kind) + rank)
-    tensors = {}
-    for layer in range(len(model.layers)):
-        for part in parts:
-            outputs, inputs = model.get_submodule(f"layers.{layer}.{part}").weight.shape
-            name = f"base_model.model.model.layers.{layer}.{THEIRS[part]}"
-            for side, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
-                noise = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[1])
-                tensors[f"{name}.lora_{side}.weight"] = noise
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    targets = [THEIRS[part].split(".")[1] for part in parts]
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@torch.no_grad()
-def _merged(model: LanguageModel, folder: Path, kind: str) -> LanguageModel:
-    """The model with W + alpha / r · B A in place of each W, straight from the file."""
-    from safetensors.torch import load_file
-
-    rank, alpha, parts = KINDS[kind]
-    tensors, merged = load_file(folder / "adapter_model.safetensors"), deepcopy(model)
-    for layer in range(len(model.layers)):
-        for part in parts:
-            name = f"base_model.model.model.layers.{layer}.{THEIRS[part]}"
-            change = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
-            merged.get_submodule(f"layers.{layer}.{part}").weight += alpha / rank * change
-    return merged
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +35,13 @@ def model() -> LanguageModel:
 @pytest.fixture(scope="module")
 def folders(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("adapters")
-    return {kind: _folder(root / kind, model, kind) for kind in KINDS}
+    return {kind: write_adapter(root / kind, model, kind) for kind in BOTH}
 
 
 @pytest.fixture(scope="module")
 def merged(model: LanguageModel, folders: dict[str, Path]) -> dict[str | None, LanguageModel]:
     """What each adapter should make of the model."""
-    return {None: model} | {kind: _merged(model, folders[kind], kind) for kind in KINDS}
+    return {None: model} | {kind: merged_with(model, folders[kind], kind) for kind in BOTH}
 
 
 @pytest.fixture
@@ -232,6 +180,41 @@ def test_a_text_whose_adapter_was_dropped_before_it_began_is_told(engine: gu.Eng
     engine._desk.submit([Scoring(BASE, told.append, gone)])
     assert _engine_free(engine)
     assert str(told[0]) == "adapter `mine` was dropped before this text was begun"
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two matrices", "one matrix"])
+@torch.no_grad()
+def test_embedding_and_head_can_be_changed(tied: bool, tmp_path: Path):
+    """Beside texts without an adapter, written and scored; of one matrix, each of its two uses by itself."""
+    model = hot_decoder(replace(tiny_config("llama", context=100), tied_head=tied))
+    merged, generator, tensors = (
+        hot_decoder(replace(model.config, tied_head=False)),
+        torch.Generator().manual_seed(9),
+        {},
+    )
+    merged.load_state_dict(model.state_dict(), strict=not tied)
+    merged.head.weight.copy_(model.head_matrix.weight)
+    shapes = {"model.embed_tokens.lora_embedding_": ((2, 64), (32, 2)), "lm_head.lora_": ((2, 32), (64, 2))}
+    for (name, (down, up)), matrix in zip(shapes.items(), (merged.embedding, merged.head), strict=True):
+        a, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (down, up))
+        ending = "" if "embedding" in name else ".weight"
+        tensors |= {f"base_model.model.{name}{side}{ending}": one for side, one in (("A", a), ("B", b))}
+        matrix.weight += 1.5 * (b @ a if ending else (b @ a).T)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["embed_tokens", "lm_head"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"bias": "none"}))
+    engine = gu.Engine(model, stop_ids=[], step_tokens=24, most_running=6)
+    engine.add_adapter("outer", tmp_path)
+
+    async def both() -> list[list[list[int]]]:
+        asked = (engine.agenerate(PROMPTS, adapter=kind, max_tokens=9) for kind in (None, "outer"))
+        return [[one.tokens for one in texts] for texts in await asyncio.gather(*asked)]
+
+    for written, expected in zip(asyncio.run(both()), (model, merged), strict=True):
+        assert written == [greedy(expected, prompt, 9) for prompt in PROMPTS]
+    assert greedy(model, PROMPTS[0], 9) != greedy(merged, PROMPTS[0], 9)
+    (scored,) = engine.score([BASE], adapter="outer")
+    torch.testing.assert_close(scored.logprobs, _scores(merged, BASE), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("preset", ["mixtral", "mamba", "qwen3_next", "deepseek_v3", "gpt2", "groundup"])

@@ -81,6 +81,10 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "gpt_oss": lambda: tiny_config("gpt_oss", context=100),
     "deepseek_v3": lambda: tiny_config("deepseek_v3", context=100),
     "latent attention without a rank of queries": _with_direct_queries,
+    "scaled scores": lambda: _with_attention(tiny_config("llama", context=100), scale=0.4),
+    "weighted norms after rotation": lambda: _with_attention(
+        tiny_config("llama", context=100), query_key_norm=QueryKeyNorm(Norm(), after_rope=True)
+    ),
     "norms of sums": lambda: _placed("post"),
     "two rotations": _with_two_rotations,
     "no last norm": lambda: replace(tiny_config("llama", context=100), final_norm=None),
@@ -134,8 +138,9 @@ def _differences(
     texts = [scheduler.add(prompt, 60, adapter=adapter) for prompt, adapter in zip(prompts, wanted, strict=True)]
     seen: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(texts))}
     while (step := scheduler.schedule()).chunks:
-        for chunk, hidden_td in runner.run(step):
-            logits_tv = runner.logits(hidden_td, [chunk.sequence.adapter] * chunk.length)
+        adapters_m = [chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]
+        logits_mv = runner.logits(runner.run(step), adapters_m).clone()
+        for chunk, logits_tv in zip(step.chunks, logits_mv.split([one.length for one in step.chunks]), strict=True):
             seen[texts.index(chunk.sequence)].append(logits_tv)
         scheduler.complete(step)
         for text in texts:
@@ -195,8 +200,7 @@ def test_narrow_keys_cost_less_than_activations_in_eight_bits(dtype: torch.dtype
 def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.Tensor:
     runner, scheduler = CompiledRunner(model, 8, len(ids), dtype), Scheduler(BlockPool(8), len(ids), 4)
     scheduler.add(ids, len(ids))
-    ((_, hidden_td),) = runner.run(scheduler.schedule())
-    return runner.logits(hidden_td, [None] * len(ids))
+    return runner.logits(runner.run(scheduler.schedule()), [None] * len(ids))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "groundup", "qwen2_moe"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.decode_graphs import CudaRecorder, DecodeGraphs, recorded_sizes
-from groundup.engine.kernels.program import StepTables
+from groundup.engine.kernels.tables import StepTables
 from groundup.engine.step_inputs import StepInputs, step_inputs
 from groundup.engine.step_tables import padded
 

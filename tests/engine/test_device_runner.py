@@ -74,7 +74,8 @@ def _serve(
     seen: list[list[Tensor]] = [[] for _ in texts]
     for _ in range(12):
         step = scheduler.schedule()
-        for chunk, hidden_td in runner.run(step):
+        hidden_md = runner.run(step)
+        for chunk, hidden_td in zip(step.chunks, hidden_md.split([one.length for one in step.chunks]), strict=True):
             adapters = [chunk.sequence.adapter] * len(hidden_td)
             seen[texts.index(chunk.sequence)].append(runner.logits(hidden_td, adapters))
         scheduler.complete(step)

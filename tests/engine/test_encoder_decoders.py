@@ -258,7 +258,9 @@ def test_numbers_that_are_none_fail_alone():
 
 
 def test_what_is_not_for_this_kind_is_told_in_a_sentence(tmp_path: Path):
-    with pytest.raises(ValueError, match="adapters are for decoders; a t5 model can have none here"):
+    with pytest.raises(
+        ValueError, match="adapters are for decoders and encoders; a t5 model is both and can have none here"
+    ):
         _engine("text").add_adapter("mine", tmp_path)
     with pytest.raises(ValueError, match="the encoder of this t5 model reads a log-mel spectrogram"):
         _engine("sound").embed([[1]])

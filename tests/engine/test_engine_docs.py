@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapted import write_adapter
 from tiny import hot_model
 
 import groundup
@@ -20,12 +21,15 @@ PAGE = (Path(__file__).parents[2] / "docs/engine.md").read_text()
 
 @pytest.fixture
 def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`my-model` and `my-t5` in the current folder: they write bytes that nobody taught them."""
+    """`my-model`, `my-t5` and `my-adapter` in the current folder: they write bytes that nobody taught them."""
     tokenizer = Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["code"]))
     for preset, name in (("llama", "my-model"), ("t5", "my-t5")):
         config = build_config(preset, depth=2, vocab_size=tokenizer.vocab_size, context=256, width=32, head_dim=16)
-        groundup.save(hot_model(config, dtype=torch.float32), tmp_path / name)
+        model = hot_model(config, dtype=torch.float32)
+        groundup.save(model, tmp_path / name)
         tokenizer.save(tmp_path / name)
+        if preset == "llama":
+            write_adapter(tmp_path / "my-adapter", model, "all")
     monkeypatch.chdir(tmp_path)
 
 
@@ -35,7 +39,7 @@ def test_the_examples_run_one_after_another(model_folder: None, capsys: pytest.C
     names: dict[str, object] = {}
     for number, example in enumerate(examples, start=1):
         exec(compile(example, f"docs/engine.md, example {number}", "exec"), names)
-    assert len(examples) == 9
+    assert len(examples) == 10
     assert "prompts[1]: a prompt needs at least one token" in capsys.readouterr().out
 
 

@@ -150,20 +150,35 @@ def test_of_hardly_different_logits_no_more_are_kept_than_wanted(level: str, kep
         assert [token for token, _, _ in found] == sorted(token for token, _, _ in found)
 
 
-def test_neither_instructions_nor_threads_nor_company_change_a_bit(threads: None):
-    logits = torch.cat([spread * _random(len(FILTERS), 40_001, seed=1) for spread in SPREADS])
-    draws = [draw._replace(number=uniform(1, place)) for place, draw in enumerate([*FILTERS.values()] * len(SPREADS))]
+def _at_every_level(logits: Tensor, draws: list[Draw]) -> list[list[int]]:
+    """The tokens that each set of instructions chooses."""
     before, found = library.level(), []
     try:
         for name in library.LEVELS[: library.LEVELS.index(before) + 1]:
             library.set_level(name)
-            for count in (1, 3):
-                library.set_threads(count)
-                found.append(kernels.choose(logits, draws))
-            found.append([kernels.choose(row[None], [draw])[0] for row, draw in zip(logits, draws, strict=True)])
+            found.append([token for token, _, _ in kernels.choose(logits, draws)])
     finally:
         library.set_level(before)
-    assert all(each == found[0] for each in found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["none", "hot", "top-p", "all"])
+def test_no_instructions_change_a_token(compiled: None, name: str):
+    """By numbers at the very border of two tokens, where the last bit of a sum decides."""
+    logits_v = _random(3000, seed=2)
+    borders = _probabilities(logits_v, FILTERS[name]).cumsum()[:-1].clip(max=1 - 2**-53)
+    draws = [FILTERS[name]._replace(number=float(number)) for number in borders]
+    first, *others = _at_every_level(logits_v.expand(len(draws), 3000), draws)
+    assert all(other == first for other in others)
+
+
+def test_neither_threads_nor_company_change_a_bit(threads: None):
+    logits = torch.cat([spread * _random(len(FILTERS), 40_001, seed=1) for spread in SPREADS])
+    draws = [draw._replace(number=uniform(1, place)) for place, draw in enumerate([*FILTERS.values()] * len(SPREADS))]
+    alone = [kernels.choose(row[None], [draw])[0] for row, draw in zip(logits, draws, strict=True)]
+    for count in (1, 3):
+        library.set_threads(count)
+        assert kernels.choose(logits, draws) == alone
 
 
 def test_draws_that_do_not_fit_the_logits_are_refused(compiled: None):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from groundup.engine import kernels
-from groundup.engine.kernels.program import Product, Program, StepTables
+from groundup.engine.kernels.program import Product, Program
+from groundup.engine.kernels.tables import StepTables
 from groundup.model.parts import Normalise
 from groundup.model.specs import Norm
 from groundup.quantize.matrix import W4_SMALL_GROUPS, W8, dequantize, quantize_rows
@@ -89,7 +90,8 @@ def test_streams_are_mixed_by_the_weights_of_each_kind(level: str, width: int, g
     program.mix(x, streams, weights, kinds, gates)
     x.copy_(_random(ROOM, width, seed=0))
     streams.copy_(_random(3, ROOM, width, seed=1))
-    kinds.values_nm[0, :TOKENS] = kinds_m = torch.tensor([3, 0, 1, 3, 2, 1, 0])
+    kinds_m = torch.tensor([3, 0, 1, 3, 2, 1, 0])
+    kinds.tell(kinds_m.tolist())
     wide, there = x[:TOKENS].double(), streams[:, :TOKENS].double()
     shares = weights[kinds_m, 1:].double() + (0 if gates is None else wide @ gates.double().T)
     expected = weights[kinds_m, :1] * wide + torch.einsum("mj,jmk->mk", shares, there)
@@ -122,7 +124,8 @@ def test_rows_of_a_table_and_zeros_for_none(level: str):
         matrix = quantize_rows(_random(50, 70, seed=0), format)
         ids, out = program.numbers(50, 2, least=-1), program.buffers(2, 70)
         program.gather(matrix, ids, out)
-        ids.values_nm[:, :TOKENS] = wanted = torch.tensor([[49, 0, -1, 7, 7, -1, 33], [1, 2, 3, -1, 5, 6, 7]])
+        wanted = torch.tensor([[49, 0, -1, 7, 7, -1, 33], [1, 2, 3, -1, 5, 6, 7]])
+        ids.tell(*wanted.tolist())
         out.fill_(torch.nan)
         _run(program)
         expected = dequantize(matrix)[wanted.clamp(min=0)].masked_fill(wanted[..., None] < 0, 0)
@@ -235,10 +238,11 @@ def test_a_run_beyond_what_the_program_is_for_is_refused():
         program.run(_tables([2], [5]))
     with pytest.raises(ValueError, match="beyond the 16 slots"):
         program.run(_tables([1, 1], [0, 0]))
+    with pytest.raises(ValueError, match="2 positions, 1 slots and 2 queries"):
+        program.run(_tables([2], [4])._replace(slots_m=np.zeros(1, dtype=np.int64)))
     ids = program.numbers(5, least=-1)
     for wrong in (5, -2):
-        ids.values_nm[0, 1] = wrong
         with pytest.raises(ValueError, match=r"numbers of .* are not in -1 … 4"):
-            program.run(_tables([2], [4]))
-    ids.values_nm[0, :] = torch.tensor([4, -1, 77, 77])
+            ids.tell([0, wrong])
+    ids.tell([4, -1])
     program.run(_tables([2], [4]))

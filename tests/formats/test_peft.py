@@ -9,16 +9,18 @@ import peft
 import pytest
 import torch
 import transformers
+from encoder_references import batch, encoder
 from references import DECODERS, Float64Everywhere, reference
 from safetensors.torch import load_file, save_file
-from tiny import random_ids
+from tiny import random_ids, tiny_config
 from torch import Tensor
 
+import groundup as gu
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_language_model
-from groundup.formats.peft import read_adapter
+from groundup.formats.peft import PREFIX, read_adapter
 from groundup.model.config import ModelConfig
-from groundup.model.lora import Adapter, Adapters, LowRank
+from groundup.model.lora import Adapter, Adapters, LowRank, LowRankTable
 
 # The first variant of each family, and those in which queries, keys and values are joined in other ways.
 VARIANTS = list({variant.split()[0]: variant for variant in reversed(DECODERS)}.values())[::-1]
@@ -35,16 +37,20 @@ TARGETS = {
 } | dict.fromkeys(("mixtral", "olmoe", "qwen3_moe"), ATTENTION)
 
 
-def _save(folder: Path, out: Path, **settings: Any) -> None:
-    """Save an adapter with random matrices for the model of a folder, in float64."""
+def _save(folder: Path, out: Path, tables: bool = False, body: bool = False, **settings: Any) -> None:
+    """Save an adapter with random matrices for the model of a folder, in float64.
+
+    tables: with what PEFT saves beside it by default. body: for the class without a head.
+    """
     torch.manual_seed(2)
     config = peft.LoraConfig(init_lora_weights=False, **settings)
-    model = peft.get_peft_model(_their_model(folder), config)
+    theirs = _their_model(folder)
+    model = peft.get_peft_model(theirs.base_model if body else theirs, config)
     with torch.no_grad():  # of PEFT's own size, B would drown what the layers compute
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_B" in name:
                 parameter.mul_(0.3)
-    model.double().save_pretrained(out, save_embedding_layers=False)
+    model.double().save_pretrained(out, save_embedding_layers="auto" if tables else False)
 
 
 def _their_model(folder: Path) -> transformers.PreTrainedModel:
@@ -82,6 +88,90 @@ def test_every_linear_layer_of_every_family_is_changed_as_peft_does(variant: str
     ours, theirs = _our_logits(folder, adapter, ids), _their_logits(folder, adapter, ids)
     assert ours.dtype == theirs.dtype == torch.float64
     assert (ours - theirs).norm() <= 1e-9 * theirs.norm()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_embedding_and_head_of_every_family_are_changed_as_peft_does(variant: str, tmp_path: Path):
+    """Where the two are one matrix, each has an adapter of its own still."""
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    theirs = reference(variant, hot=True)
+    theirs.save_pretrained(folder)
+    ends = theirs.get_input_embeddings(), theirs.get_output_embeddings()
+    names = [name for name, module in theirs.named_modules() if module in ends]
+    assert len(names) == 2
+    _save(folder, adapter, tables=True, target_modules=names, r=3, lora_alpha=5)
+    ids = random_ids(2, 24)
+    expected = _their_logits(folder, adapter, ids)
+    assert (_our_logits(folder, adapter, ids) - expected).norm() <= 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], "embed_tokens|.*q_proj"], ids=["by name", "described"])
+def test_an_adapter_of_a_tied_embedding_can_be_the_heads_too(targets: list[str] | str, tmp_path: Path):
+    """PEFT then saves it twice, and names only the embedding."""
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    reference("gemma", hot=True).save_pretrained(folder)
+    _save(folder, adapter, tables=True, target_modules=targets, ensure_weight_tying=True, r=3, lora_alpha=5)
+    ids = random_ids(2, 24)
+    expected = _their_logits(folder, adapter, ids)
+    assert (_our_logits(folder, adapter, ids) - expected).norm() <= 1e-9 * expected.norm()
+    path = adapter / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    assert settings["ensure_weight_tying"]
+    if isinstance(settings["target_modules"], list):
+        path.write_text(json.dumps(settings | {"ensure_weight_tying": False}))
+        with pytest.raises(UserError, match="changes `lm_head`, which `target_modules` in"):
+            _read(adapter, folder)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "gpt_neox", "opt", "falcon", "mamba"])
+def test_an_adapter_of_a_model_without_its_head_is_one_of_the_whole(variant: str, tmp_path: Path):
+    """Its names begin behind what the body is called in the whole."""
+    folder, whole, body = tmp_path / "model", tmp_path / "whole", tmp_path / "body"
+    reference(variant, hot=True).save_pretrained(folder)
+    for out in (whole, body):
+        _save(folder, out, body=out == body, target_modules=TARGETS.get(variant, "all-linear"), r=3, lora_alpha=5)
+    found, expected = _read(body, folder), _read(whole, folder)
+    assert not set(load_file(body / "adapter_model.safetensors")) & set(load_file(whole / "adapter_model.safetensors"))
+    assert found.keys() == expected.keys() and len(found) >= 2
+    for name, one in found.items():
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, expected[name], strict=True))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
+@torch.no_grad()
+def test_encoders_are_changed_as_peft_does(name: str, tmp_path: Path):
+    """Their vectors, by an adapter of the body alone for a folder with and without a head; logits, by one of all."""
+    ids = batch(name).ids[:1]
+    for variant in (name, f"{name} without a head"):
+        folder, adapter = tmp_path / variant / "model", tmp_path / variant / "adapter"
+        encoder(variant, hot=True).save_pretrained(folder)
+        expected_d = _their_outputs(transformers.AutoModel, folder, adapter, ids).last_hidden_state[0].mean(0)
+        engine = gu.Engine(load_language_model(folder, torch.float64), stop_ids=[])
+        (plain_d,) = engine.embed(ids.tolist())
+        engine.add_adapter("one", adapter)
+        (found_d,) = engine.embed(ids.tolist(), adapter="one")
+        assert not torch.allclose(plain_d, found_d)
+        assert (found_d - expected_d).norm() <= 1e-9 * expected_d.norm()
+    folder, adapter = tmp_path / name / "model", tmp_path / "whole"
+    expected = _their_outputs(transformers.AutoModelForMaskedLM, folder, adapter, ids).logits
+    assert (_our_logits(folder, adapter, ids) - expected).norm() <= 1e-9 * expected.norm()
+
+
+def _their_outputs(kind: Any, folder: Path, out: Path, input_ids: Tensor) -> Any:
+    """Of an encoder with an adapter of its embedding, head and every linear map that is computed, which is saved."""
+    with Float64Everywhere():
+        theirs = kind.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+        ends = theirs.get_input_embeddings(), theirs.get_output_embeddings()
+        names = [
+            name
+            for name, module in theirs.named_modules()
+            if module in ends or (isinstance(module, torch.nn.Linear) and "pooler" not in name)
+        ]
+        torch.manual_seed(2)
+        config = peft.LoraConfig(r=3, lora_alpha=1, target_modules=names, init_lora_weights=False)
+        model = peft.get_peft_model(theirs, config).double().eval()
+        model.save_pretrained(out)
+        return model(input_ids=input_ids)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +223,7 @@ def test_a_module_that_is_three_of_ours_shares_its_first_matrix(gpt2: Path, tmp_
     assert torch.equal(torch.cat([part.up_or for part in parts]), found[f"{prefix}B.weight"])
 
 
-def _read(adapter: Path, folder: Path) -> dict[str, LowRank]:
+def _read(adapter: Path, folder: Path) -> dict[str, LowRank | LowRankTable]:
     config = load_language_model(folder).config
     assert isinstance(config, ModelConfig)
     return read_adapter(adapter, config, torch.float64)
@@ -144,7 +234,10 @@ BROKEN_KEYS = [
     ({"peft_type": None}, "`peft_type` must be one of LORA, not None"),
     ({"use_dora": True}, "`use_dora` is True, which is not supported"),
     ({"modules_to_save": ["lm_head"]}, "`modules_to_save` is ['lm_head'], which is not supported"),
-    ({"target_parameters": ["experts.down"]}, "`target_parameters` is ['experts.down'], which is not supported"),
+    (
+        {"target_parameters": ["experts.down_proj"]},
+        "`target_parameters` is ['experts.down_proj']; adapters here change layers that every token passes through, no",
+    ),
     ({"bias": "all"}, "`bias` is 'all', only 'none' is supported"),
     ({"init_lora_weights": "pissa_niter_16"}, "`init_lora_weights` is 'pissa_niter_16', which changes the model's own"),
     ({"r": 0}, "`r` must be a positive integer, not 0"),
@@ -198,7 +291,13 @@ BROKEN_TENSORS = {
     ),
     "another layer": (
         lambda found: found.update({"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(2)}),
-        "changes `model.layers.7.self_attn.q_proj`, which is no linear layer between the embedding and the head of",
+        "changes `model.layers.7.self_attn.q_proj`, which is no linear layer, embedding or head of",
+    ),
+    "twice": (
+        lambda found: found.update(
+            {name.replace("model.model.", "model."): one.clone() for name, one in found.items()}
+        ),
+        "changes `model.layers.0.self_attn.q_proj` twice, under two names",
     ),
     "none": (lambda found: found.clear(), "holds no tensors"),
 }
@@ -215,15 +314,58 @@ def test_a_tensor_that_is_not_understood_is_named(kind: str, adapter: Path, llam
         _read(adapter, llama)
 
 
-def test_an_adapter_of_another_family_and_one_of_the_head_are_refused(gpt2: Path, llama: Path, tmp_path: Path):
-    _save(gpt2, tmp_path / "other", target_modules=["c_attn"])
+def test_an_adapter_of_another_family_is_refused(gpt2: Path, llama: Path, tmp_path: Path):
+    _save(gpt2, tmp_path, target_modules=["c_attn"])
     with pytest.raises(UserError, match=r"changes `transformer\.h\.0\.attn\.c_attn`, which is no linear layer"):
-        _read(tmp_path / "other", llama)
-    _save(llama, tmp_path / "head", target_modules=["lm_head"])
-    with pytest.raises(
-        UserError, match="changes `lm_head`, which is no linear layer between the embedding and the head"
-    ):
-        _read(tmp_path / "head", llama)
+        _read(tmp_path, llama)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_adapters_of_single_experts_are_refused_by_name(family: str, llama: Path, tmp_path: Path):
+    """As PEFT saved them before transformers 5."""
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    reference(family, hot=True).save_pretrained(folder)
+    _save(folder, adapter, target_modules=["q_proj"], r=2)
+    name = "block_sparse_moe.experts.1.w2" if family == "mixtral" else "mlp.experts.1.down_proj"
+    path, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    module = f"model.layers.0.{name}"
+    one = {f"{PREFIX}{module}.lora_A.weight": torch.ones(2, 48), f"{PREFIX}{module}.lora_B.weight": torch.ones(32, 2)}
+    save_file(load_file(path) | one, path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj", name.split(".")[-1]]}))
+    with pytest.raises(UserError, match=re.escape(f"changes `{module}`, a matrix of an expert: adapters here change")):
+        _read(adapter, folder)
+
+
+def test_a_table_beside_an_adapter_must_be_that_of_the_model(llama: Path, tmp_path: Path):
+    _save(llama, tmp_path, tables=True, target_modules=["embed_tokens", "q_proj"])
+    path, name = tmp_path / "adapter_model.safetensors", "base_model.model.model.{}.base_layer.weight"
+    found, table = load_file(path), name.format("embed_tokens")
+    save_file(found | {table: found[table][1:].clone()}, path)
+    with pytest.raises(UserError, match=r"embed_tokens\.base_layer\.weight` has shape \(63, 32\), not \(64, 32\)"):
+        _read(tmp_path, llama)
+    bias = table.replace("weight", "bias")
+    save_file(found | {bias: torch.ones(63)}, path)
+    with pytest.raises(UserError, match=r"embed_tokens\.base_layer\.bias` has shape \(63,\), not \(64,\)"):
+        _read(tmp_path, llama)
+    for layer in ("layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj"):
+        save_file(found | {name.format(layer): torch.ones(32, 32)}, path)
+        with pytest.raises(UserError, match="belongs to no embedding or head that the adapter changes"):
+            _read(tmp_path, llama)
+
+
+def test_a_head_that_induction_reads_too_is_refused(tmp_path: Path):
+    """Its rows raise the logits of followers beside the product, which an adapter would change alone."""
+    config = tiny_config("groundup")
+    name, width, rows = f"{PREFIX}lm_head.lora_", config.table_width, config.vocab_size
+    save_file(
+        {f"{name}A.weight": torch.ones(2, width), f"{name}B.weight": torch.ones(rows, 2)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["lm_head"], "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert list(read_adapter(tmp_path, tiny_config("llama"), torch.float64)) == ["head_product"]
+    with pytest.raises(UserError, match="changes `lm_head`, which is no linear layer, embedding or head of a groundup"):
+        read_adapter(tmp_path, config, torch.float64)
 
 
 def test_pickles_are_never_opened(adapter: Path, llama: Path):

@@ -115,7 +115,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_gradients(preset: str):
     expected = model(ids)
     model.compute_dtype = torch.bfloat16
     logits = model(ids)
-    assert logits.dtype == torch.float32
+    assert logits.dtype == (torch.bfloat16 if model.config.logit_softcap is None else torch.float32)
     # Hot weights amplify rounding; what counts is that the numbers are bfloat16's and those of the same model.
     assert 0 < (logits - expected).norm() / expected.norm() < 0.1
     logits.square().mean().backward()

@@ -101,8 +101,8 @@ def _rounded_by_hand(model: LanguageModel, format: WeightFormat) -> None:
             module.register_forward_pre_hook(lambda module, inputs: (rounded(inputs[0]),))
         elif isinstance(module, ExpertLinear):
             module.register_forward_pre_hook(lambda module, inputs: ([rounded(x) for x in inputs[0]],))
-    wide_product = model.head_matrix.wide_product
-    model.head_matrix.wide_product = lambda x, bias: wide_product(rounded(x), bias)  # type: ignore[method-assign]
+    product = model.head_matrix.product
+    model.head_matrix.product = lambda x, bias: product(rounded(x), bias)  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("preset", [*DECODERS, *ENCODERS])

@@ -48,9 +48,12 @@ def load_assistant(folder: Path) -> Engine:
     return Engine(load_decoder(folder), tokenizer, stop_ids=turn_ends(tokenizer))
 
 
-def stream_reply(engine: Engine, messages: Sequence[Message], sampling: Sampling) -> Iterator[Event]:
+def stream_reply(
+    engine: Engine, messages: Sequence[Message], sampling: Sampling, adapter: str | None = None
+) -> Iterator[Event]:
     """The reply to a conversation, event by event; `messages_of` makes messages of them, also of a reply cut short.
 
+    adapter: of the engine's, the one that the model is to have.
     Raises UserError if the last message alone is longer than the model can read.
     """
     events: list[Event] = []
@@ -58,7 +61,7 @@ def stream_reply(engine: Engine, messages: Sequence[Message], sampling: Sampling
         prompt = next_prompt(engine.tokenizer, messages, messages_of(events), engine.max_positions)
         if prompt is None:
             return
-        for event in _stream_turn(engine, prompt, sampling):
+        for event in _stream_turn(engine, prompt, sampling, adapter):
             events.append(event)
             yield event
         if not events or not isinstance(events[-1], ToolCall):
@@ -84,9 +87,9 @@ def next_prompt(
     return render(tokenizer, conversation, add_generation_prompt=True).ids
 
 
-def _stream_turn(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Iterator[Event]:
+def _stream_turn(engine: Engine, prompt: Sequence[int], sampling: Sampling, adapter: str | None) -> Iterator[Event]:
     """Text up to the end of the turn, or up to a call, which is given as one event once it is whole."""
-    pieces = engine.pieces(prompt, sampling)
+    pieces = engine.pieces(prompt, sampling, adapter=adapter)
     for piece in pieces:
         if piece.choice is not None and piece.choice.token == engine.tokenizer.control["<|tool_call|>"]:
             called = [one.choice.token for one in pieces if one.choice is not None]

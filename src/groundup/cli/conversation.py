@@ -30,10 +30,10 @@ _HISTORY_LINES = 1000
 class Conversation:
     """What was said so far, and how the next answer is to be made."""
 
-    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+    def __init__(self, engine: Engine, sampling: Sampling, adapter: str | None = None) -> None:
         self.messages: list[Message] = []
         self._engine = engine
-        self._sampling = sampling
+        self._sampling, self._adapter = sampling, adapter
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: print(HELP),
             "/clear": lambda _: self.messages.clear(),
@@ -88,7 +88,7 @@ class Conversation:
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
         events: list[Event] = []
         try:
-            for event in stream_reply(self._engine, asked, self._sampling):
+            for event in stream_reply(self._engine, asked, self._sampling, self._adapter):
                 events.append(event)
                 _show(event)
         except KeyboardInterrupt:

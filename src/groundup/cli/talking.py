@@ -12,6 +12,7 @@ from groundup.formats.folder import local_folder
 from groundup.recipe.stages import STAGES
 
 if TYPE_CHECKING:
+    from groundup.engine.engine import Engine
     from groundup.engine.sampling import Sampling
 
 CHAT_ABOUT = """\
@@ -24,6 +25,7 @@ examples:
   groundup chat runs/pocket
   groundup chat runs/pocket --document notes.txt       answer from a text of yours
   groundup chat path/to/model/folder --temperature 0.7
+  groundup chat path/to/model/folder --adapter lora    with a LoRA adapter that PEFT saved
   groundup chat hf:org/name                            a model of the Hugging Face hub that groundup has trained"""
 
 SAMPLE_AFTER = """\
@@ -36,6 +38,7 @@ def add_verbs(verbs: Verbs) -> None:
     """Add `chat` and `sample`."""
     chat = verbs.add("chat", "talk with a model in the terminal", _chat, "RUN|MODEL [flags]", CHAT_ABOUT, CHAT_AFTER)
     chat.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder, model folder or hf:org/name")
+    _add_adapter(chat)
     chat.add_argument("--system", metavar="TEXT", help="what the assistant should be like")
     chat.add_argument("--document", type=Path, metavar="FILE", help="a text to answer from")
     _add_sampling(chat, max_tokens=256, temperature=0.0)
@@ -43,6 +46,7 @@ def add_verbs(verbs: Verbs) -> None:
     about = "Go on from a text. Of a run, the model before fine-tuning is used."
     sample = verbs.add("sample", "let a model go on from a text", _sample, "RUN|MODEL [flags]", about, SAMPLE_AFTER)
     sample.add_argument("model", type=Path, metavar="RUN|MODEL", help="run folder, model folder or hf:org/name")
+    _add_adapter(sample)
     sample.add_argument("--prompt", default="", metavar="TEXT", help="the text to go on from (default: none)")
     _add_sampling(sample, max_tokens=200, temperature=0.8)
 
@@ -61,6 +65,18 @@ def find_model(path: Path, stage: str) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; `groundup run pocket` makes runs/pocket")
     raise UserError(f"{path} holds no model to use here: `groundup {stage} --out {path}` makes one")
+
+
+def _add_adapter(verb: Parser) -> None:
+    verb.add_argument("--adapter", type=Path, metavar="FOLDER", help="a LoRA adapter for the model, as PEFT saves it")
+
+
+def _with_adapter(engine: "Engine", folder: Path | None) -> str | None:
+    """The name of the folder's adapter, which the engine then has."""
+    if folder is None:
+        return None
+    engine.add_adapter(str(folder), folder)
+    return str(folder)
 
 
 def _add_sampling(verb: Parser, max_tokens: int, temperature: float) -> None:
@@ -88,7 +104,8 @@ def _chat(flags: argparse.Namespace) -> None:
     from groundup.cli.conversation import Conversation
 
     sampling = _sampling(flags)
-    conversation = Conversation(load_assistant(folder), sampling)
+    engine = load_assistant(folder)
+    conversation = Conversation(engine, sampling, _with_adapter(engine, flags.adapter))
     if flags.system:
         conversation.obey(f"/system {flags.system}")
     if flags.document:
@@ -105,8 +122,9 @@ def _sample(flags: argparse.Namespace) -> None:
     engine = load_assistant(folder)
     prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode(flags.prompt)]
     _require_room(prompt, engine.max_positions)
+    adapter = _with_adapter(engine, flags.adapter)
     print(flags.prompt, end="")
-    for text in engine.stream(prompt, sampling):
+    for text in engine.stream(prompt, sampling, adapter=adapter):
         sys.stdout.write(printable(text))
         sys.stdout.flush()
     print()

@@ -13,7 +13,7 @@ from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Chooser, make_chooser
 from groundup.engine.completion import Heard
 from groundup.engine.constrain import Constraint
-from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of, embed
+from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
 from groundup.engine.prompts import Prompt, Reader
@@ -90,15 +90,18 @@ class Desk:
         return jobs
 
     def begin_embedding(
-        self, texts: Sequence[Prompt], pooling: Pooling
+        self, texts: Sequence[Prompt], pooling: Pooling, adapter: str | None
     ) -> "tuple[list[list[int]], list[Future[Tensor]]]":
         """Have texts embedded; returns which are in each batch, and its vectors to come."""
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+        adapted = self._adapter(adapter)
         all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
         batches = batches_of(all_ids, 1 if depends_on_the_longest(decoder_of(self._model)) else EMBED_BATCH)
         return batches, [
-            self._worker.result_of(partial(embed, self._model, [all_ids[index] for index in batch], pooling))
+            self._worker.result_of(
+                partial(self._loop.embed, self._model, [all_ids[index] for index in batch], pooling, adapted)
+            )
             for batch in batches
         ]
 

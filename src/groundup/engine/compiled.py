@@ -12,16 +12,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from groundup.engine.blocks import BLOCK_TOKENS, Copy
+from groundup.engine.blocks import BLOCK_TOKENS, Copy, blocks_for
+from groundup.engine.head_program import HeadRunner
 from groundup.engine.kernels import KeyValueBlocks, library
 from groundup.engine.kernels.program import Program
 from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, key_value_shape
 from groundup.engine.norm_program import write_norm
-from groundup.engine.offered import Lookups, Offered, is_offerable
+from groundup.engine.offered import Lookups, Offered, is_looked_up, is_offerable
 from groundup.engine.paged import at_once
 from groundup.engine.runner import StepRunner, depends_on_the_longest
 from groundup.engine.sequence import Chunk, Step
-from groundup.engine.step_tables import step_ids, step_tables
+from groundup.engine.step_tables import StepMemory, step_ids
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.model.positions import rope_tables
@@ -70,43 +71,52 @@ class CompiledRunner(StepRunner):
             if isinstance(attention, Attention | LatentAttention)
         ]
         self._lookups = Lookups(model)
+        longest = min(blocks, blocks_for(model.config.max_positions))
+        self._memory = StepMemory(most_tokens, longest, BLOCK_TOKENS)
         self._plain = self._write(None)
         # The same with a stop behind each linear map, written when an adapter is first used.
         self._adaptable: _Written | None = None
         self._adapters_of_step: Sequence[tuple[Adapter, Tensor | None]] = ()
+        self._head = HeadRunner(model, self._plain.leaves_md)
+
+    def run(self, step: Step) -> Tensor:
+        self._copy(step.copies)
+        if not any(chunk.sequence.adapter for chunk in step.chunks):
+            return self._through(self._plain, step.chunks)
+        adapters_m = [chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]
+        if self._adaptable is None:
+            self._adaptable = self._write(self._adapt)
+        with self.adapters.applied(adapters_m, self.model.device) as self._adapters_of_step:
+            hidden_md = self._through(self._adaptable, step.chunks)
+        self._adapters_of_step = ()  # or those that are dropped would be kept
+        return hidden_md
+
+    def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
+        if self._head.computes(hidden_nd) and not any(adapters):
+            return self._head.logits(hidden_nd)
+        return super().logits(hidden_nd, adapters)
+
+    def _through(self, written: "_Written", chunks: list[Chunk]) -> Tensor:
+        """The final activations of all tokens, each of them a row of one call for the adapters."""
+        ids, memory = step_ids(chunks), self._memory
+        memory.fill(chunks)
+        entered_md = None if written.looks_up else self._entered(ids)
+        ngrams_md = self._lookups.ngrams(chunks, memory.positions_m[: len(ids)])
+        written.offered.tell(ids, entered_md, ngrams_md, self._lookups.followers(chunks))
+        written.program.run(memory)
+        return self.model.leave(written.leaves_md[: len(ids)])
 
     @torch.no_grad()
-    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
-        self._copy(step.copies)
-        adapters_m = [chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]
-        with self.adapters.applied(adapters_m, self.model.device) as self._adapters_of_step:
-            hidden_md = self._through(step.chunks)
-        return list(zip(step.chunks, hidden_md.split([chunk.length for chunk in step.chunks]), strict=True))
-
-    def _through(self, chunks: list[Chunk]) -> Tensor:
-        """The final activations of all tokens, each of them a row of one call for the adapters."""
-        tables, written = step_tables(chunks, BLOCK_TOKENS), self._written_for_step()
-        ids_m, positions_m = torch.from_numpy(step_ids(chunks)), torch.from_numpy(tables.positions_m).long()
-        tokens = len(ids_m)
-        entered_md = self.model.embed(ids_m[None], positions_m[None])[0]
-        written.enters_md[:tokens] = entered_md
-        ngrams_md, followers_nm = self._lookups.ngrams(chunks, positions_m), self._lookups.followers(chunks)
-        written.offered.tell(ids_m, entered_md, ngrams_md, followers_nm)
-        written.program.run(tables)
-        return self.model.leave(written.leaves_md[:tokens])
+    def _entered(self, ids: list[int]) -> Tensor:
+        """What enters the layers, computed by the model."""
+        positions_1m = torch.from_numpy(self._memory.positions_m[None, : len(ids)]).long()
+        return self.model.embed(torch.tensor([ids]), positions_1m)[0]
 
     def _copy(self, copies: list[Copy]) -> None:
         for group in at_once(copies, self._blocks):
             sources, targets = map(list, zip(*group, strict=True))
             for one in self._key_values:
                 one.copy(sources, targets)
-
-    def _written_for_step(self) -> "_Written":
-        if not self._adapters_of_step:
-            return self._plain
-        if self._adaptable is None:
-            self._adaptable = self._write(self._adapt)
-        return self._adaptable
 
     def _adapt(self, name: str, x_mk: Tensor, out_mn: Tensor) -> None:
         for adapter, rows in self._adapters_of_step:
@@ -121,6 +131,9 @@ class CompiledRunner(StepRunner):
     def _write(self, adapt: Adapt | None) -> "_Written":
         program, model = Program(self._most_tokens), self.model
         x_md, offered = program.buffer("x", model.width), Offered(program, model)
+        # Adapters of the table hear of what the model looks up.
+        looks_up = adapt is None and is_looked_up(model)
+        offered.enter(x_md, looks_up)
         tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         for number, (layer, key_values) in enumerate(zip(model.layers, self._key_values, strict=True)):
             assert isinstance(layer, Block)
@@ -135,16 +148,16 @@ class CompiledRunner(StepRunner):
         leaves_md = x_md if model.final_norm is None else program.buffer("hidden", model.width)
         write_norm(program, model.final_norm, x_md, leaves_md)
         offered.point(leaves_md, model.head_matrix)
-        return _Written(program, x_md, leaves_md, offered)
+        return _Written(program, leaves_md, offered, looks_up)
 
 
 class _Written(NamedTuple):
-    """The layers as a program, and the buffers of what enters and of what leaves them."""
+    """The layers as a program, the buffer of what leaves them, and whether it looks up what enters them."""
 
     program: Program
-    enters_md: Tensor
     leaves_md: Tensor
     offered: Offered
+    looks_up: bool
 
 
 def is_compilable(model: LanguageModel) -> bool:

@@ -7,7 +7,8 @@ to `runner.py`; `is_packable` tells.
 Shape suffixes: m tokens, d model width.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from groundup.engine.sequence import Chunk, Step
 from groundup.engine.step_inputs import StepInputs, step_inputs
 from groundup.engine.step_tables import padded, step_ids, step_tables
 from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter
 from groundup.model.specs import Attention, Experts
 from groundup.quantize.convert import quantized_format
 
@@ -59,15 +61,14 @@ class DeviceRunner(StepRunner):
                 layer.compile(backend=compile_with, dynamic=True)
 
     @torch.no_grad()
-    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
+    def run(self, step: Step) -> Tensor:
         self._store.copy(step.copies)
         has_adapters = any(chunk.sequence.adapter is not None for chunk in step.chunks)
-        hidden_md = self._adapted(step.chunks) if has_adapters else self._plain(step.chunks)
-        return list(zip(step.chunks, hidden_md.split([chunk.length for chunk in step.chunks]), strict=True))
+        return self._adapted(step.chunks) if has_adapters else self._plain(step.chunks)
 
     def _plain(self, chunks: list[Chunk]) -> Tensor:
         tokens, block_size = sum(chunk.length for chunk in chunks), self._store.block_size
-        ids_m, tables = step_ids(chunks), step_tables(chunks, block_size)
+        ids_m, tables = np.array(step_ids(chunks)), step_tables(chunks, block_size)
         size = None if self._graphs is None or tokens > len(chunks) else self._graphs.size_for(tokens)
         if self._graphs is None or size is None:
             return self._hidden(step_inputs(ids_m, tables, block_size, self.model.device))
@@ -75,14 +76,21 @@ class DeviceRunner(StepRunner):
         ids_m = np.pad(ids_m, (0, size - tokens))
         return self._graphs.run(step_inputs(ids_m, tables, block_size, torch.device("cpu")))[:tokens]
 
+    @contextmanager
+    def adapted(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
+        """Layers that were compiled have no hooks, so they are computed as they were before."""
+        has_adapters = any(adapter is not None for adapter in adapters)
+        stance = torch.compiler.set_stance("force_eager") if self._is_compiled and has_adapters else nullcontext()
+        with stance, super().adapted(adapters):
+            yield
+
     def _adapted(self, chunks: list[Chunk]) -> Tensor:
-        """A step with adapters, each token being a row to them; neither recorded nor compiled steps have hooks."""
+        """A step with adapters, each token being a row to them; one that was recorded would have no hooks."""
         adapters = [chunk.sequence.adapter for chunk in chunks for _ in range(chunk.length)]
         tables = step_tables(chunks, self._store.block_size)
-        ids_m = step_ids(chunks)
+        ids_m = np.array(step_ids(chunks))
         inputs = step_inputs(ids_m, tables, self._store.block_size, self.model.device)
-        uncompiled = torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext()
-        with uncompiled, self.adapters.applied(adapters, self.model.device):
+        with self.adapted(adapters):
             return self._hidden(inputs)
 
     def _hidden(self, inputs: StepInputs) -> Tensor:

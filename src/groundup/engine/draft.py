@@ -6,10 +6,8 @@ that will decide about it. Where both models say the same about a token, so do t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from os import PathLike
-
-import torch
 
 from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.choose import Chooser
@@ -103,19 +101,20 @@ class DraftGuesser:
         step = self._scheduler.schedule()
         if not step.chunks:
             return
-        outputs = self._runner.run(step)
+        hidden_md = self._runner.run(step)
         self._scheduler.complete(step)
-        ready = [
-            (chunk.sequence, hidden_td[-1])
-            for chunk, hidden_td in outputs
+        ends = accumulate(chunk.length for chunk in step.chunks)
+        ready = {
+            chunk.sequence: end - 1
+            for chunk, end in zip(step.chunks, ends, strict=True)
             if chunk.is_last and chunk.sequence in drafted and drafted[chunk.sequence].wanted
-        ]
+        }
         if not ready:
             return
-        hidden_nd = torch.stack([hidden_d for _, hidden_d in ready])
-        logits_nv = self._runner.logits(hidden_nd, [sequence.adapter for sequence, _ in ready])
-        rows = rows_of(logits_nv, [drafted[sequence].chooser.draw() for sequence, _ in ready])
-        for (sequence, _), logits in zip(ready, rows, strict=True):
+        hidden_nd = hidden_md[list(ready.values())]
+        logits_nv = self._runner.logits(hidden_nd, [sequence.adapter for sequence in ready])
+        rows = rows_of(logits_nv, [drafted[sequence].chooser.draw() for sequence in ready])
+        for sequence, logits in zip(ready, rows, strict=True):
             _guess(drafted[sequence], sequence, logits)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text, require_decoder
+from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text
 from groundup.engine.blocks import BlockPool, blocks_for
 from groundup.engine.compiled import CacheType, cache_dtype
 from groundup.engine.completion import (
@@ -148,12 +148,12 @@ class Engine:
         """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
 
         Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken, and
-        for a model that is no decoder.
+        for an encoder-decoder.
         """
-        require_decoder(self.model)
         if isinstance(self.model, EncoderDecoder):
-            raise ValueError(f"adapters are for decoders; a {self.model.config.family} model can have none here")
-        dtype = self.model.compute_dtype or next(self.model.parameters()).dtype
+            family = self.model.config.family
+            raise ValueError(f"adapters are for decoders and encoders; a {family} model is both and can have none here")
+        dtype = self.model.compute_dtype or self.model.embedding.dtype
         changes = read_adapter(Path(folder), self.model.config, dtype, self.model.device)
         self._worker.result_of(partial(self._loop.adapters.add, Adapter(name, changes))).result()
 
@@ -253,14 +253,13 @@ class Engine:
             self._desk.cancel(jobs)
             raise
 
-    def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
+    def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
 
-        Where there is an encoder, it is what leaves that.
-
+        Where there is an encoder, it is what leaves that. adapter: as for `generate`.
         Raises ValueError as `generate` does.
         """
-        batches, found = self._desk.begin_embedding(texts, pooling)
+        batches, found = self._desk.begin_embedding(texts, pooling, adapter)
         try:
             return in_order([future.result() for future in found], batches, decoder_of(self.model).width)
         finally:
@@ -302,9 +301,9 @@ class Engine:
             self._desk.cancel(jobs)
             raise
 
-    async def aembed(self, texts: Sequence[Prompt], pooling: Pooling = "mean") -> Tensor:
+    async def aembed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""
-        batches, found = self._desk.begin_embedding(texts, pooling)
+        batches, found = self._desk.begin_embedding(texts, pooling, adapter)
         try:
             return in_order([await wrap_future(future) for future in found], batches, decoder_of(self.model).width)
         finally:

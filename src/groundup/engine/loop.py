@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from groundup.engine.beaming import Beaming
+from groundup.engine.embedding import Pooling, embed
 from groundup.engine.guessing import Speculation
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.rows import Logits, rows_of
@@ -22,7 +22,9 @@ from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Chunk
 from groundup.engine.sequence import Sequence as Text
-from groundup.model.lora import Adapters
+from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.language_model import LanguageModel
+from groundup.model.lora import Adapter, Adapters
 
 Job = Writing | Beaming | Scoring
 Result = TypeVar("Result")
@@ -47,8 +49,10 @@ class Loop:
 
     def begin(self, job: Job) -> None:
         """Take up a job."""
-        if job.adapter is not None and job.adapter not in self.adapters:
-            job.fail(ValueError(f"adapter `{job.adapter.name}` was dropped before this text was begun"))
+        try:
+            self._require_present(job.adapter)
+        except ValueError as error:
+            job.fail(error)
             return
         # All tokens of a text to score are computed, as their logits are wanted.
         reuses = not isinstance(job, Scoring)
@@ -72,6 +76,18 @@ class Loop:
         else:
             self._end(job)
 
+    def embed(
+        self,
+        model: LanguageModel | EncoderDecoder,
+        texts: Sequence[Sequence[int]],
+        pooling: Pooling,
+        adapter: Adapter | None,
+    ) -> Tensor:
+        """See `embedding.embed`. Raises ValueError if the adapter has been dropped."""
+        self._require_present(adapter)
+        with self._runner.adapted([adapter] * len(texts)):
+            return embed(model, texts, pooling)
+
     def drop_adapter(self, name: str) -> None:
         """Raises ValueError if there is none of this name, and while texts that have begun need it."""
         adapter = self.adapters.named(name)
@@ -84,28 +100,35 @@ class Loop:
         self._guess()
         step = self._scheduler.schedule()
         try:
-            outputs = self._runner.run(step)
+            hidden_md = self._runner.run(step)
         except Exception as error:  # the model itself fails, say for lack of memory: all that took part are told
             for job in {self._jobs[chunk.sequence]: None for chunk in step.chunks}:
                 self._fail(job, error)
             return
         self._scheduler.complete(step)
-        ready: list[_Ready] = []
-        for chunk, hidden_td in outputs:
+        ready: list[tuple[Writing | Beaming, Text]] = []
+        # Where what leaves the model at their last tokens stands, and at the guesses behind them.
+        wanted: list[int] = []
+        end = 0
+        for chunk in step.chunks:
+            start, end = end, end + chunk.length
             job = self._jobs[chunk.sequence]
             if isinstance(job, Scoring):
-                self._score(job, chunk, hidden_td)
+                self._score(job, chunk, hidden_md[start:end])
             elif chunk.is_last:
-                wanted = 1 + chunk.sequence.guessed
-                last_td = hidden_td if chunk.length == wanted else hidden_td[-wanted:]
-                ready.append(_Ready(job, chunk.sequence, last_td, wanted))
+                wanted += range(end - 1 - chunk.sequence.guessed, end)
+                ready.append((job, chunk.sequence))
         if ready:
-            self._write(ready)
+            self._write(ready, hidden_md if len(wanted) == end else hidden_md[wanted])
 
     def fail_all(self, error: Exception) -> None:
         """End every job with an error."""
         for job in set(self._jobs.values()):
             self._fail(job, error)
+
+    def _require_present(self, adapter: Adapter | None) -> None:
+        if adapter is not None and adapter not in self.adapters:
+            raise ValueError(f"adapter `{adapter.name}` was dropped before this text was begun")
 
     def _guess(self) -> None:
         """Guesses behind the texts whose next token comes in this step."""
@@ -113,15 +136,17 @@ class Loop:
             ready = [self._jobs[sequence] for sequence in self._scheduler.running if sequence.pending == 1]
             self._speculation.propose([job for job in ready if isinstance(job, Writing) and job.written > 0])
 
-    def _write(self, ready: Sequence["_Ready"]) -> None:
-        """The next tokens of texts whose tokens are all computed; their logits are one product."""
-        adapters = [one.sequence.adapter for one in ready for _ in range(one.wanted)]
-        hidden_nd = torch.cat([one.hidden_td for one in ready]) if len(ready) > 1 else ready[0].hidden_td
-        draws = [draw for one in ready for draw in one.job.draws(one.wanted)]
+    def _write(self, ready: Sequence[tuple[Writing | Beaming, Text]], hidden_nd: Tensor) -> None:
+        """The next tokens of texts whose tokens are all computed; their logits are one product.
+
+        hidden_nd: of each text's last token, and of the guesses behind it.
+        """
+        adapters = [sequence.adapter for _, sequence in ready for _ in range(1 + sequence.guessed)]
+        draws = [draw for job, sequence in ready for draw in job.draws(1 + sequence.guessed)]
         rows = iter(rows_of(self._runner.logits(hidden_nd, adapters), draws))
         searches: dict[Beaming, None] = {}
-        for job, sequence, _, wanted in ready:
-            logits = list(islice(rows, wanted))
+        for job, sequence in ready:
+            logits = list(islice(rows, 1 + sequence.guessed))
             if isinstance(job, Beaming):
                 job.hear(sequence, logits[0])
                 searches[job] = None
@@ -192,18 +217,6 @@ class Loop:
     def _fail(self, job: Job, error: Exception) -> None:
         self._end(job)
         job.fail(error)
-
-
-class _Ready(NamedTuple):
-    """A text whose next token can be chosen.
-
-    hidden_td: what leaves the model at its last token and at the guesses behind it, `wanted` in all.
-    """
-
-    job: Writing | Beaming
-    sequence: Text
-    hidden_td: Tensor
-    wanted: int
 
 
 class Worker:

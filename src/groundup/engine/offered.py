@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from groundup.engine.followers import EarlierPlaces
 from groundup.engine.kernels.program import Program
+from groundup.engine.norm_program import write_norm
 from groundup.engine.sequence import Chunk
 from groundup.engine.sequence import Sequence as Text
 from groundup.model.induction import NOWHERE
@@ -34,18 +35,19 @@ class Lookups:
         self._model = model
         self._places: WeakKeyDictionary[Text, EarlierPlaces] = WeakKeyDictionary()
 
-    def ngrams(self, chunks: Sequence[Chunk], positions_m: Tensor) -> Tensor | None:
+    def ngrams(self, chunks: Sequence[Chunk], positions_m: npt.NDArray[np.int32]) -> Tensor | None:
         """The sums of n-gram vectors, (m, d), or None where the model has none."""
         ngrams = self._model.ngrams
         if ngrams is None:
             return None
         distances = range(len(ngrams.tables), -1, -1)
         stream_mt = torch.stack([torch.from_numpy(earlier_tokens(chunks, distance)) for distance in distances], dim=1)
-        rows_m1d: Tensor = ngrams(stream_mt, positions_m[:, None], torch.float32)
+        positions_m1 = torch.from_numpy(positions_m).long()[:, None]
+        rows_m1d: Tensor = ngrams(stream_mt, positions_m1, torch.float32)
         return rows_m1d[:, 0]
 
-    def followers(self, chunks: Sequence[Chunk]) -> Tensor | None:
-        """Of all tokens, (n, m) as `induction.followers` has them, or None where the model does not look for any."""
+    def followers(self, chunks: Sequence[Chunk]) -> list[tuple[int, ...]] | None:
+        """Of all tokens, n times m numbers as `induction.followers` has them; None where the model looks for none."""
         heads = self._model.induction
         if heads is None:
             return None
@@ -55,7 +57,7 @@ class Lookups:
             if places is None:
                 places = self._places[chunk.sequence] = EarlierPlaces(heads.spec)
             rows += places.followers_of(chunk.sequence.tokens, chunk.start, chunk.start + chunk.length)
-        return torch.tensor(rows).T
+        return list(zip(*rows, strict=True))
 
 
 def earlier_tokens(chunks: Sequence[Chunk], distance: int) -> npt.NDArray[np.int64]:
@@ -73,7 +75,10 @@ class Offered:
     """The buffers of one program, and the instructions that fill and use them."""
 
     def __init__(self, program: Program, model: LanguageModel) -> None:
-        self._program, self._heads, vocabulary = program, model.induction, model.config.vocab_size
+        self._program, self._model = program, model
+        self._heads, vocabulary = model.induction, model.config.vocab_size
+        # Buffers of what enters the first layer.
+        self._entered: list[Tensor] = []
         lengths, followers = (0, 0) if self._heads is None else (len(self._heads.spec.lengths), self._heads.spec.terms)
         self._ids = program.numbers(vocabulary)
         # What entered the first layer, n-grams, and each of the followers.
@@ -85,17 +90,33 @@ class Offered:
         if self._heads is not None:
             self._gather_followers(self._heads.table)
 
-    def tell(self, ids_m: Tensor, entered_md: Tensor, ngrams_md: Tensor | None, followers_nm: Tensor | None) -> None:
-        """What the next run is about."""
-        tokens = len(ids_m)
-        self._ids.values_nm[0, :tokens] = ids_m
-        if len(self._streams_jmd):
-            self._streams_jmd[0, :tokens] = entered_md
+    def enter(self, x_md: Tensor, looks_up: bool) -> None:
+        """Have what enters the layers looked up by the program, or told; x: the buffer of the first layer's input."""
+        self._entered += [x_md, *self._streams_jmd[:1]]
+        if looks_up:
+            for out_md in self._entered:
+                self._program.gather(matrix_of(self._model.embedding), self._ids, out_md[None])
+                write_norm(self._program, self._model.embedding_norm, out_md, out_md)
+
+    def tell(
+        self,
+        ids: list[int],
+        entered_md: Tensor | None,
+        ngrams_md: Tensor | None,
+        followers: Sequence[tuple[int, ...]] | None,
+    ) -> None:
+        """What the next run is about. entered_md: what enters the layers, unless the program looks it up."""
+        tokens = len(ids)
+        self._ids.tell(ids)
+        if entered_md is not None:
+            for out_md in self._entered:
+                out_md[:tokens] = entered_md
         if ngrams_md is not None:
             self._streams_jmd[1, :tokens] = ngrams_md
-        if self._heads is not None and self._followers is not None and followers_nm is not None:
-            self._followers.values_nm[:, :tokens] = followers_nm
-            self._kinds.values_nm[0, :tokens] = (followers_nm[:: self._heads.spec.places] != NOWHERE).sum(0)
+        if self._heads is not None and self._followers is not None and followers is not None:
+            self._followers.tell(*followers)
+            nearest = followers[:: self._heads.spec.places]
+            self._kinds.tell([len(nearest) - found.count(NOWHERE) for found in zip(*nearest, strict=True)])
 
     def mix(self, layer: Block, number: int, x_md: Tensor) -> None:
         """Append the mixture of what enters a layer. What a follower counts depends on how many lengths found one."""
@@ -132,6 +153,12 @@ def matrix_of(table: nn.Module) -> QuantizedMatrix:
     """Of a table that is quantized."""
     assert isinstance(table, QuantizedMatrixModule)
     return table.matrix
+
+
+def is_looked_up(model: LanguageModel) -> bool:
+    """Whether a program can look up what enters the layers; else the model computes it."""
+    beside = (model.config.embedding_scale, model.config.learned_positions, model.embedding_in, model.token_types)
+    return isinstance(model.embedding, QuantizedMatrixModule) and all(one is None for one in beside)
 
 
 def is_offerable(model: LanguageModel) -> bool:

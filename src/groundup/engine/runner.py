@@ -8,6 +8,7 @@ Shape suffixes: b sequences, t new tokens, d model width, v vocabulary, n tokens
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from torch import Tensor
 from groundup.engine.encoding import Encoding
 from groundup.engine.paged import PagedStore, StepCache, lay_out
 from groundup.engine.sequence import Chunk, Step
+from groundup.engine.sequence import Sequence as Text
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters
+from groundup.model.parts import widen
 from groundup.model.rotary import DynamicScaling, LongRopeScaling
 from groundup.model.specs import Attention, Experts, LatentAttention
 
@@ -35,14 +38,24 @@ class StepRunner(ABC):
         self.adapters = Adapters(model)
 
     @abstractmethod
-    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
-        """Compute a step; returns the final activations (t, d) of each chunk's tokens, valid until the next step."""
+    def run(self, step: Step) -> Tensor:
+        """Compute a step; returns the final activations (m, d) of all tokens, one chunk behind the other.
+
+        They are valid until logits are asked for, or another step is computed.
+        """
+
+    def adapted(self, adapters: Sequence[Adapter | None]) -> AbstractContextManager[object]:
+        """Within it, each row of a call of the model has its adapter, or none."""
+        return self.adapters.applied(adapters, self.model.device)
 
     @torch.no_grad()
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
-        """(n, vocab) on the CPU, in at least float32. adapters: of each of the n tokens."""
+        """(n, vocab) on the CPU, in at least float32, valid until others are asked for.
+
+        hidden_nd: of n tokens, from `run`. adapters: of each of them.
+        """
         with self.adapters.applied(adapters, hidden_nd.device):
-            return self.model.logits(hidden_nd[None])[0].cpu()
+            return widen(self.model.logits(hidden_nd[None])[0]).cpu()
 
     @torch.no_grad()
     def log_probabilities(self, hidden_nd: Tensor, next_ids: list[int], adapter: Adapter | None) -> list[float]:
@@ -50,7 +63,7 @@ class StepRunner(ABC):
         found: list[float] = []
         for start in range(0, len(next_ids), HEAD_TOKENS):
             with self.adapters.applied([adapter], hidden_nd.device):
-                logits_nv = self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0]
+                logits_nv = widen(self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0])
             ids_n1 = torch.tensor(next_ids[start : start + HEAD_TOKENS], device=logits_nv.device)[:, None]
             chosen_n = logits_nv[: len(ids_n1)].gather(1, ids_n1)[:, 0]
             found += (chosen_n - logits_nv[: len(ids_n1)].logsumexp(-1)).tolist()
@@ -73,11 +86,12 @@ class Runner(StepRunner):
         self._alone = depends_on_the_longest(decoder)
 
     @torch.no_grad()
-    def run(self, step: Step) -> list[tuple[Chunk, Tensor]]:
+    def run(self, step: Step) -> Tensor:
         self._store.copy(step.copies)
         if self._encoding is not None:
             self._encoding.read(step.chunks)
-        return [pair for chunks in self._together(step.chunks) for pair in self._call(chunks)]
+        found = dict(pair for chunks in self._together(step.chunks) for pair in self._call(chunks))
+        return torch.cat([found[chunk.sequence] for chunk in step.chunks])
 
     def _together(self, chunks: list[Chunk]) -> list[list[Chunk]]:
         """Chunks that go through the model in one call."""
@@ -91,7 +105,8 @@ class Runner(StepRunner):
             calls[-1].append(chunk)
         return calls
 
-    def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
+    def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Text, Tensor]]:
+        """The final activations (t, d) of each sequence's new tokens."""
         device = self.model.device
         layout = lay_out(chunks, self._store.padding_slot, device)
         sources = None if self._encoding is None else self._encoding.layout(chunks)
@@ -100,12 +115,12 @@ class Runner(StepRunner):
         memory = None if sources is None else sources.memory
         ids = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in chunks]
         input_ids = torch.tensor(ids, device=device)
-        with self.adapters.applied([chunk.sequence.adapter for chunk in chunks], device):
+        with self.adapted([chunk.sequence.adapter for chunk in chunks]):
             hidden_btd = self.model.hidden(input_ids, layout.positions_bt, layout.segments_bs, cache, memory=memory)
         for row, chunk in enumerate(chunks):
             if self._remembers:
                 chunk.sequence.state = cache.remembered(row)
-            yield chunk, hidden_btd[row]
+            yield chunk.sequence, hidden_btd[row]
 
 
 def _is_far_longer(one: Chunk, other: Chunk) -> bool:

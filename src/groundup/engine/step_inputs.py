@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groundup.engine.kernels.program import StepTables
+from groundup.engine.kernels.tables import StepTables
 from groundup.engine.paged_attention import Places
 
 

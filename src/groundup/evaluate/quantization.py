@@ -24,6 +24,7 @@ from groundup.errors import UserError
 from groundup.formats.folder import CONFIG, SHARDS, SINGLE
 from groundup.formats.huggingface import load_language_model, save_folder
 from groundup.model.language_model import LanguageModel
+from groundup.model.parts import widen
 from groundup.quantize.calibrate import calibrated, observe
 from groundup.quantize.convert import Quantize, nearest, places, quantize_model, require_floating
 from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat
@@ -174,7 +175,7 @@ def compare(before: LanguageModel, after: LanguageModel, text: TextStream, conte
             hidden = [final_hidden(model, rows).flatten(0, 1).split(HEAD_TOKENS) for model in (before, after)]
             for one_cd, other_cd, targets_c in zip(*hidden, targets_n.split(HEAD_TOKENS), strict=True):
                 one_cv, other_cv = (
-                    model.logits(hidden_cd[None])[0].log_softmax(-1)
+                    widen(model.logits(hidden_cd[None])[0]).log_softmax(-1)
                     for model, hidden_cd in ((before, one_cd), (after, other_cd))
                 )
                 before_nats -= float(one_cv.gather(1, targets_c[:, None]).sum(dtype=torch.float64))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.context import LayerCache, Shared, Visibility
-from groundup.model.parts import Linear, Normalise
+from groundup.model.parts import Linear, Normalise, widen
 from groundup.model.positions import RopeTables, alibi_slopes, rotate
 from groundup.model.specs import HEAD_GATE_WIDTH, Attention, QueryKeyNorm
 
@@ -162,7 +162,7 @@ def attend_in_blocks(
         queries = range(start, min(start + QUERY_BLOCK, time))
         seen = _seen_keys(spec, queries, keys, first)
         scores = q_bhtk[:, :, queries.start : queries.stop] @ k_bhsk[:, :, seen.start : seen.stop].transpose(-1, -2)
-        wide = scores if scores.dtype == torch.float64 else scores.float()
+        wide = widen(scores)
         if spec.softcap is not None:
             wide = spec.softcap * torch.tanh(wide / spec.softcap)
         if spec.alibi is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from groundup.model.config import ClassifierConfig
 from groundup.model.language_model import LanguageModel, Transform
-from groundup.model.parts import Linear
+from groundup.model.parts import Linear, widen
 
 
 class SequenceClassifier(nn.Module):
@@ -40,7 +40,7 @@ class SequenceClassifier(nn.Module):
         """
         out_btd = self.encoder.encode(input_ids, attention_mask, token_type_ids)
         logits_bc: Tensor = self.head(self.transform(self._pool(out_btd, attention_mask)))
-        return logits_bc if logits_bc.dtype == torch.float64 else logits_bc.float()
+        return widen(logits_bc)
 
     def _pool(self, out_btd: Tensor, attention_mask: Tensor | None) -> Tensor:
         """One vector for each row, (batch, width); padding has no part in it."""

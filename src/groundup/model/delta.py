@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from groundup.model.context import LayerCache, Shared
 from groundup.model.convolution import CausalConvolution
 from groundup.model.delta_specs import CHUNK, GatedDeltaNet
-from groundup.model.parts import Linear, Normalise, activate
-from groundup.model.scan import in_chunks, widen
+from groundup.model.parts import Linear, Normalise, activate, widen
+from groundup.model.scan import in_chunks
 from groundup.model.specs import Norm
 
 # Keeps queries and keys of length one finite where they are zero.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from groundup.errors import UserError
 from groundup.model.language_model import LanguageModel, mask_segments, token_positions
-from groundup.model.parts import Linear
+from groundup.model.parts import Linear, widen
 from groundup.model.vision import ImageTower
 from groundup.model.vision_config import DualEncoderConfig, Projection
 
@@ -107,4 +107,4 @@ def _projection(spec: Projection | None, width: int) -> Linear | None:
 
 
 def _unit(x_be: Tensor) -> Tensor:
-    return F.normalize(x_be if x_be.dtype == torch.float64 else x_be.float(), dim=-1)
+    return F.normalize(widen(x_be), dim=-1)

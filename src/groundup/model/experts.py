@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from groundup.model.context import LayerCache, Visibility
 from groundup.model.feedforward import DenseFeedForward, gated_activation
-from groundup.model.parts import Linear, Rounding
+from groundup.model.parts import Linear, Rounding, widen
 from groundup.model.specs import Experts, FeedForward, Router
 
 
@@ -174,5 +174,5 @@ class MixtureOfExperts(nn.Module):
     def choose(self, x_nd: Tensor) -> tuple[Routing, Tensor]:
         """Where each token goes, and the weights of what its experts answer, (tokens, choices); see `route`."""
         # Scores are computed in at least float32: rounded, they would change which experts are chosen (Switch, 2.4).
-        logits_ne = self.router(x_nd if x_nd.dtype == torch.float64 else x_nd.float())
+        logits_ne = self.router(widen(x_nd))
         return route(self.spec.router, logits_ne, self.correction)

@@ -11,7 +11,7 @@ from groundup.model.config import HeadTransform, ModelConfig
 from groundup.model.context import Cache, Memory
 from groundup.model.experts import Routing
 from groundup.model.induction import Found, NgramHeads
-from groundup.model.parts import Embedding, Linear, Matrix, activate
+from groundup.model.parts import Embedding, Linear, Matrix, activate, widen
 from groundup.model.shortcuts import NgramEmbedding
 from groundup.model.stack import Block, Offered, Stack, normalise
 
@@ -127,7 +127,10 @@ class LanguageModel(Stack):
         return x_btd if self.embedding_norm is None else self.embedding_norm(x_btd)
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
-        """(batch, time, vocab) in at least float32, softcapped where the family does so (Gemma 2, section 2)."""
+        """(batch, time, vocab), softcapped where the family does so (Gemma 2, section 2).
+
+        In the type of `hidden_btd`, as published; in a wider one where the head is quantized or the logits are capped.
+        """
         logits_btv: Tensor = self.head_product(hidden_btd, self.head_matrix, self.head_bias)
         return softcap(logits_btv, self.config.logit_softcap)
 
@@ -166,7 +169,7 @@ class HeadProduct(nn.Module):
     """The product with the output matrix; a module, so that adapters find it where that matrix is the embedding."""
 
     def forward(self, hidden_btd: Tensor, matrix: Matrix, bias_v: Tensor | None) -> Tensor:
-        return matrix.wide_product(hidden_btd, bias_v)
+        return matrix.product(hidden_btd, bias_v)
 
 
 class Transform(nn.Module):
@@ -184,8 +187,8 @@ class Transform(nn.Module):
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
-    """cap · tanh(logits / cap), or the logits themselves where there is no cap."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    """cap · tanh(logits / cap) in at least float32, or the logits themselves where there is no cap."""
+    return logits if cap is None else cap * torch.tanh(widen(logits) / cap)
 
 
 def token_positions(input_ids: Tensor, attention_mask: Tensor | None, cached: int = 0) -> Tensor:

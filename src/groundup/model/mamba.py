@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from groundup.model.context import LayerCache, Shared
 from groundup.model.convolution import CausalConvolution
-from groundup.model.parts import Linear, Normalise, activate
+from groundup.model.parts import Linear, Normalise, activate, widen
 from groundup.model.recurrent_specs import Mamba
-from groundup.model.scan import in_chunks, linear_scan, widen
+from groundup.model.scan import in_chunks, linear_scan
 
 # Tokens that one chunk walks through; the compiler makes one loop of it, in which states never leave the registers.
 CHUNK = 16

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from groundup.model.context import LayerCache, Shared
 from groundup.model.convolution import CausalConvolution
-from groundup.model.parts import Linear, Normalise, activate
+from groundup.model.parts import Linear, Normalise, activate, widen
 from groundup.model.recurrent_specs import SSD_CHUNK, Mamba2
-from groundup.model.scan import in_chunks, linear_scan, widen
+from groundup.model.scan import in_chunks, linear_scan
 from groundup.model.specs import Norm
 
 

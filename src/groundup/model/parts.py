@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from groundup.model.specs import Activation, Norm
 
-# Columns of the head that are computed at a time in bfloat16; measured on CPU, from 2,048 up all are within 5 %.
-HEAD_COLUMNS = 16_384
+
+def widen(x: Tensor) -> Tensor:
+    """x in at least float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Rounding(Protocol):
@@ -63,22 +65,10 @@ class Matrix(nn.Module):
         """
         return F.embedding_bag(ids_mn, self.used_weight(), mode="sum", per_sample_weights=weights_mn)
 
-    def wide_product(self, x_btd: Tensor, bias_v: Tensor | None) -> Tensor:
-        """x Wᵀ + b in at least float32, each product rounded to the type of x.
-
-        Where no gradient is asked for, only some columns are ever held in the narrow type: to hold them all beside the
-        wide ones takes half as much memory again, and a seventh of the time.
-        """
-        x_btd, weight_vd = self.used_input(x_btd), self.used_weight().to(x_btd.dtype)
-        bias_v = None if bias_v is None else bias_v.to(x_btd.dtype)
-        if torch.is_grad_enabled() or x_btd.dtype in (torch.float32, torch.float64):
-            product_btv = F.linear(x_btd, weight_vd, bias_v)
-            return product_btv if product_btv.dtype == torch.float64 else product_btv.float()
-        wide_btv = torch.empty(*x_btd.shape[:-1], len(weight_vd), dtype=torch.float32, device=x_btd.device)
-        for start in range(0, len(weight_vd), HEAD_COLUMNS):
-            columns = slice(start, start + HEAD_COLUMNS)
-            wide_btv[..., columns] = F.linear(x_btd, weight_vd[columns], None if bias_v is None else bias_v[columns])
-        return wide_btv
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x Wᵀ + b, computed in the type of x."""
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.linear(self.used_input(x), self.used_weight().to(x.dtype), bias)
 
 
 class Linear(Matrix):
@@ -89,8 +79,7 @@ class Linear(Matrix):
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(self.used_input(x), self.used_weight().to(x.dtype), bias)
+        return self.product(x, self.bias)
 
 
 class Embedding(Matrix):
@@ -125,7 +114,7 @@ class Normalise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._is_one_kernel(x):
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = widen(x)
         if self.kind.startswith("layer"):
             wide = wide - wide.mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)

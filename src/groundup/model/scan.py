@@ -38,8 +38,3 @@ def in_chunks(x: Tensor, longest: int) -> Tensor:
     chunks = -(-time // longest)
     size = -(-time // chunks)
     return F.pad(x, (0, 0) * (x.ndim - 2) + (0, chunks * size - time)).unflatten(1, (chunks, size))
-
-
-def widen(x: Tensor) -> Tensor:
-    """x in at least float32."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -13,7 +13,7 @@ from groundup.errors import UserError
 from groundup.model.attention import CrossAttention
 from groundup.model.context import Shared, Visibility
 from groundup.model.feedforward import DenseFeedForward
-from groundup.model.parts import Embedding, Linear, Normalise
+from groundup.model.parts import Embedding, Linear, Normalise, widen
 from groundup.model.stack import Stack, normalise
 from groundup.model.vision_config import AttentionPool, ImageClassifierConfig, PatchConfig
 
@@ -124,7 +124,7 @@ class ImageClassifier(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits (batch, labels) in at least float32; pixel_values: see `ImageTower.forward`."""
         logits_bc = self.head(self.image.pooled(pixel_values))
-        return logits_bc if logits_bc.dtype == torch.float64 else logits_bc.float()
+        return widen(logits_bc)
 
 
 def _places(x_bnd: Tensor) -> Tensor:

@@ -113,9 +113,9 @@ class QuantizedMatrixModule(QuantizedModule):
         rows_mnk = self.arithmetic.gather(self.matrix, ids_mn.flatten()).view(*ids_mn.shape, -1)
         return (weights_mn.to(rows_mnk.dtype)[:, None] @ rows_mnk)[:, 0]
 
-    def wide_product(self, x_btd: Tensor, bias_v: Tensor | None) -> Tensor:
-        """x Wᵀ + b in float32."""
-        return self._product(x_btd, self.matrix, bias_v)
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x Wᵀ + b in float32, whatever the type of x."""
+        return self._product(x, self.matrix, bias)
 
 
 class QuantizedLinear(QuantizedMatrixModule):
@@ -126,7 +126,7 @@ class QuantizedLinear(QuantizedMatrixModule):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._product(x, self.matrix, self.bias).to(x.dtype)
+        return self.product(x, self.bias).to(x.dtype)
 
 
 class QuantizedEmbedding(QuantizedMatrixModule):

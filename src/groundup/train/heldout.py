@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from groundup.model.parts import widen
 from groundup.tokens.batches import IGNORE, Int64s, Rows, RowSource, TokenStream, rows_at
 from groundup.tokens.corruption import Corruption
 from groundup.train.learner import TextModel, final_hidden, text_part
@@ -120,7 +121,7 @@ def _summed_loss(model: TextModel, rows: Rows) -> float:
     targets_n = torch.from_numpy(rows.targets).to(model.device).flatten()
     nats = 0.0
     for hidden_cd, targets_c in zip(hidden_nd.split(HEAD_TOKENS), targets_n.split(HEAD_TOKENS), strict=True):
-        logits_cv = text.logits(hidden_cd[None])[0]
+        logits_cv = widen(text.logits(hidden_cd[None])[0])
         nats += float(F.cross_entropy(logits_cv, targets_c, ignore_index=IGNORE, reduction="sum"))
     return nats
 

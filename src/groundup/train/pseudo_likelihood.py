@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from groundup.errors import UserError
 from groundup.model.language_model import LanguageModel, mask_segments, token_positions
+from groundup.model.parts import widen
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.heldout import HeldoutStream
 
@@ -83,7 +84,7 @@ def pseudo_log_likelihood(
         positions_nt = token_positions(masked_nt, mask_nt)
         embedded = model.embed(masked_nt, positions_nt, None if token_type_ids is None else token_type_ids[row_n])
         hidden_ntd = model.hidden(masked_nt, positions_nt, mask_segments(mask_nt), embedded=embedded)
-        log_p_nv = model.logits(hidden_ntd[copy_n, column_n]).log_softmax(-1)
+        log_p_nv = widen(model.logits(hidden_ntd[copy_n, column_n])).log_softmax(-1)
         found_bt[row_n, column_n] = log_p_nv[copy_n, input_ids[row_n, column_n]].double()
     return found_bt
 

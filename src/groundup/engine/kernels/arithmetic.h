@@ -1,5 +1,7 @@
 // Vectors from and to memory, also in part, and the functions of a model's layers. Included once for every level.
 
+INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+
 INLINE F load(const float* from) {
   F x;
   std::memcpy(&x, from, sizeof x);
@@ -8,12 +10,12 @@ INLINE F load(const float* from) {
 INLINE F load(const uint16_t* from) {  // bfloat16: the upper half of a float32
   H x;
   std::memcpy(&x, from, sizeof x);
-  return (F)(__builtin_convertvector(x, U) << 16);
+  return (F)(widen(x) << 16);
 }
 INLINE F load(const int8_t* from) {
   S x;
   std::memcpy(&x, from, sizeof x);
-  return __builtin_convertvector(x, F);
+  return to_float(widen(x));
 }
 INLINE void store(float* to, F x) { std::memcpy(to, &x, sizeof x); }
 
@@ -35,7 +37,6 @@ INLINE I lanes() {  // 0, 1, 2, …
   return out;
 }
 
-INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
 INLINE F max(F a, F b) { return a > b ? a : b; }
 INLINE F abs(F x) { return (F)((I)x & 0x7fffffff); }
 
@@ -69,4 +70,24 @@ INLINE F erf(F x) {
   }
   const F size = 1.0f - series * t * exp(-(x * x));
   return x < 0.0f ? -size : size;
+}
+
+// What numbers are multiplied by to become int8, 127 / largest, and by what these are to be multiplied. Below a size that
+// matters both are 0; where not all are finite, the scale is not a number.
+struct Scale {
+  float scale, inverse;
+  bool is_finite;
+};
+
+static Scale scale_of(const float* x, int64_t width) {
+  F largest = {}, broken = {};
+  for (int64_t i = 0; i < width; i += W) {
+    const F part = load(x + i, width - i);
+    largest = max(largest, abs(part));
+    broken += part * 0.0f;
+  }
+  const float top = reduce_max(largest);
+  const bool is_finite = reduce_add(broken) == 0.0f;
+  if (!is_finite) return {NAN, 0.0f, false};
+  return top > kSmallest ? Scale{top / 127.0f, 127.0f / top, true} : Scale{0.0f, 0.0f, true};
 }

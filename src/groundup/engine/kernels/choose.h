@@ -3,8 +3,8 @@
 //
 // Weights are probabilities up to a factor, which makes that of the likeliest 1. All filters keep the likeliest tokens
 // up to some weight, the border, which is looked for by halving, without sorting anything: weights are positive, so
-// their order is that of their bits as integers. Sums are taken in the same sixteen lanes at every level, and no product
-// is fused with a sum, so that the token does not depend on the instructions of the machine.
+// their order is that of their bits as integers. Weights are summed in the same sixteen lanes at every level, and made
+// without fusing a product with a sum, so that the token does not depend on the instructions of the machine.
 
 constexpr int64_t kLanes = 16, kParts = kLanes / W;
 // Numbers whose sum is taken in float32 before it goes into a double: with 32 to a lane no digit that counts is lost.
@@ -41,35 +41,45 @@ constexpr int64_t kNoPlace = -1;
 
 // kNoPlace where the largest is infinite, and where something is no number.
 static int64_t place_of_largest(const float* x, int64_t width) {
-  F largest = splat(-INFINITY);
-  I place = lanes(), strange = {};
-  for (int64_t i = 0; i < width; i += W) {
-    const F here = load_logits(x + i, width - i);
-    place = here > largest ? lanes() + static_cast<int32_t>(i) : place;
-    largest = max(here, largest);
-    strange |= here != here;
+  float peak = -INFINITY;
+  int64_t place = 0;
+  I strange = {};
+  for (int64_t start = 0; start < width; start += kSumBlock) {
+    F largest = splat(-INFINITY);
+    for (int64_t i = start; i < std::min(start + kSumBlock, width); i += W) {
+      const F here = load_logits(x + i, width - i);
+      largest = max(here, largest);
+      strange |= here != here;
+    }
+    const float top = reduce_max(largest);
+    if (top > peak) peak = top, place = start;
   }
-  const float peak = reduce_max(largest);
-  int32_t first = INT32_MAX;
   for (int lane = 0; lane < W; ++lane) {
     if (strange[lane]) return kNoPlace;
-    if (largest[lane] == peak) first = std::min(first, place[lane]);
   }
-  return std::isfinite(peak) ? first : kNoPlace;
+  if (!std::isfinite(peak)) return kNoPlace;
+  while (x[place] != peak) ++place;
+  return place;
 }
+
+INLINE F multiply_then_add(F a, F b, F c) { return a * b + c; }
 
 // 2 to the power of x ≤ 0, a number; 0 below -127. Within 2e-7 of itself from 2⁻¹²⁶ on, and 1 for 0.
 // x = n + f with |f| ≤ ½; 2ᶠ is the polynomial of fifth degree with the least largest error, 2ⁿ is added to its exponent.
+template <F (*multiply_add)(F, F, F)>
 INLINE F power_of_two(F x) {
   const F bounded = max(x, splat(-127.0f));
   const F shifted = bounded + kRounder, f = bounded - (shifted - kRounder);
   F series = splat(0.00132647273f);
-  for (const float factor : {0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f}) series = series * f + factor;
+  for (const float factor : {0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f}) {
+    series = multiply_add(series, f, splat(factor));
+  }
   return (F)((I)series + ((I)shifted << 23));
 }
 
 // exp((x - peak) / temperature) of each number, and zeros behind the last up to a multiple of kLanes, into `weights`
 // unless that is null. Returns their sum.
+template <F (*multiply_add)(F, F, F)>
 static double weigh(const float* x, int64_t width, float peak, double temperature, float* weights) {
   // Neither infinite nor 0, which would make no number of a difference of 0 or of infinity.
   const auto factor = static_cast<float>(1.44269504088896340736 * std::clamp(1 / temperature, 1e-30, 1e30));
@@ -79,7 +89,7 @@ static double weigh(const float* x, int64_t width, float peak, double temperatur
     for (int64_t i = start; i < std::min(start + kSumBlock, width); i += kLanes) {
       for (int64_t part = 0; part < kParts; ++part) {
         const int64_t at = i + part * W;
-        const F weight = power_of_two((load_logits(x + at, width - at) - peak) * factor);
+        const F weight = power_of_two<multiply_add>((load_logits(x + at, width - at) - peak) * factor);
         sums[part] += weight;
         if (weights != nullptr) store(weights + at, weight);
       }
@@ -141,7 +151,8 @@ struct Scratch {
 };
 
 // Leaves out all but the fewest heaviest that are `wanted` tokens, or have that mass together; of equal ones the first
-// are kept. Returns the border and the share of what is left. low: a border from which on there is enough.
+// are kept. Returns the share of what is left. low: a border from which on there is enough, or all that there is; then
+// the one that was found.
 static Share keep_heaviest(Scratch& scratch, int64_t width, double wanted, bool is_mass, int32_t& low) {
   const auto measure = [is_mass](const Share& share) {
     return is_mass ? share.mass : static_cast<double>(share.count);
@@ -218,10 +229,12 @@ static Chosen chosen_from(const float* x, int64_t width, const Draw& draw, Scrat
   double total = 0;
   if (draw.temperature > 0) {
     scratch.make_room(width);
-    total = weigh(x, width, peak, draw.temperature, scratch.weights.data());
+    total = weigh<multiply_then_add>(x, width, peak, draw.temperature, scratch.weights.data());
     token = filter_and_draw(scratch, width, draw, total);
   }
-  const double normaliser = peak + std::log(draw.temperature == 1 ? total : weigh(x, width, peak, 1, nullptr));
+  // No token depends on this one: it is as fast as the instructions allow.
+  if (draw.temperature != 1) total = weigh<fma>(x, width, peak, 1, nullptr);
+  const double normaliser = peak + std::log(total);
   return {token, x[token] - normaliser, normaliser};
 }
 

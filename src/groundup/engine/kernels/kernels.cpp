@@ -5,8 +5,8 @@
 // and nowhere else, so that a number does not depend on what the compiler made of the loop around it.
 //
 // jobs.h: what a call is told; pool.h: threads; packing.h: the layout of weights; lanes.h, arithmetic.h: one register
-// and what is made of it; linear.h, pointwise.h, attention.h, choose.h: the kernels; program.h: many of them in one call.
-// Callers check sizes: nothing is checked here.
+// and what is made of it; linear.h, pointwise.h, store.h, attention.h, choose.h: the kernels; program.h: many of them in
+// one call. Callers check sizes: nothing is checked here.
 
 #include <algorithm>
 #include <cmath>
@@ -44,6 +44,7 @@ struct Kernels {
   void (*gate)(const GateJob&, int64_t, int64_t);
   void (*combine)(const CombineJob&, int64_t, int64_t);
   void (*choose)(const ChooseJob&, int64_t, int64_t);
+  void (*store)(const StoreJob&, int64_t, int64_t);
   int64_t (*attention_items)(const AttentionJob&);
   void (*attend)(const AttentionJob&, int64_t, int64_t);
 };
@@ -129,80 +130,6 @@ void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t i
 // Rows of this many numbers that are worth a chunk.
 int64_t rows_worthwhile(int64_t width) { return std::max<int64_t>(1, kWorthwhile / std::max<int64_t>(1, width)); }
 
-// What a number is kept as, and what a head's are multiplied by before.
-template <typename Element>
-Element narrowed(float x);
-template <>
-float narrowed<float>(float x) { return x; }
-template <>
-uint16_t narrowed<uint16_t>(float x) {  // to the nearest bfloat16, halves to even
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-template <>
-int8_t narrowed<int8_t>(float x) { return static_cast<int8_t>(std::nearbyint(x)); }
-
-// The scale of a head's numbers as int8, and what they are multiplied by, as for activations: see quantize.
-float scale_of_head(const float* x, int64_t dim, float& inverse) {
-  float largest = 0, broken = 0;
-  for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(x[d])), broken += x[d] * 0.0f;
-  const bool finite = broken == 0.0f;
-  inverse = finite && largest > kSmallest ? 127.0f / largest : 0.0f;
-  return !finite ? NAN : largest > kSmallest ? largest / 127.0f : 0.0f;
-}
-
-// The numbers of one head of `rows` tokens, `stride` apart in the cache and side by side for tokens that are.
-template <typename Element>
-void store_head(const float* x, int64_t x_stride, int64_t rows, int64_t dim, float* scales, Element* to, int64_t stride) {
-  float inverse[kStrip];
-  for (int64_t t = 0; t < rows; ++t) {
-    inverse[t] = 1.0f;
-    if constexpr (std::is_same_v<Element, int8_t>) scales[t] = scale_of_head(x + t * x_stride, dim, inverse[t]);
-  }
-  for (int64_t d = 0; d < dim; ++d) {
-    for (int64_t t = 0; t < rows; ++t) {
-      to[d * stride + t] = narrowed<Element>(inverse[t] == 0.0f ? 0.0f : x[t * x_stride + d] * inverse[t]);
-    }
-  }
-}
-
-// Tokens from m on that stand behind each other in a block: their keys are written line by line.
-int64_t run_of_slots(const StoreJob& job, int64_t m, int64_t end) {
-  int64_t rows = 1;
-  while (m + rows < end && rows < kStrip && job.slots[m + rows] == job.slots[m] + rows &&
-         job.slots[m + rows] % job.blocks.block_size != 0) {
-    ++rows;
-  }
-  return rows;
-}
-
-template <typename Element>
-void store_rows(const StoreJob& job, int64_t begin, int64_t end) {
-  const KeyValueBlocks& blocks = job.blocks;
-  const int64_t dim = blocks.head_dim, padded = (dim + kPanel - 1) / kPanel * kPanel;
-  const bool scaled = std::is_same_v<Element, int8_t>;  // others have no scales to point to
-  for (int64_t m = begin, rows; m < end; m += rows) {
-    rows = run_of_slots(job, m, end);
-    const int64_t block = job.slots[m] / blocks.block_size, place = job.slots[m] % blocks.block_size;
-    for (int64_t h = 0; h < blocks.kv_heads; ++h) {
-      const int64_t head = (block * blocks.kv_heads + h) * blocks.block_size;
-      const float* new_keys = job.keys + m * job.key_stride + h * dim;
-      float* key_scales = scaled ? blocks.key_scales + head + place : nullptr;
-      Element* keys = static_cast<Element*>(blocks.keys) + head * dim + place;
-      store_head(new_keys, job.key_stride, rows, dim, key_scales, keys, blocks.block_size);
-      for (int64_t t = 0; t < rows; ++t) {
-        const float* new_values = job.values + (m + t) * job.value_stride + h * dim;
-        float* value_scale = scaled ? blocks.value_scales + head + place + t : nullptr;
-        Element* values = static_cast<Element*>(blocks.values) + (head + place + t) * padded;
-        store_head(new_values, 0, 1, dim, value_scale, values, 1);
-        std::fill(values + dim, values + padded, Element(0));
-      }
-    }
-  }
-}
-
 // Products of the same activations, shared out as one.
 struct Linears {
   const LinearJob* jobs;
@@ -252,10 +179,8 @@ void perform(const CombineJob& job) {
 void perform(const ChooseJob& job) { run(chosen().choose, job, job.rows, rows_worthwhile(job.width)); }
 
 void perform(const StoreJob& job) {
-  const int32_t bits = job.blocks.bits;
-  const auto kernel = bits == 8 ? store_rows<int8_t> : bits == 16 ? store_rows<uint16_t> : store_rows<float>;
   // Each number of a key has a cache line of its own.
-  run(kernel, job, job.rows, rows_worthwhile(8 * job.blocks.kv_heads * job.blocks.head_dim));
+  run(chosen().store, job, job.rows, rows_worthwhile(8 * job.blocks.kv_heads * job.blocks.head_dim));
 }
 
 void perform(const AttentionJob& job) { run(chosen().attend, job, chosen().attention_items(job), 1); }

@@ -1,4 +1,5 @@
-// One register of this instruction set, and the few operations that the compiler does not find by itself.
+// One register of this instruction set, and the few operations that the compiler does not find by itself: it takes bytes
+// apart one by one where they are to become numbers of 32 bits.
 //
 // Included once for every level (see kernels.cpp), inside its namespace and with its instructions allowed. Everything
 // else is written once, in the compiler's own vectors of W numbers.
@@ -36,6 +37,10 @@ constexpr int32_t kByteZero = 128;
 
 INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE F from_half(H x) { return (F)_mm512_cvtph_ps((__m256i)x); }
+INLINE U widen(H x) { return (U)_mm512_cvtepu16_epi32((__m256i)x); }
+INLINE I widen(S x) { return (I)_mm512_cvtepi8_epi32((__m128i)x); }
+INLINE H narrow(U x) { return (H)_mm512_cvtepi32_epi16((__m512i)x); }
+INLINE S narrow(I x) { return (S)_mm512_cvtepi32_epi8((__m512i)x); }
 INLINE float reduce_max(F x) { return _mm512_reduce_max_ps((__m512)x); }
 INLINE float reduce_add(F x) { return _mm512_reduce_add_ps((__m512)x); }
 // Those of x where `kept` is -1, side by side; all W places at `to` may be written to. Returns how many.
@@ -59,6 +64,15 @@ constexpr int32_t kByteZero = 0;
 
 INLINE F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE F from_half(H x) { return (F)_mm256_cvtph_ps((__m128i)x); }
+INLINE U widen(H x) { return (U)_mm256_cvtepu16_epi32((__m128i)x); }
+INLINE I widen(S x) { return (I)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x)); }
+INLINE H narrow(U x) {  // of numbers that fit, as below
+  return (H)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+}
+INLINE S narrow(I x) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  return (S)_mm_cvtsi128_si64(_mm_packs_epi16(words, words));
+}
 INLINE float reduce_max(F x) {
   __m128 half = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
   half = _mm_max_ps(half, _mm_movehl_ps(half, half));
@@ -93,6 +107,10 @@ INLINE F from_half(H x) {
   for (int i = 0; i < W; ++i) out[i] = half_to_float(x[i]);
   return out;
 }
+INLINE U widen(H x) { return __builtin_convertvector(x, U); }
+INLINE I widen(S x) { return __builtin_convertvector(x, I); }
+INLINE H narrow(U x) { return __builtin_convertvector(x, H); }
+INLINE S narrow(I x) { return __builtin_convertvector(x, S); }
 INLINE float reduce_max(F x) { return std::max(std::max(x[0], x[1]), std::max(x[2], x[3])); }
 INLINE float reduce_add(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 INLINE I dot_nibbles(I sums, B weights, I values) {

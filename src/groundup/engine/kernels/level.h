@@ -3,6 +3,7 @@
 #include "arithmetic.h"
 #include "linear.h"
 #include "pointwise.h"
+#include "store.h"
 #include "attention.h"
 #include "choose.h"
 
@@ -11,5 +12,5 @@
 
 constexpr Kernels kernels = {
     quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, mix, gate, combine, choose,
-    attention_items, attend,
+    store, attention_items, attend,
 };

@@ -9,21 +9,13 @@ static void quantize(const QuantizeJob& job, int64_t begin, int64_t end) {
   const Activations& out = job.out;
   for (int64_t m = begin; m < end; ++m) {
     const float* x = job.input + m * job.input_stride;
-    F largest = {}, broken = {};
-    for (int64_t i = 0; i < job.width; i += W) {
-      const F part = load(x + i, job.width - i);
-      largest = max(largest, abs(part));
-      broken += part * 0.0f;
-    }
-    const float top = reduce_max(largest);
-    const bool finite = reduce_add(broken) == 0.0f;
-    const float inverse = finite && top > kSmallest ? 127.0f / top : 0.0f;
-    out.scales[m] = !finite ? NAN : top > kSmallest ? top / 127.0f : 0.0f;
+    const Scale found = scale_of(x, job.width);
+    out.scales[m] = found.scale;
     int8_t* values = out.values + m * out.stride;
     for (int64_t i = 0; i < out.stride; i += W) {
-      const F part = finite ? load(x + i, job.width - i) : F{};
-      const S narrow = __builtin_convertvector(round_to_int(part * inverse), S);
-      std::memcpy(values + i, &narrow, sizeof narrow);
+      const F part = found.is_finite ? load(x + i, job.width - i) : F{};
+      const S whole = narrow(round_to_int(part * found.inverse));
+      std::memcpy(values + i, &whole, sizeof whole);
     }
     int32_t* sums = out.running_sums + m * (out.stride / kSumColumns + 1);
     sums[0] = 0;

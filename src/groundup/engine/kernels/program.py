@@ -28,25 +28,12 @@ from groundup.engine.kernels import (
     matrix_fields,
 )
 from groundup.engine.kernels.checks import address, require_shape
+from groundup.engine.kernels.tables import Tables
 from groundup.model.specs import Activation, FeedForward
 from groundup.quantize.matrix import QuantizedMatrix
 
 # Products that one instruction can share out: see program.h.
 MOST_LINEARS = 8
-
-
-class StepTables(NamedTuple):
-    """What a run is about.
-
-    positions_m: int32, the place of each token in its text. slots_m: int64, where its keys and values go.
-    block_table: int32 (s, most blocks). query_starts: int32 (s + 1). key_counts_s: int32. See `kernels.attend`.
-    """
-
-    positions_m: npt.NDArray[np.int32]
-    slots_m: npt.NDArray[np.int64]
-    block_table: npt.NDArray[np.int32]
-    query_starts: npt.NDArray[np.int32]
-    key_counts_s: npt.NDArray[np.int32]
 
 
 class Product(NamedTuple):
@@ -58,12 +45,20 @@ class Product(NamedTuple):
     residual_mn: Tensor | None = None
 
 
-class Numbers(NamedTuple):
+class Numbers:
     """int64 (count, tokens), told before a run: each is at least `least` and less than `below`."""
 
-    values_nm: Tensor
-    least: int
-    below: int
+    def __init__(self, count: int, tokens: int, least: int, below: int) -> None:
+        self.values_nm = torch.zeros(count, tokens, dtype=torch.int64)
+        self.least, self.below = least, below
+        self._rows: list[npt.NDArray[np.int64]] = list(self.values_nm.numpy())
+
+    def tell(self, *rows: Sequence[int]) -> None:
+        """The numbers of the first tokens. Raises ValueError for those out of range."""
+        for row, told in zip(self._rows, rows, strict=True):
+            if min(told) < self.least or max(told) >= self.below:
+                raise ValueError(f"numbers of {min(told)} … {max(told)} are not in {self.least} … {self.below - 1}")
+            row[: len(told)] = told
 
 
 class Program:
@@ -78,7 +73,7 @@ class Program:
         self._parts: list[list[jobs.Instruction] | Callable[[int], object]] = []
         self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], object]] | None = None
         self._buffers: dict[tuple[str, int], Tensor] = {}
-        self._numbers: list[Numbers] = []
+        self._has_numbers = False
         self._quantized: dict[tuple[int, int], Activations] = {}
         # What instructions point to lives as long as they do.
         self._kept: list[Any] = []
@@ -95,8 +90,8 @@ class Program:
 
     def numbers(self, below: int, count: int = 1, least: int = 0) -> Numbers:
         """Room for so many numbers of each token, zeros at first."""
-        self._numbers.append(Numbers(torch.zeros(count, self.tokens, dtype=torch.int64), least, below))
-        return self._numbers[-1]
+        self._has_numbers = True
+        return Numbers(count, self.tokens, least, below)
 
     def quantize(self, x_mk: Tensor, pieces: int = 1) -> Activations:
         """Each of the equal pieces of a token as int8; the next call with as many channels writes over them."""
@@ -319,28 +314,31 @@ class Program:
         self._parts.append(function)
         self._written = None
 
-    def run(self, tables: StepTables) -> None:
+    def run(self, tables: Tables) -> None:
         """Do all of it for the tokens that the tables are of; what goes in must stand in its buffer."""
-        tokens, sequences = len(tables.positions_m), len(tables.key_counts_s)
-        if tokens > self.tokens or not len(tables.slots_m) == tokens == tables.query_starts[-1]:
-            raise ValueError(f"{tokens} tokens do not fit a program for {self.tokens}, or their tables")
-        if tables.positions_m.max() >= self._positions:
+        if tables.tokens > self.tokens:
+            raise ValueError(f"{tables.tokens} tokens do not fit a program for {self.tokens}")
+        if tables.end_position > self._positions:
             raise ValueError(f"a token stands beyond the {self._positions} positions that there are tables for")
-        if tables.slots_m.max() >= self._slots:
+        if tables.end_slot > self._slots:
             raise ValueError(f"a token's keys lie beyond the {self._slots} slots that there are")
-        for values_nm, least, below in self._numbers:
-            told = values_nm.numpy()[:, :tokens]
-            if told.min() < least or told.max() >= below:
-                raise ValueError(f"numbers of {told.min()} … {told.max()} are not in {least} … {below - 1}")
+        self._perform(tables.tokens, tables.sequences, tables.table_stride, *tables.pointers)
+
+    def run_rows(self, rows: int) -> None:
+        """Do all of it for so many rows, which belong to no text: for programs without rope, keys and values."""
+        if rows > self.tokens or self._positions != math.inf or self._slots != math.inf or self._has_numbers:
+            raise ValueError(f"{rows} rows do not fit a program for {self.tokens}, or it wants to know their places")
+        self._perform(rows, 0, 0)
+
+    def _perform(self, tokens: int, *about: int) -> None:
+        """about: the other fields of a `ProgramJob`."""
         if self._written is None:
             self._written = [part if callable(part) else (jobs.Instruction * len(part))(*part) for part in self._parts]
-        pointers = [each.ctypes.data for each in tables]
         for part in self._written:
             if callable(part):
                 part(tokens)
             else:
-                sizes = len(part), tokens, sequences, tables.block_table.shape[1]
-                library.call("program", jobs.ProgramJob(ctypes.addressof(part), *sizes, *pointers))
+                library.call("program", jobs.ProgramJob(ctypes.addressof(part), len(part), tokens, *about))
 
     def _append(self, job: Any, *kept: Any, count: int = 1) -> None:
         kind = job._type_ if isinstance(job, ctypes.Array) else type(job)

@@ -4,6 +4,7 @@ Sources: Wang and Komatsuzaki 2021 (one norm for both, pairs of neighbouring dim
 al. 2022, section 2.1 (two norms, pairs half a head apart; Pythia is of this family).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from groundup.formats import fields
@@ -49,6 +50,14 @@ def neox_rules(config: ModelConfig) -> list[Rule]:
     """GPT-NeoX's names."""
     fused = joined_by_head("gpt_neox.layers.*.attention.query_key_value.weight", config.layers[0].attention.kv_heads)
     return with_biases([*same(NEOX_NAMES), fused])
+
+
+def _newer_neox_rules(config: ModelConfig) -> list[Rule]:
+    """With the head's name of transformers 5, by which adapters call it."""
+    return [
+        replace(rule, disk=("lm_head.weight",)) if rule.ours == ("head.weight",) else rule
+        for rule in neox_rules(config)
+    ]
 
 
 def gptj_rules(config: ModelConfig) -> list[Rule]:
@@ -112,7 +121,15 @@ GPTJ_KEYS = SHAPE | {
     "tie_word_embeddings": fields.TIED.usually(False),
 }
 NEOX_UNUSED = tuple(f"gpt_neox.layers.*.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq"))
-GPT_NEOX = mapped("gpt_neox", "GPTNeoXForCausalLM", NEOX_KEYS, neox_rules, always=PLAIN, ignored=NEOX_UNUSED)
+GPT_NEOX = mapped(
+    "gpt_neox",
+    "GPTNeoXForCausalLM",
+    NEOX_KEYS,
+    neox_rules,
+    always=PLAIN,
+    ignored=NEOX_UNUSED,
+    other_rules=(_newer_neox_rules,),
+)
 GPTJ = mapped(
     "gptj",
     "GPTJForCausalLM",

@@ -1,0 +1,43 @@
+"""The head of a quantized model as a program: logits of what leaves its layers.
+
+Shape suffixes: m tokens of a step, n tokens, d width of the head, v vocabulary.
+"""
+
+from torch import Tensor
+
+from groundup.engine.kernels.program import Product, Program
+from groundup.model.language_model import LanguageModel, softcap
+from groundup.quantize.modules import QuantizedMatrixModule
+
+# Tokens whose logits are computed at a time: there are no more texts in most steps, and their guesses.
+MOST_ROWS = 128
+
+
+class HeadRunner:
+    """Computes logits of up to `MOST_ROWS` tokens, without adapters, if the head is quantized.
+
+    leaves_md: the buffer of what leaves the layers. What is asked for mostly stands at its beginning.
+    """
+
+    def __init__(self, model: LanguageModel, leaves_md: Tensor) -> None:
+        head, bias_v = model.head_matrix, model.head_bias
+        self._softcap = model.config.logit_softcap
+        self._program: Program | None = None
+        if isinstance(head, QuantizedMatrixModule) and leaves_md.shape[1] == head.matrix.columns:
+            self._hidden_nd = leaves_md[:MOST_ROWS]
+            self._program = Program(len(self._hidden_nd))
+            self._logits_nv = self._program.buffer("logits", head.matrix.rows)
+            product = Product(head.matrix, None if bias_v is None else bias_v.detach().float(), self._logits_nv)
+            self._program.linear(self._program.quantize(self._hidden_nd), product)
+
+    def computes(self, hidden_nd: Tensor) -> bool:
+        return self._program is not None and len(hidden_nd) <= self._program.tokens
+
+    def logits(self, hidden_nd: Tensor) -> Tensor:
+        """(n, vocab), valid until the next call; what stood at the beginning of `leaves_md` is overwritten."""
+        assert self._program is not None
+        rows = len(hidden_nd)
+        if hidden_nd.data_ptr() != self._hidden_nd.data_ptr():
+            self._hidden_nd[:rows] = hidden_nd
+        self._program.run_rows(rows)
+        return softcap(self._logits_nv[:rows], self._softcap)

@@ -1,0 +1,72 @@
+"""What a run of a program is about: where the tokens of a step stand, and what they see.
+
+Shape suffixes: m tokens, s sequences.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Tables(Protocol):
+    """What a run is about: tables of so many tokens of so many sequences, and where they lie.
+
+    table_stride: blocks in a row of the block table. end_position, end_slot: behind the highest of each.
+    pointers: to what `StepTables` has, in this order.
+    """
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def sequences(self) -> int: ...
+    @property
+    def table_stride(self) -> int: ...
+    @property
+    def end_position(self) -> int: ...
+    @property
+    def end_slot(self) -> int: ...
+    @property
+    def pointers(self) -> tuple[int, ...]: ...
+
+
+class StepTables(NamedTuple):
+    """`Tables` as arrays.
+
+    positions_m: int32, the place of each token in its text. slots_m: int64, where its keys and values go.
+    block_table: int32 (s, most blocks). query_starts: int32 (s + 1). key_counts_s: int32. See `kernels.attend`.
+    """
+
+    positions_m: npt.NDArray[np.int32]
+    slots_m: npt.NDArray[np.int64]
+    block_table: npt.NDArray[np.int32]
+    query_starts: npt.NDArray[np.int32]
+    key_counts_s: npt.NDArray[np.int32]
+
+    @property
+    def tokens(self) -> int:
+        """Raises ValueError where the arrays are of different numbers of them."""
+        tokens = len(self.positions_m)
+        if not len(self.slots_m) == tokens == self.query_starts[-1]:
+            raise ValueError(f"{tokens} positions, {len(self.slots_m)} slots and {self.query_starts[-1]} queries")
+        return tokens
+
+    @property
+    def sequences(self) -> int:
+        return len(self.key_counts_s)
+
+    @property
+    def table_stride(self) -> int:
+        return self.block_table.shape[1]
+
+    @property
+    def end_position(self) -> int:
+        return int(self.positions_m.max()) + 1
+
+    @property
+    def end_slot(self) -> int:
+        return int(self.slots_m.max()) + 1
+
+    @property
+    def pointers(self) -> tuple[int, ...]:
+        return tuple(each.ctypes.data for each in self)

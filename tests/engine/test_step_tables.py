@@ -1,0 +1,54 @@
+"""The tables of steps: in memory that is used again, the same as made anew."""
+
+import ctypes
+import math
+import random
+
+import numpy as np
+
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from groundup.engine.kernels.tables import StepTables
+from groundup.engine.scheduler import Scheduler
+from groundup.engine.step_tables import StepMemory, step_tables
+
+BLOCKS, BUDGET = 40, 24
+
+
+def test_tables_in_the_same_memory_are_those_that_are_made_anew():
+    """Texts come, grow, lose blocks that nothing sees any more, and go, so that rows change hands."""
+    draw = random.Random(5)
+    scheduler = Scheduler(BlockPool(BLOCKS), BUDGET, 6, reach=20)
+    memory = StepMemory(BUDGET, BLOCKS, BLOCK_TOKENS)
+    lengths = set()
+    for number in range(300):
+        if draw.random() < 0.2:
+            scheduler.add([number % 7] * draw.randint(1, 60), 90)
+        step = scheduler.schedule()
+        if step.chunks:
+            memory.fill(step.chunks)
+            _require_equal(memory, step_tables(step.chunks, BLOCK_TOKENS))
+            lengths.add(len(step.chunks))
+        scheduler.complete(step)
+        for text in [*scheduler.running]:
+            if not text.pending:
+                text.tokens.append(3)
+            if len(text.tokens) > 80 or draw.random() < 0.02:
+                scheduler.remove(text)
+    assert lengths >= {1, 2, 3, 4}
+
+
+def _require_equal(memory: StepMemory, made: StepTables) -> None:
+    """By what stands where the kernels are told to look. Behind a text's own blocks, which end with its keys, may stand
+    anything."""
+    for pointer, expected in zip(memory.pointers, made, strict=True):
+        is_table = expected is made.block_table
+        shape = (made.sequences, memory.table_stride) if is_table else expected.shape
+        kind = ctypes.c_int64 if expected.dtype == np.int64 else ctypes.c_int32
+        found = np.array((kind * math.prod(shape)).from_address(pointer)).reshape(shape)
+        if is_table:
+            for found_row, row, keys in zip(found, expected, made.key_counts_s, strict=True):
+                assert np.array_equal(found_row[: blocks_for(keys)], row[: blocks_for(keys)])
+        else:
+            assert np.array_equal(found, expected)
+    for name in ("tokens", "sequences", "end_position", "end_slot"):
+        assert getattr(memory, name) == getattr(made, name)
