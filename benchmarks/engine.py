@@ -9,7 +9,8 @@ the same threads. Per round and side:
 - prefill: tokens per second of one prompt, until the first token after it;
 - 1, 16, 32 streams: tokens per second of all streams together after each has its first, from short prompts;
 - start: seconds from the start of the process to the first token, with the files in memory, and of loading alone;
-- overhead: what of a step of ours in which every stream gets a token is spent outside the model;
+- overhead: what of a step of ours in which every stream gets a token is spent outside the model, where the likeliest
+  token is taken and where one is drawn;
 - guesses: one stream of ours that repeats itself, with speculation and without.
 
 Ours and `transformers` choose every token from its logits; llama.cpp is fed random ones and chooses none, as in its own
@@ -123,13 +124,14 @@ def start_rows(size: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> li
 
 
 def overhead_rows(size: str, rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each number of streams."""
+    """A row for each way of choosing tokens, and number of streams."""
     rows = []
-    for streams in rounds[0]["overhead"] if rounds else ():
-        found = [one["overhead"][streams] for one in rounds]
-        step_s, outside_s = (statistics.median(one[name] for one in found) for name in ("step_s", "outside_s"))
-        shares = {"step ms": 1000 * step_s, "outside the model ms": 1000 * outside_s, "%": 100 * outside_s / step_s}
-        rows.append({"model": size, "what": _streams(int(streams)), **shares})
+    for choice, by_streams in rounds[0]["overhead"].items() if rounds else ():
+        for streams in by_streams:
+            found = [one["overhead"][choice][streams] for one in rounds]
+            step_s, outside_s = (statistics.median(one[name] for one in found) for name in ("step_s", "outside_s"))
+            shares = {"step ms": 1000 * step_s, "outside the model ms": 1000 * outside_s, "%": 100 * outside_s / step_s}
+            rows.append({"model": size, "what": _streams(int(streams)), "token": choice, **shares})
     return rows
 
 

@@ -88,7 +88,7 @@ def step_times(vocab_size: int) -> list[dict[str, Any]]:
 
 
 def batch_times(vocab_size: int) -> list[dict[str, Any]]:
-    """A row for each of `SETTINGS`: as the engine's loop does it, with rows that are summed up together."""
+    """A row for each of `SETTINGS`: as the engine's loop does it, with rows that the kernels read together."""
     logits_tv = zipf_logits(vocab_size, rows=4 * BATCH)
     rows = []
     for name, sampling in SETTINGS.items():
@@ -96,8 +96,8 @@ def batch_times(vocab_size: int) -> list[dict[str, Any]]:
         seconds = []
         for step in range(STEPS // BATCH):
             begun = time.perf_counter()
-            summed_up = rows_of(logits_tv[step % 4 * BATCH :][:BATCH])
-            for chooser, logits in zip(choosers, summed_up, strict=True):
+            read = rows_of(logits_tv[step % 4 * BATCH :][:BATCH], [chooser.draw() for chooser in choosers])
+            for chooser, logits in zip(choosers, read, strict=True):
                 chooser.choose(logits)
             seconds.append((time.perf_counter() - begun) / BATCH)
         rows.append({"settings": name, "vocabulary": vocab_size, **_quantiles(seconds)})

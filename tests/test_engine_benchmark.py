@@ -36,6 +36,11 @@ def test_the_benchmark_runs_and_its_ratios_are_those_of_its_rounds(tmp_path: Pat
     for row in starts:
         parts = [row[part] for part in ("process and libraries", "load", "first token")]
         assert min(parts) > 0 and row["whole"] == pytest.approx(sum(parts), rel=0.01)
+    assert [(row["what"], row["token"]) for row in overheads] == [
+        (what, token)
+        for token in ("the likeliest", "temperature 0.8, top-p 0.95")
+        for what in ("1 stream", "3 streams")
+    ]
     for row in overheads:
         assert 0 < row["outside the model ms"] < row["step ms"]
     (row,) = guesses

@@ -90,6 +90,9 @@ class Watching:
     def fork(self) -> "Watching":
         return Watching()
 
+    def draw(self, ahead: int = 0) -> None:
+        """It looks for itself."""
+
     def choose(self, logits: Logits) -> Choice:
         logits_v = logits.logits_v if isinstance(logits, Row) else logits
         self.seen.append(logits_v)

@@ -3,14 +3,18 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from task import Task, answer
 
 from groundup.engine.engine import Engine
 from groundup.engine.guessing import PromptLookup
+from groundup.engine.sampling import Sampling
 
 IMPORTED = time.monotonic()
+# How tokens are chosen where the overhead is measured.
+CHOICES = {"the likeliest": Sampling(), "temperature 0.8, top-p 0.95": Sampling(temperature=0.8, top_p=0.95)}
 
 
 class Groundup:
@@ -33,12 +37,15 @@ class Groundup:
 
     def extras(self, task: Task) -> dict[str, Any]:
         """How long steps take in which every stream gets a token, and how much of that is outside the model."""
-        found = {}
-        for streams in task.streams:
-            steps = self._watched(task.prompts(streams, task.context_tokens, seed=5000 + streams), task.new_tokens)
-            step_s = statistics.median(step for step, _ in steps)
-            outside_s = statistics.median(step - model for step, model in steps)
-            found[str(streams)] = {"step_s": step_s, "outside_s": outside_s, "share": outside_s / step_s}
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for number, (choice, sampling) in enumerate(CHOICES.items()):
+            found[choice] = {}
+            for streams in task.streams:
+                prompts = task.prompts(streams, task.context_tokens, seed=5000 + 100 * number + streams)
+                steps = self._watched(prompts, task.new_tokens, sampling)
+                step_s = statistics.median(step for step, _ in steps)
+                outside_s = statistics.median(step - model for step, model in steps)
+                found[choice][str(streams)] = {"step_s": step_s, "outside_s": outside_s, "share": outside_s / step_s}
         return {"overhead": found, "guessing": self._guessing(task)}
 
     def _guessing(self, task: Task) -> dict[str, float]:
@@ -59,15 +66,17 @@ class Groundup:
             "tokens_per_step": (task.new_tokens - 1) / len(steps),
         }
 
-    def _seconds(self, prompts: list[list[int]], new_tokens: int) -> float:
+    def _seconds(self, prompts: list[list[int]], new_tokens: int, sampling: Sampling | None = None) -> float:
         begun = time.perf_counter()
-        written = self._engine.generate(prompts, max_tokens=new_tokens)
+        written = self._engine.generate(prompts, replace(sampling or Sampling(), max_tokens=new_tokens))
         seconds = time.perf_counter() - begun
         if any(len(one.tokens) != new_tokens for one in written):
             raise SystemExit(f"texts of other lengths than {new_tokens} were written")
         return seconds
 
-    def _watched(self, prompts: list[list[int]], new_tokens: int) -> list[tuple[float, float]]:
+    def _watched(
+        self, prompts: list[list[int]], new_tokens: int, sampling: Sampling | None = None
+    ) -> list[tuple[float, float]]:
         """Seconds of each step but the first, and of what the model took of it."""
         loop: Any = self._engine._loop
         runner, step = loop._runner, loop.step
@@ -81,7 +90,7 @@ class Groundup:
 
         loop._runner, loop.step = watch, timed_step
         try:
-            self._seconds(prompts, new_tokens)
+            self._seconds(prompts, new_tokens, sampling)
         finally:
             loop._runner, loop.step = runner, step
         return steps[1:]

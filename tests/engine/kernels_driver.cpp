@@ -23,7 +23,7 @@ void groundup_norm(const NormJob*);
 void groundup_rope(const RopeJob*);
 void groundup_activate(const ActivateJob*);
 void groundup_add(const AddJob*);
-void groundup_summarise(const SummariseJob*);
+void groundup_choose(const ChooseJob*);
 void groundup_store(const StoreJob*);
 void groundup_attend(const AttentionJob*);
 void groundup_program(const ProgramJob*);
@@ -99,10 +99,6 @@ void pointwise() {
   require_finite(out.get(), rows * width, "activate");
   const AddJob add{x.get(), y.get(), span};
   groundup_add(&add);
-  std::vector<double> normalisers(rows);
-  std::vector<int64_t> largest(rows);
-  const SummariseJob summarise{x.get(), normalisers.data(), largest.data(), rows, width, apart};
-  groundup_summarise(&summarise);
 
   const int64_t heads = up_to(4), half = up_to(40), head_dim = 2 * half + draw() % 3, places = up_to(9);
   auto turned = random<float>(rows * heads * head_dim), tables = random<float>(places * half);
@@ -112,6 +108,38 @@ void pointwise() {
                      heads * head_dim, int32_t(draw() % 2)};
   groundup_rope(&rope);
   require_finite(turned.get(), rows * heads * head_dim, "rope");
+}
+
+// Draws by all kinds of settings from logits of which some are equal, some banned, and some no numbers.
+void choose() {
+  const int64_t rows = up_to(6), width = up_to(3000), apart = width + draw() % 3;
+  auto logits = random<float>((rows - 1) * apart + width);
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = logits.get() + i * apart;
+    const uint32_t kind = draw() % 8;
+    for (int64_t j = 0; j < width; ++j) {
+      if (kind == 0) row[j] = 1.0f;
+      if (kind == 1) row[j] = std::round(row[j]);
+      if (kind == 2 && j % 3 != 0) row[j] = -INFINITY;
+      if (kind == 3) row[j] = row[j] * 1e30f;
+      if (kind == 4 && j == width / 2) row[j] = draw() % 2 ? NAN : INFINITY;
+    }
+  }
+  const auto uniform = [] { return draw() / 4294967296.0; };
+  std::vector<Draw> draws(rows);
+  for (Draw& one : draws) {
+    const double temperatures[] = {0, 1e-30, 0.7, 1, 1e30}, numbers[] = {0, 0.9999999999999999, uniform()};
+    one.temperature = temperatures[draw() % 5], one.number = numbers[draw() % 3];
+    one.top_k = draw() % 2 ? 0 : int64_t(draw() % (width + 2));
+    one.top_p = draw() % 2 ? 1 : draw() % 2 ? uniform() : 1 - 1e-9;
+    one.min_p = draw() % 2 ? 0 : uniform();
+  }
+  std::vector<Chosen> chosen(rows);
+  const ChooseJob job{logits.get(), draws.data(), chosen.data(), rows, width, apart};
+  groundup_choose(&job);
+  for (const Chosen& one : chosen) {
+    if (one.token < 0 || one.token >= width) std::printf("choose: token %ld\n", long(one.token)), std::exit(1);
+  }
 }
 
 // One instruction for so many tokens.
@@ -206,7 +234,7 @@ int main() {
     if (!groundup_set_level(level)) continue;
     for (const int threads : {1, 3}) {
       groundup_set_threads(threads);
-      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), mixtures(), grouped(), attention();
+      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), choose(), mixtures(), grouped(), attention();
     }
   }
   std::vector<std::thread> callers;  // several threads ask the pool at once

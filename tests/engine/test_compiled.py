@@ -224,7 +224,7 @@ def test_scores_are_of_the_head_that_the_adapter_makes():
     ids, adapter = random_ids(20, seed=1).tolist(), _random_adapter(model, "all", 0)
     runner.adapters.add(adapter)
     scheduler.add(ids, 20, adapter=adapter)
-    ((_, hidden_td),) = runner.run(scheduler.schedule())
+    hidden_td = runner.run(scheduler.schedule())
     logits_tv = runner.logits(hidden_td, [adapter] * 20).log_softmax(-1)
     expected_t = logits_tv[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
     found_t = torch.tensor(runner.log_probabilities(hidden_td, ids[1:], adapter))

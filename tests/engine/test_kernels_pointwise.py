@@ -109,40 +109,6 @@ def test_wrong_tensors_are_refused(compiled: None):
         kernels.rope(_random(1, 2, 6), *tables, torch.tensor([0]).int(), interleaved=False)
 
 
-@pytest.mark.parametrize("width", [*WIDTHS, 151_936])
-@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
-def test_rows_are_summed_up_as_in_float64(level: str, width: int, spread: float):
-    wide = spread * _random(5, width + 3) - 7
-    x = wide[:, 1 : width + 1]
-    x[0, width // 2 :] = float("-inf") if width > 1 else -7
-    normalisers, largest = kernels.summarise(x)
-    torch.testing.assert_close(normalisers, x.double().logsumexp(1), rtol=1e-6, atol=1e-6)
-    assert largest.tolist() == [int(row.argmax()) for row in x.numpy()]
-
-
-def test_of_equal_numbers_the_first_is_the_largest(level: str):
-    x = torch.zeros(3, 70)
-    x[1, [9, 25, 40]] = 2.0
-    x[2, [69, 68]] = 2.0
-    assert kernels.summarise(x)[1].tolist() == [0, 9, 68]
-
-
-@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
-def test_a_row_that_is_no_numbers_has_no_sum(level: str, strange: float):
-    x = _random(4, 100)
-    x[1, 57] = x[2, 99] = strange
-    x[3] = -float("inf")
-    assert kernels.summarise(x)[0].isnan().tolist() == [False, True, True, True]
-
-
-def test_rows_are_summed_up_by_themselves(level: str, threads: None):
-    x = _random(6, 40_000)
-    for count in (1, 3):
-        library.set_threads(count)
-        together = kernels.summarise(x)[0]
-        assert [float(kernels.summarise(row[None])[0]) for row in x] == together.tolist()
-
-
 @pytest.mark.parametrize("spec", [(1.702, 7.0, 1.0), (1.0, 0.5, 0.0), (0.6, None, -0.3)])
 def test_bounded_gates_are_those_of_the_model(level: str, spec: tuple[float, float | None, float]):
     sharpness, limit, offset = spec

@@ -16,6 +16,7 @@ import numpy as np
 from groundup.engine.beams import Beam, BeamSearch, Tokens
 from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Choice, Chooser
+from groundup.engine.draws import Draw
 from groundup.engine.jobs import Piece, next_piece
 from groundup.engine.rows import Logits
 from groundup.engine.sequence import Sequence
@@ -102,6 +103,10 @@ class Beaming:
         """The prompt is to be computed as this sequence."""
         text = None if self._text is None else self._text.copy()
         self._branches = {(): Branch(sequence, self._chooser, text, [])}
+
+    def draws(self, count: int) -> list[Draw | None]:
+        """Nothing is drawn: what follows is searched for."""
+        return [None] * count
 
     def hear(self, sequence: Sequence, logits: Logits) -> None:
         """What follows one of the beginnings."""

@@ -10,7 +10,10 @@ What happens to the logits, in this order, which is that of transformers:
 5. a token is drawn by the number that belongs to the seed and to the token's place in the sequence (`draws.py`).
 
 The log-probabilities that are told are those of the model: of the logits before any of this, as the trainer computes
-them. Shape suffixes: v vocabulary, n candidates.
+them. Where nothing but the settings of a `Draw` is asked for, the kernels do all of it, with rows of other texts; they
+and what is here compute in float32, in which a token near the border between two may be either.
+
+Shape suffixes: v vocabulary, n candidates.
 """
 
 import math
@@ -24,11 +27,11 @@ import torch
 
 from groundup.engine import filters
 from groundup.engine.constrain import Constraint
-from groundup.engine.draws import uniform
+from groundup.engine.draws import LIKELIEST, Draw, uniform
 from groundup.engine.filters import Floats, Positions
 from groundup.engine.mirostat import Mirostat
 from groundup.engine.penalties import Integers, TokenCounts, banned_endings, penalise
-from groundup.engine.rows import Logits, Row
+from groundup.engine.rows import Logits, Row, rows_of
 from groundup.engine.sampling import Sampling
 
 # Below this, a temperature is no float32 any more; no two different logits are as near to each other.
@@ -102,8 +105,8 @@ class Chooser:
         self._first_end = sampling.min_tokens if sampling.stop_token_ids else 0
         self._is_banning = len(sampling.bad_words) > 0 or constraint is not None
         self._is_changing = self._is_banning or counts is not None or len(self._bias_ids) > 0
-        # Whether the summary of a row says all that there is to say about it.
-        self._is_plain = sampling.temperature == 0 and sampling.logprobs == 0 and not self._is_changing
+        # Whether a `Draw` says how to choose from the logits that are left.
+        self._is_drawable = sampling.typical_p == 1 and mirostat is None
 
     @property
     def has_ended(self) -> bool:
@@ -117,22 +120,18 @@ class Chooser:
         together leave no token, and for a token id in the settings that the vocabulary does not have.
         """
         if self._is_settled_by(logits):
-            self.answer.append(logits.largest)
-            return Choice(logits.largest, logits.highest - logits.normaliser, [])
-        values_v, normaliser, largest = self._read(logits)
+            self.answer.append(logits.token)
+            top = self._likeliest(*self._read(logits)) if self.sampling.logprobs else []
+            return Choice(logits.token, logits.logprob, top)
+        values_v, normaliser = self._read(logits)
         adjusted_v = self._adjusted(values_v)
-        if self.sampling.temperature == 0:
-            token = largest if largest is not None and adjusted_v is values_v else int(adjusted_v.argmax())
-        else:
-            ids_n, logits_n = self._candidates(adjusted_v)
-            drawn = filters.draw(filters.weights(logits_n), self.number())
-            token = drawn if ids_n is None else int(ids_n[drawn])
+        token = self._chosen(adjusted_v)
         self._append(token, adjusted_v)
         return self._choice(token, values_v, normaliser)
 
     def take(self, logits: Logits, token: int) -> Choice:
         """The same with a token that was chosen elsewhere. Raises ValueError where it is banned, besides."""
-        values_v, normaliser, _ = self._read(logits)
+        values_v, normaliser = self._read(logits)
         if not 0 <= token < len(values_v):
             raise ValueError(f"token id {token} is outside the vocabulary of {len(values_v)}")
         adjusted_v = self._adjusted(values_v)
@@ -143,7 +142,7 @@ class Chooser:
 
     def scores(self, logits: Logits) -> Floats:
         """What beam search adds up, (vocab,): log-probabilities with bias and penalties, -inf for what is banned."""
-        values_v, normaliser, _ = self._read(logits)
+        values_v, normaliser = self._read(logits)
         return self._changed(values_v)[0] - normaliser
 
     def distribution(self, logits: Logits) -> Distribution:
@@ -156,9 +155,21 @@ class Chooser:
         drawn = np.flatnonzero(probabilities_n)
         return Distribution(drawn if ids_n is None else ids_n[drawn], probabilities_n[drawn])
 
-    def number(self) -> float:
-        """The number from [0, 1) that decides about the next token."""
-        return uniform(self.sampling.seed, self._first_place + len(self.answer), self._stream)
+    def number(self, ahead: int = 0) -> float:
+        """The number from [0, 1) that decides about the token after the next `ahead`."""
+        return uniform(self.sampling.seed, self._first_place + len(self.answer) + ahead, self._stream)
+
+    def draw(self, ahead: int = 0) -> Draw | None:
+        """How the token after the next `ahead` is chosen, if that depends on nothing but the logits as they are."""
+        if self._is_changing or len(self.answer) + ahead < self._first_end or not self._is_drawable:
+            return None
+        return self._own_draw(ahead)
+
+    def _own_draw(self, ahead: int = 0) -> Draw:
+        sampling = self.sampling
+        if sampling.temperature == 0:
+            return LIKELIEST
+        return Draw(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, self.number(ahead))
 
     def undo(self, count: int) -> None:
         """Take back the last `count` tokens. Raises ValueError where there are not as many."""
@@ -186,17 +197,16 @@ class Chooser:
         )
 
     def _is_settled_by(self, logits: Logits) -> TypeGuard[Row]:
-        """Whether the likeliest token is wanted, and the row's summary names it; the settings have been checked."""
+        """Whether the row has the token that is wanted; the settings have been checked."""
         return (
-            self._is_plain
+            isinstance(logits, Row)
             and self._vocab_size is not None
-            and len(self.answer) >= self._first_end
-            and isinstance(logits, Row)
             and math.isfinite(logits.normaliser)
+            and logits.draw == self.draw()
         )
 
-    def _read(self, logits: Logits) -> tuple[Floats, float, int | None]:
-        """The logits as an array, which is not to be written to, their normaliser, and the largest if it is known.
+    def _read(self, logits: Logits) -> tuple[Floats, float]:
+        """The logits as an array, which is not to be written to, and their normaliser.
 
         Raises ValueError where no token can be chosen, and where the settings are for another vocabulary.
         """
@@ -210,8 +220,8 @@ class Chooser:
             self._vocab_size = len(logits_v)
         values_v: Floats = logits_v.detach().to("cpu", torch.promote_types(logits_v.dtype, torch.float32)).numpy()
         if isinstance(logits, Row) and math.isfinite(logits.normaliser):
-            return values_v, logits.normaliser, logits.largest
-        return values_v, filters.log_normaliser(values_v), None
+            return values_v, logits.normaliser
+        return values_v, filters.log_normaliser(values_v)
 
     def _adjusted(self, logits_v: Floats) -> Floats:
         """The logits with bias, penalties and bans; -inf for what is banned. Raises ValueError if nothing is left."""
@@ -244,6 +254,18 @@ class Chooser:
         if is_early and not (constraint is not None and constraint.must_end):
             logits_v[list(self.sampling.stop_token_ids)] = -np.inf
 
+    def _chosen(self, logits_v: Floats) -> int:
+        """The token that is drawn from changed logits, or the likeliest."""
+        if self.sampling.temperature == 0:
+            return int(logits_v.argmax())
+        if self._is_drawable:
+            (row,) = rows_of(torch.from_numpy(np.ascontiguousarray(logits_v))[None], [self._own_draw()])
+            if isinstance(row, Row):
+                return row.token
+        ids_n, logits_n = self._candidates(logits_v)
+        drawn = filters.draw(filters.weights(logits_n), self.number())
+        return drawn if ids_n is None else int(ids_n[drawn])
+
     def _candidates(self, logits_v: Floats) -> tuple[Integers | None, Floats]:
         """Ids in ascending order (None: all) of what to draw from, and their logits by the temperature."""
         sampling = self.sampling
@@ -271,12 +293,13 @@ class Chooser:
         self.answer.append(token)
 
     def _choice(self, token: int, logits_v: Floats, normaliser: float) -> Choice:
-        top = filters.largest(logits_v, self.sampling.logprobs) if self.sampling.logprobs else ()
-        return Choice(
-            token,
-            logprob=float(logits_v[token]) - normaliser,
-            top=[(int(one), float(logits_v[one]) - normaliser) for one in top],
-        )
+        top = self._likeliest(logits_v, normaliser) if self.sampling.logprobs else []
+        return Choice(token, float(logits_v[token]) - normaliser, top)
+
+    def _likeliest(self, logits_v: Floats, normaliser: float) -> list[tuple[int, float]]:
+        """As many tokens as are to be told of, likeliest first, with their log-probabilities."""
+        top = filters.largest(logits_v, self.sampling.logprobs)
+        return [(int(one), float(logits_v[one]) - normaliser) for one in top]
 
 
 def _kept_of(sampling: Sampling, mirostat: Mirostat | None) -> list[Callable[[Floats], Positions]]:

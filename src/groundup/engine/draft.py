@@ -125,7 +125,8 @@ class DraftGuesser:
         if not ready:
             return
         hidden_nd = hidden_md[list(ready.values())]
-        rows = rows_of(self._runner.logits(hidden_nd, [sequence.adapter for sequence in ready]))
+        logits_nv = self._runner.logits(hidden_nd, [sequence.adapter for sequence in ready])
+        rows = rows_of(logits_nv, [drafted[sequence].chooser.draw() for sequence in ready])
         for sequence, logits in zip(ready, rows, strict=True):
             _guess(drafted[sequence], sequence, logits)
 

@@ -7,6 +7,23 @@ a pause, and with or without speculation.
 
 import hashlib
 import struct
+from typing import NamedTuple
+
+
+class Draw(NamedTuple):
+    """How a token is chosen from logits by all that they say; the fields are those of `Sampling`.
+
+    number: from [0, 1), the one that decides.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    number: float
+
+
+LIKELIEST = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, number=0.0)
 
 
 def uniform(seed: int, place: int, stream: int = 0) -> float:

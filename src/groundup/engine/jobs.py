@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from groundup.engine.choose import Choice, Chooser
+from groundup.engine.draws import Draw
 from groundup.engine.rows import Logits
 from groundup.engine.sequence import Sequence as Computed
 from groundup.engine.source import Source
@@ -90,6 +91,10 @@ class Writing:
     def begin(self, sequence: Computed) -> None:
         """It is to be computed as this sequence."""
         self.sequence = sequence
+
+    def draws(self, count: int) -> list[Draw | None]:
+        """How the next tokens are chosen, as far as that is known before."""
+        return [self.chooser.draw(ahead) for ahead in range(count)]
 
     def write(self, logits: Sequence[Logits], guesses: list[int], cached: int) -> tuple[list[int], bool]:
         """Choose the next tokens and tell of them; returns them, and whether the text is at its end.

@@ -142,7 +142,8 @@ class Loop:
         hidden_nd: of each text's last token, and of the guesses behind it.
         """
         adapters = [sequence.adapter for _, sequence in ready for _ in range(1 + sequence.guessed)]
-        rows = iter(rows_of(self._runner.logits(hidden_nd, adapters)))
+        draws = [draw for job, sequence in ready for draw in job.draws(1 + sequence.guessed)]
+        rows = iter(rows_of(self._runner.logits(hidden_nd, adapters), draws))
         searches: dict[Beaming, None] = {}
         for job, sequence in ready:
             logits = list(islice(rows, 1 + sequence.guessed))

@@ -1,8 +1,9 @@
-"""Logits of many texts at once: what every choice needs of its row, whatever it is going to choose by.
+"""Logits of many texts at once: what every choice needs of its row, and mostly the choice itself.
 
 Shape suffixes: n rows, v vocabulary.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -10,25 +11,27 @@ import torch
 from torch import Tensor
 
 from groundup.engine import kernels
+from groundup.engine.draws import LIKELIEST, Draw
 from groundup.engine.kernels import library
 
 
 class Row(NamedTuple):
-    """One row of logits (n, vocab), float32, that were summed up together.
+    """One row of logits (n, vocab), float32, that were read together.
 
-    normaliser: log Σ exp of it, not a number where no token can be chosen. largest: the first place of its largest
-    logit, which is `highest`.
+    token: the one that `draw` chooses, and its log-probability in nats.
+    normaliser: log Σ exp of the row, not a number where no token can be chosen.
     """
 
     logits_nv: Tensor
     number: int
+    draw: Draw
+    token: int
+    logprob: float
     normaliser: float
-    largest: int
-    highest: float
 
     @property
     def logits_v(self) -> Tensor:
-        """(vocab,). Made where it is wanted: taking the likeliest token needs no more than the numbers here."""
+        """(vocab,). Made where it is wanted: most choices need no more than what is here."""
         return self.logits_nv[self.number]
 
 
@@ -36,18 +39,16 @@ class Row(NamedTuple):
 Logits = Tensor | Row
 
 
-def rows_of(logits_nv: Tensor) -> list[Logits]:
-    """The rows of float32 logits, summed up by the kernels; as they are where there are no kernels, or in float64.
+def rows_of(logits_nv: Tensor, draws: Sequence[Draw | None]) -> list[Logits]:
+    """The rows of float32 logits, read by the kernels; as they are where there are no kernels, or in float64.
 
-    These take a third of NumPy's time for one row after the other; PyTorch takes longer than NumPy, so without kernels
-    it is left to whoever chooses.
+    draws: of each row; the likeliest token is chosen where there is none.
     """
     if not _has_kernels() or logits_nv.dtype != torch.float32:
         return list(logits_nv)
-    normalisers_n, largest_n = kernels.summarise(logits_nv)
-    highest_n = logits_nv.gather(1, largest_n[:, None])[:, 0]
-    summaries = zip(normalisers_n.tolist(), largest_n.tolist(), highest_n.tolist(), strict=True)
-    return [Row(logits_nv, number, *one) for number, one in enumerate(summaries)]
+    known = [draw or LIKELIEST for draw in draws]
+    pairs = zip(known, kernels.choose(logits_nv, known), strict=True)
+    return [Row(logits_nv, number, draw, *chosen) for number, (draw, chosen) in enumerate(pairs)]
 
 
 @cache

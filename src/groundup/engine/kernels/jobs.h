@@ -159,11 +159,29 @@ struct CombineJob {
   int64_t choices;
 };
 
-struct SummariseJob {
-  const float* input;
-  double* normalisers;  // log of the sum of exponentials of each row; not a number if that is none
-  int64_t* largest;     // the first place of each row's largest number
-  int64_t rows, width, stride;
+// How a row's token is chosen: see Draw in draws.py.
+struct Draw {
+  double temperature;  // 0: the likeliest
+  int64_t top_k;       // 0: all
+  double top_p;
+  double min_p;
+  double number;  // from [0, 1)
+};
+
+// normaliser: log of the sum of exponentials of the row; not a number if that is none, and so is logprob then.
+struct Chosen {
+  int64_t token;
+  double logprob;
+  double normaliser;
+};
+
+struct ChooseJob {
+  const float* logits;  // [m][width], rows `stride` apart
+  const Draw* draws;    // [m]
+  Chosen* chosen;       // [m]
+  int64_t rows;
+  int64_t width;
+  int64_t stride;
 };
 
 // Blocks of keys and values. Keys lie transposed, so that scores need no sums across a register:

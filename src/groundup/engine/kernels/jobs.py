@@ -1,7 +1,7 @@
 """What the library's functions are told, as ctypes sees it: field by field the structures of jobs.h."""
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 
 
 class PackedMatrixFields(ctypes.Structure):
@@ -101,9 +101,21 @@ class CombineJob(ctypes.Structure):
     )
 
 
-class SummariseJob(ctypes.Structure):
+class DrawFields(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("input", "normalisers", "largest")),
+        ("temperature", c_double),
+        ("top_k", c_int64),
+        *((name, c_double) for name in ("top_p", "min_p", "number")),
+    )
+
+
+class ChosenFields(ctypes.Structure):
+    _fields_ = (("token", c_int64), ("logprob", c_double), ("normaliser", c_double))
+
+
+class ChooseJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "draws", "chosen")),
         *((name, c_int64) for name in ("rows", "width", "stride")),
     )
 
@@ -165,7 +177,7 @@ FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "rope": RopeJob,
     "activate": ActivateJob,
     "add": AddJob,
-    "summarise": SummariseJob,
+    "choose": ChooseJob,
     "store": StoreJob,
     "attend": AttentionJob,
     "program": ProgramJob,

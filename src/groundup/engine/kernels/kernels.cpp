@@ -5,8 +5,8 @@
 // and nowhere else, so that a number does not depend on what the compiler made of the loop around it.
 //
 // jobs.h: what a call is told; pool.h: threads; packing.h: the layout of weights; lanes.h, arithmetic.h: one register
-// and what is made of it; linear.h, pointwise.h, store.h,
-// attention.h: the kernels; program.h: many of them in one call. Callers check sizes: nothing is checked here.
+// and what is made of it; linear.h, pointwise.h, store.h, attention.h, choose.h: the kernels; program.h: many of them in
+// one call. Callers check sizes: nothing is checked here.
 
 #include <algorithm>
 #include <cmath>
@@ -43,7 +43,7 @@ struct Kernels {
   void (*mix)(const MixJob&, int64_t, int64_t);
   void (*gate)(const GateJob&, int64_t, int64_t);
   void (*combine)(const CombineJob&, int64_t, int64_t);
-  void (*summarise)(const SummariseJob&, int64_t, int64_t);
+  void (*choose)(const ChooseJob&, int64_t, int64_t);
   void (*store)(const StoreJob&, int64_t, int64_t);
   int64_t (*attention_items)(const AttentionJob&);
   void (*attend)(const AttentionJob&, int64_t, int64_t);
@@ -196,7 +196,7 @@ void perform(const CombineJob& job) {
   run(chosen().combine, job, job.rows, rows_worthwhile(job.width * (1 + job.choices)));
 }
 
-void perform(const SummariseJob& job) { run(chosen().summarise, job, job.rows, rows_worthwhile(job.width)); }
+void perform(const ChooseJob& job) { run(chosen().choose, job, job.rows, rows_worthwhile(job.width)); }
 
 void perform(const StoreJob& job) {
   // Each number of a key has a cache line of its own.
@@ -230,7 +230,7 @@ void groundup_norm(const NormJob* job) { perform(*job); }
 void groundup_rope(const RopeJob* job) { perform(*job); }
 void groundup_activate(const ActivateJob* job) { perform(*job); }
 void groundup_add(const AddJob* job) { perform(*job); }
-void groundup_summarise(const SummariseJob* job) { perform(*job); }
+void groundup_choose(const ChooseJob* job) { perform(*job); }
 void groundup_store(const StoreJob* job) { perform(*job); }
 void groundup_attend(const AttentionJob* job) { perform(*job); }
 void groundup_program(const ProgramJob* job) { perform(*job); }

@@ -43,6 +43,13 @@ INLINE H narrow(U x) { return (H)_mm512_cvtepi32_epi16((__m512i)x); }
 INLINE S narrow(I x) { return (S)_mm512_cvtepi32_epi8((__m512i)x); }
 INLINE float reduce_max(F x) { return _mm512_reduce_max_ps((__m512)x); }
 INLINE float reduce_add(F x) { return _mm512_reduce_add_ps((__m512)x); }
+// Those of x where `kept` is -1, side by side; all W places at `to` may be written to. Returns how many.
+INLINE int64_t pack(float* to, F x, I kept) {
+  const __mmask16 mask = _mm512_movepi32_mask((__m512i)kept);
+  const __m512 packed = _mm512_maskz_compress_ps(mask, (__m512)x);
+  std::memcpy(to, &packed, sizeof packed);
+  return __builtin_popcount(mask);
+}
 INLINE I dot_nibbles(I sums, B weights, I values) {
   return (I)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)values);
 }
@@ -119,4 +126,12 @@ INLINE I dot_nibbles(I sums, B weights, I values) {
 }
 INLINE I dot_bytes(I sums, B weights, I values) { return dot_nibbles(sums, weights, values); }
 
+#endif
+
+#if GROUNDUP_LEVEL < 2
+INLINE int64_t pack(float* to, F x, I kept) {
+  int64_t count = 0;
+  for (int i = 0; i < W; ++i) to[count] = x[i], count -= kept[i];
+  return count;
+}
 #endif

@@ -5,11 +5,12 @@
 #include "pointwise.h"
 #include "store.h"
 #include "attention.h"
+#include "choose.h"
 
 #undef INLINE
 #undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
-    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, mix, gate, combine, summarise,
+    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, mix, gate, combine, choose,
     store, attention_items, attend,
 };

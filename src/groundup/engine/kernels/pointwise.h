@@ -149,37 +149,3 @@ static void combine(const CombineJob& job, int64_t begin, int64_t end) {
     }
   }
 }
-
-// Numbers whose sum is taken in float32, before it goes into a double: with 64 vectors of it no digit that counts is lost.
-constexpr int64_t kSummed = 64 * W;
-
-static void summarise(const SummariseJob& job, int64_t begin, int64_t end) {
-  const F lowest = splat(-INFINITY);
-  for (int64_t m = begin; m < end; ++m) {
-    const float* x = job.input + m * job.stride;
-    const auto at = [&](int64_t i) {
-      const int64_t left = job.width - i;
-      return left >= W ? load(x + i) : lanes() < static_cast<int32_t>(left) ? load(x + i, left) : lowest;
-    };
-    F largest = lowest;
-    I place = lanes();
-    for (int64_t i = 0; i < job.width; i += W) {
-      const F here = at(i);
-      place = here > largest ? lanes() + static_cast<int32_t>(i) : place;
-      largest = max(here, largest);
-    }
-    const float peak = reduce_max(largest);
-    int32_t first = INT32_MAX;
-    for (int lane = 0; lane < W; ++lane) {
-      if (largest[lane] == peak) first = std::min(first, place[lane]);
-    }
-    double total = 0;
-    for (int64_t start = 0; start < job.width; start += kSummed) {
-      F sum = {};
-      for (int64_t i = start; i < std::min(start + kSummed, job.width); i += W) sum += exp(at(i) - peak);
-      total += reduce_add(sum);
-    }
-    job.normalisers[m] = peak + std::log(total);
-    job.largest[m] = std::min<int64_t>(first, job.width - 1);
-  }
-}
