@@ -90,7 +90,7 @@ def _plain_side(weight: torch.Tensor) -> Side:
 
 
 def _quantized_side(weight: torch.Tensor, format: WeightFormat) -> Side:
-    matrix = quantize_rows(weight, format, search=False)
+    matrix = quantize_rows(weight, format)
     x = torch.randn(3, weight.shape[1])
     expected = quantized_linear(x, matrix)
     apart = float((kernels.linear(kernels.quantize(x), matrix) - expected).norm() / expected.norm())

@@ -44,7 +44,7 @@ def loop_config(**changes: Any) -> LoopConfig:
         weight_decay=0.0,
         warmup=0.0,
         cooldown=0.5,
-        as_served_from=0.5,
+        rounded_from=0.5,
         compute_dtype=torch.float32,
         compile=False,
         evaluations=0,

@@ -16,7 +16,7 @@ from groundup.corpus import pipeline
 from groundup.corpus.config import CorpusConfig
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder, save_folder
-from groundup.quantize.convert import nearest, quantize_model
+from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import W4
 from groundup.record.metrics import read_lines
 from groundup.tokens.chat import render
@@ -97,7 +97,7 @@ def test_fine_tuning_for_a_format_measures_what_is_served(
     heldout = sft.gather_conversations(settings, passages_folder, words)["heldout"]
     source = PackedConversations([one.tokens for one in heldout], settings.context, words.pad_id, settings.seed)
     plain = mean_target_loss(model, source, sft.WATCHED_ROWS)
-    quantize_model(model, W4, lambda name, weight: nearest(weight, W4, search=False))
+    quantize_model(model, W4)
     assert summary["quantize"] == "w4"
     assert summary["heldout_loss"] == pytest.approx(mean_target_loss(model, source, sft.WATCHED_ROWS), rel=1e-5)
     assert summary["heldout_loss"] != pytest.approx(plain, rel=1e-5)

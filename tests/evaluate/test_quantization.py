@@ -21,8 +21,9 @@ from groundup.evaluate.likelihood import score_heldout
 from groundup.evaluate.quantization import Method, QuantizeConfig, TextStream, compare, quantize_folder
 from groundup.formats.huggingface import load_language_model
 from groundup.model.language_model import LanguageModel
-from groundup.quantize.convert import nearest, quantize_model, quantized_format
-from groundup.quantize.matrix import W4, W8, WEIGHT_FORMATS
+from groundup.quantize.convert import places, quantize_model, quantized_format
+from groundup.quantize.matrix import W4, W8, WEIGHT_FORMATS, dequantize
+from groundup.quantize.training import rounded
 from groundup.record.metrics import VALUES_FILE, read_lines
 from groundup.storage import hash_file
 from groundup.tokens.tokenizer import Tokenizer
@@ -85,6 +86,7 @@ def test_a_folder_is_written_with_its_record(
     shown = capsys.readouterr().out
     record = json.loads((out / "quantization.json").read_text())
     assert f"({record['change_percent']:+.2f} %)" in shown and "KL divergence" in shown and str(out) in shown
+    assert record["trained_for"] is None and "trained for" not in shown
     assert (record["format"], record["method"], record["measured"], record["context"]) == ("w8", "nearest", True, 32)
     assert record["made_from"]["model.safetensors"] == hash_file(folder / "model.safetensors")
     assert record["good"] == (record["change_percent"] <= 0.1)
@@ -189,10 +191,11 @@ def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
     pretrained: Callable[[str], Path],
     texts: Path,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     """The whole way: pre-training with `quantize`, then `quantize`; the trainer's loss is that of the served model.
 
-    Up to the last tenth of its steps it is the training of a model that nobody will quantize.
+    Up to the last fifth of its steps it is the training of a model that nobody will quantize.
     """
     from tiny import PRETRAINING
 
@@ -205,21 +208,25 @@ def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
     pretrain.run(PretrainConfig(**settings), folder, tokens=tokens_folder, tokenizer=tokenizer_folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["quantize"] == "w4"
-    plain, rounded = (
+    plain, trained = (
         [line["loss"] for line in read_lines(one / VALUES_FILE)] for one in (pretrained("groundup"), folder)
     )
-    first = math.ceil(0.9 * len(plain))
-    assert [one == other for one, other in zip(plain, rounded, strict=True)] == [
+    first = math.floor(0.8 * len(plain)) + 1
+    assert [one == other for one, other in zip(plain, trained, strict=True)] == [
         step < first for step in range(len(plain))
     ]
-    record = quantize_folder(QuantizeConfig("w4", heldout=(str(texts),), context=64), folder, tmp_path / "served")
-    assert record["method"] == "trained"
-    served = load_language_model(tmp_path / "served")
-    _, loss = score_heldout(tmp_path / "served", tokens_folder / "heldout", 64)
+    out = tmp_path / "served"
+    assert main(["quantize", str(folder), "--out", str(out), "--format", "w4", "--heldout", str(texts)]) == 0
+    assert "trained for w4: before are its own weights, unrounded" in capsys.readouterr().out
+    record = json.loads((out / "quantization.json").read_text())
+    assert (record["method"], record["trained_for"]) == ("nearest", "w4")
+    _, loss = score_heldout(out, tokens_folder / "heldout", 64)
     assert loss.bits_per_byte == pytest.approx(summary["heldout_bits_per_byte"], rel=1e-4)
-    other = load_language_model(folder)
-    quantize_model(other, W4, lambda name, weight: nearest(weight, W4, search=False))
-    assert all(torch.equal(one, other.state_dict()[name]) for name, one in served.state_dict().items())
+    served, model = load_language_model(out), load_language_model(folder)
+    with rounded(model, "w4"):
+        for place in places(model):
+            matrix = served.get_submodule(place.name).matrix
+            assert torch.equal(place.module.used_weight(), dequantize(matrix)), place.name
 
 
 def test_tiny_models_keep_their_names():

@@ -38,7 +38,9 @@ class SftConfig:
         "auto", "torch.compile; auto: where a compiler exists and the budget repays its start-up"
     )
     quantize: Format | None = setting(
-        None, "learn with weights and activations rounded as `groundup quantize` will store them (default: not at all)"
+        None,
+        "learn with activations and, more and more, weights rounded as `groundup quantize` will store them; held-out "
+        "figures are those of the rounded model (default: not at all)",
     )
     evaluations: int = setting(4, "how often held-out loss and samples are taken on the way")
     checkpoint_minutes: float = setting(2.0, "minutes between checkpoints to resume from")

@@ -135,7 +135,7 @@ def loop_config(config: SftConfig, model: LanguageModel, source: PackedConversat
         weight_decay=0.0,
         warmup=0.0,
         cooldown=1.0,
-        as_served_from=0.0,
+        rounded_from=0.0,
         bytes_per_token=None,
     )
 

@@ -8,7 +8,7 @@ from groundup.cli.parser import Verbs
 from groundup.cli.talking import find_model
 
 # Spelled out, so that no library is loaded to parse a command; a test holds them against what they stand for.
-FORMATS, METHODS = ("w8", "w4", "w4_g32"), ("nearest", "calibrated", "trained")
+FORMATS, METHODS = ("w8", "w4", "w4_g32"), ("nearest", "calibrated")
 
 ABOUT = """\
 Write a model folder with weights of 8 or 4 bits, which every other verb takes like the first one; only
@@ -22,7 +22,7 @@ examples:
   groundup quantize runs/mine --out mine-w8 --format w8 --heldout heldout.jsonl
   groundup quantize runs/mine --out mine-w4 --format w4 --calibration train.jsonl --heldout heldout.jsonl
   groundup quantize runs/mine --out mine-w4 --format w4 --heldout heldout.jsonl
-                        of a model that was trained with --quantize w4, exactly the weights it learned with
+                        of a model that was trained with --quantize w4, exactly the weights that it learned with
 
 Next: groundup chat mine-w4"""
 
@@ -42,8 +42,8 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument(
         "--method",
         choices=METHODS,
-        help="nearest; calibrated (GPTQ); trained, as in training with --quantize (default: calibrated with "
-        "--calibration, else trained if the folder was trained for the format, else nearest)",
+        help="nearest, as training with --quantize rounds; calibrated (GPTQ) (default: calibrated with --calibration, "
+        "else nearest)",
     )
     verb.add_argument(
         "--calibration", nargs="+", default=(), metavar="FILE", help="texts of the kind that the model will see"
@@ -85,6 +85,11 @@ def _lines(record: dict[str, Any]) -> list[str]:
         f"KL divergence   {record['kl_divergence_nats']:.5f} nats a token",
         f"held-out text   {record['texts']['heldout']['bytes']:,} bytes, windows of {record['context']} tokens",
     ]
+    if record["trained_for"] is not None:
+        lines.append(
+            f"trained for {record['trained_for']}: before are its own weights, unrounded; what it would be had it not "
+            "been trained so is not measured here"
+        )
     if not record["good"]:
         lines.append(
             "this is more than the format usually costs: calibrate on text of the kind that the model will see, take "

@@ -37,7 +37,7 @@ from groundup.train.heldout import heldout_rows
 from groundup.train.learner import final_hidden
 
 RECORD = "quantization.json"
-Method = Literal["nearest", "calibrated", "trained"]
+Method = Literal["nearest", "calibrated"]
 # Rows that pass through both models at a time, and tokens whose whole distributions are compared at a time.
 ROWS, HEAD_TOKENS = 8, 256
 # By how much bits per byte may rise, in per cent, for a model to be called good.
@@ -48,9 +48,8 @@ LIMITS = {"w8": 0.1, "w4": 1.5, "w4_g32": 1.5}
 class QuantizeConfig:
     """How a folder is quantized.
 
-    format: one of WEIGHT_FORMATS. method: `nearest`; `calibrated`, GPTQ on text of the kind that the model will see;
-        `trained`, with the scales that training for this format took (`--quantize`); None: calibrated where there is
-        text for it, else trained if the folder was trained for the format, else nearest.
+    format: one of WEIGHT_FORMATS. method: `nearest`, as training for the format rounds (`--quantize`); `calibrated`,
+        GPTQ on text of the kind that the model will see; None: calibrated where there is text for it, else nearest.
     calibration, heldout: files of text, as `paths` of [corpus]; without held-out text the model must be `unmeasured`.
     context: tokens of text read at a time. calibration_windows: how many such windows, spread over the text.
     """
@@ -73,8 +72,8 @@ class QuantizeConfig:
             )
         if self.method == "calibrated" and not self.calibration:
             raise UserError("the method `calibrated` needs --calibration texts, of the kind that the model will see")
-        if self.method in ("nearest", "trained") and self.calibration:
-            raise UserError(f"the method `{self.method}` looks at no text; leave --calibration away")
+        if self.method == "nearest" and self.calibration:
+            raise UserError("the method `nearest` looks at no text; leave --calibration away")
         for name in ("context", "calibration_windows"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be positive, not {getattr(self, name)}")
@@ -135,16 +134,18 @@ def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
             f"{folder} holds a {model.config.family} model, which has no bits per byte to measure: it does not go on "
             "from a text; --unmeasured writes it all the same"
         )
-    method, named = config.method or _usual_method(config, folder), _named_texts(config)
+    method = config.method or ("calibrated" if config.calibration else "nearest")
+    named = _named_texts(config)
     # Where no text is read, no tokenizer is needed.
     words = Tokenizer.load(folder) if named else None
     texts = {} if words is None else {name: TextStream(paths, words) for name, paths in named.items()}
     window = min(config.context, model.config.max_positions)
     quantized = load_language_model(folder)
-    _quantize(quantized, format, _rounding(method, format, model, texts.get("calibration"), config, window))
+    _quantize(quantized, format, _rounding(format, model, texts.get("calibration"), config, window))
     record: dict[str, Any] = {
         "format": format.name,
         "method": method,
+        "trained_for": _trained_for(folder),
         "made_from": {path.name: hash_file(path) for path in _model_files(folder)},
         "texts": {
             name: {"paths": list(paths), "bytes": texts[name].total_bytes, "tokens": texts[name].total_tokens}
@@ -186,15 +187,8 @@ def compare(before: LanguageModel, after: LanguageModel, text: TextStream, conte
 
 
 def _rounding(
-    method: Method,
-    format: WeightFormat,
-    model: LanguageModel,
-    text: TextStream | None,
-    config: QuantizeConfig,
-    window: int,
+    format: WeightFormat, model: LanguageModel, text: TextStream | None, config: QuantizeConfig, window: int
 ) -> Quantize:
-    if method == "trained":
-        return lambda name, weight: nearest(weight, format, search=False)
     if text is None:
         return lambda name, weight: nearest(weight, format)
     batches = heldout_rows(text, window, text.bos_id, windows=config.calibration_windows, rows=ROWS)
@@ -226,12 +220,12 @@ def _quantize(model: LanguageModel, format: WeightFormat, quantize: Quantize) ->
             raise UserError(str(error)) from None
 
 
-def _usual_method(config: QuantizeConfig, folder: Path) -> Method:
-    if config.calibration:
-        return "calibrated"
+def _trained_for(folder: Path) -> str | None:
+    """The format that a folder's weights were trained for, if for any: unrounded, nobody was to use them."""
     path = folder / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return "trained" if summary.get("quantize") == config.format else "nearest"
+    found: str | None = summary.get("quantize")
+    return found
 
 
 def _named_texts(config: QuantizeConfig) -> dict[str, tuple[str, ...]]:

@@ -77,9 +77,9 @@ def quantize_model(model: nn.Module, format: WeightFormat, quantize: Quantize | 
         replace_module(model, place.name, quantized)
 
 
-def nearest(weight: Tensor, format: WeightFormat, search: bool = True) -> list[QuantizedMatrix]:
-    """A matrix, or each of a stack of them, rounded to the nearest; search: see `quantize_rows`."""
-    return [quantize_rows(one, format, search) for one in (weight if weight.ndim == 3 else weight[None])]
+def nearest(weight: Tensor, format: WeightFormat) -> list[QuantizedMatrix]:
+    """A matrix, or each of a stack of them, rounded to the nearest."""
+    return [quantize_rows(one, format) for one in (weight if weight.ndim == 3 else weight[None])]
 
 
 def quantized_outline(model: nn.Module, format: WeightFormat) -> None:

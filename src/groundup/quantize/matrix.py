@@ -8,7 +8,6 @@ Sums of products of these integers are exact in int32.
 Shape suffixes: n output channels, k input channels (padded with zeros to whole groups), g groups, m tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,10 +126,10 @@ class QuantizedActivations:
     scales_m: Tensor
 
 
-def quantize_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) -> QuantizedMatrix:
+def quantize_rows(weight_nk: Tensor, format: WeightFormat) -> QuantizedMatrix:
     """Round a matrix (n, columns) of any float type to the nearest that the format can hold.
 
-    search: try several scales for each group of 4 bits and take the one with the least squared error.
+    With 4 bits the scale of a group is the one among several with the least squared error.
     Raises ValueError if `weight_nk` is no matrix, too wide, not finite, or too large for a scale in half precision.
     """
     if weight_nk.ndim != 2 or 0 in weight_nk.shape or weight_nk.shape[1] > MOST_COLUMNS:
@@ -141,27 +140,29 @@ def quantize_rows(weight_nk: Tensor, format: WeightFormat, search: bool = True) 
     if not weight_nk.isfinite().all():
         raise ValueError("a matrix with infinite or undefined numbers cannot be quantized")
     # In parts, as the search holds a few numbers for each weight: an embedding would take gigabytes.
-    parts = [_quantize_part(part_nk, format, search) for part_nk in weight_nk.split(ROWS_AT_A_TIME)]
+    parts = [_quantize_part(part_nk, format) for part_nk in weight_nk.split(ROWS_AT_A_TIME)]
     values, scales = torch.cat([one.values for one in parts]), torch.cat([one.scales for one in parts])
     rows, columns = weight_nk.shape
     return QuantizedMatrix(format, rows, columns, values, scales)
 
 
-def _quantize_part(weight_nk: Tensor, format: WeightFormat, search: bool) -> QuantizedMatrix:
+def _quantize_part(weight_nk: Tensor, format: WeightFormat) -> QuantizedMatrix:
     groups_ngk = _groups(weight_nk, format)
-    scales_ng = _scales(groups_ngk, format, search)
+    scales_ng = _scales(groups_ngk, format)
     if not scales_ng.isfinite().all():
         raise ValueError("a matrix with numbers beyond 500,000 cannot be quantized to 4 bits: its scales overflow")
     integers_nk = nearest_integers(groups_ngk, scales_ng, format).flatten(1)
     return from_integers(integers_nk, scales_ng, weight_nk.shape[1], format)
 
 
-def rounded_weights(weight: Tensor, format: WeightFormat, search: bool = True) -> Tensor:
+def rounded_weights(weight: Tensor, format: WeightFormat) -> Tensor:
     """The float32 weights that `quantize_rows` stands for, of any number of rows (…, columns), without their bytes."""
-    groups_ngk = _groups(weight.flatten(0, -2), format)
-    scales_ng = _scales(groups_ngk, format, search)
-    rounded_nk = _scaled(nearest_integers(groups_ngk, scales_ng, format).flatten(1), scales_ng, torch.float32)
-    return rounded_nk[:, : weight.shape[-1]].view(weight.shape)
+    parts = []
+    for part_nk in weight.flatten(0, -2).split(ROWS_AT_A_TIME):
+        groups_ngk = _groups(part_nk, format)
+        scales_ng = _scales(groups_ngk, format)
+        parts.append(_scaled(nearest_integers(groups_ngk, scales_ng, format).flatten(1), scales_ng, torch.float32))
+    return torch.cat(parts)[:, : weight.shape[-1]].reshape(weight.shape)
 
 
 def from_integers(integers_nk: Tensor, scales_ng: Tensor, columns: int, format: WeightFormat) -> QuantizedMatrix:
@@ -232,18 +233,16 @@ def nearest_integers(groups_ngk: Tensor, scales_ng: Tensor, format: WeightFormat
     return _divided(groups_ngk, scales_ng).round().clamp(-127, 127)
 
 
-def best_scales(groups_ngk: Tensor, worth_k: Tensor | float = 1.0, parts: Sequence[float] = SEARCHED_SCALES) -> Tensor:
-    """Half-precision scales (n, g) for 4 bits, those among `parts` with the least squared error.
+def best_scales(groups_ngk: Tensor, worth_k: Tensor | float = 1.0) -> Tensor:
+    """Half-precision scales (n, g) for 4 bits, those among SEARCHED_SCALES with the least squared error.
 
     The number farthest from zero becomes -8, whatever its sign: the scale may be negative, and no step is lost.
     worth_k: of the squared errors of a group's columns.
     """
     farthest_ng = groups_ngk.gather(-1, groups_ngk.abs().argmax(-1, keepdim=True))[..., 0]
-    best_ng = (farthest_ng / -NIBBLE_ZERO).half()
-    if len(parts) == 1:
-        return best_ng
+    best_ng = (farthest_ng * (SEARCHED_SCALES[0] / -NIBBLE_ZERO)).half()
     least_ng = _squared_error(groups_ngk, best_ng, worth_k)
-    for part in parts[1:]:
+    for part in SEARCHED_SCALES[1:]:
         tried_ng = (farthest_ng * (part / -NIBBLE_ZERO)).half()
         error_ng = _squared_error(groups_ngk, tried_ng, worth_k)
         best_ng = torch.where(error_ng < least_ng, tried_ng, best_ng)
@@ -263,10 +262,10 @@ def _groups(weight_nk: Tensor, format: WeightFormat) -> Tensor:
     return F.pad(weight_nk.float(), (0, padded - columns)).unflatten(1, (-1, format.group or padded))
 
 
-def _scales(groups_ngk: Tensor, format: WeightFormat, search: bool) -> Tensor:
-    if format.bits == 8:
+def _scales(groups_ngk: Tensor, format: WeightFormat) -> Tensor:
+    if format.group is None:
         return groups_ngk.abs().amax(-1) / 127
-    return best_scales(groups_ngk, parts=SEARCHED_SCALES if search else SEARCHED_SCALES[:1])
+    return best_scales(groups_ngk)
 
 
 def _nibbles(groups_ngk: Tensor, scales_ng: Tensor) -> Tensor:

@@ -100,8 +100,8 @@ class PretrainConfig:
     )
     quantize: Format | None = setting(
         None,
-        "in the last tenth of the budget, learn with weights and activations rounded as `groundup quantize` will store "
-        "them (default: not at all)",
+        "in the last fifth of the budget, learn with activations and, more and more, weights rounded as `groundup "
+        "quantize` will store them; held-out figures are those of the rounded model (default: not at all)",
     )
     evaluations: int = setting(8, "how often held-out loss and samples are taken on the way")
     heldout_megabytes: float = setting(

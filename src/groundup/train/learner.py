@@ -7,7 +7,7 @@ Shape suffixes: b rows, t places, n tokens (rows and places flattened), d model 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from groundup.model.experts import Routing
 from groundup.model.language_model import LanguageModel
 from groundup.model.stack import Stack
 from groundup.quantize.convert import require_quantizable
-from groundup.quantize.training import as_served
+from groundup.quantize.training import rounded
 from groundup.tokens.batches import IGNORE, Rows
 from groundup.train.balance import Balance, Routed, balance_loss, end_step, routers
 from groundup.train.token_loss import ChunkLoss, loss_and_slope, token_loss
@@ -87,20 +87,22 @@ class Learner:
         for stack in stacks(self.model):
             stack.compute_dtype = dtype
 
+    def rounded(self, share: float) -> AbstractContextManager[None]:
+        """Within it, numbers are rounded as for serving, weights by this share, 0 to 1 (`quantize/training.py`)."""
+        return rounded(self.model, self._quantize, share)
+
     def as_served(self) -> AbstractContextManager[None]:
-        """Within it, the model computes as it will be served; as always where it is served as it is."""
-        return as_served(self.model, self._quantize)
+        """Within it, the model computes as it will be served."""
+        return self.rounded(1.0)
 
     @contextmanager
     def compiled(self, wanted: bool) -> Iterator[None]:
         """Within it, layers are compiled one by one, since equal layers share one compilation, and the head's loss."""
         layers = [layer for stack in stacks(self.model) for layer in stack.layers]
         if wanted:
-            # The compiler would leave out that scales are rounded to half precision, as those that are served are.
-            options: dict[str, Any] | None = {"emulate_precision_casts": True} if self._quantize else None
             for layer in layers:
-                layer.compile(dynamic=False, options=options)
-            self._chunk_loss = torch.compile(loss_and_slope, dynamic=False, options=options)
+                layer.compile(dynamic=False)
+            self._chunk_loss = torch.compile(loss_and_slope, dynamic=False)
         try:
             yield
         finally:

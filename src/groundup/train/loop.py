@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.errors import UserError
+from groundup.quantize.training import rounded_share
 from groundup.record.metrics import MetricsWriter, Progress
 from groundup.tokens.batches import RowSource, rank_rows, row_to_end_whole
 from groundup.train.checkpoint import Counters, Keeper, load_checkpoint
@@ -32,7 +33,8 @@ WARM_STEPS = 3
 # Steps after which a budget in seconds can tell how many rows it will read.
 SPEED_STEPS = 12
 
-# Called at each evaluation with the number of finished steps; returns figures for the metrics stream.
+# Called at each evaluation with the number of finished steps, the model computing as it will be served; returns figures
+# for the metrics stream.
 Watch = Callable[[int], Mapping[str, float]]
 
 
@@ -65,21 +67,17 @@ def train(
         _metrics(out, counters, config, ranks) as metrics,
         _progress(config, counters) as progress,
         Keeper(out, model, optimizers, config.checkpoint_seconds, ranks) as keeper,
-        ExitStack() as last_part,
     ):
-        as_served = False
         while (spent := config.spent(counters)) < 1:
             step_started = time.monotonic()
             if not counters.settled and (config.steps is not None or len(speeds) == SPEED_STEPS):
                 left = config.rows_left(counters, ranks.agree(_usual(speeds)))
                 row = row_to_end_whole(counters.row, left, source.rows_per_epoch)
                 counters = replace(counters, row=row, settled=True)
-            if not as_served and spent >= config.as_served_from:
-                last_part.enter_context(learner.as_served())
-                as_served = True
             rate = schedule(spent, config.warmup, config.cooldown)
             set_learning_rates(optimizers, rate, counters.step)
-            loss, tally = _accumulate_gradients(learner, source, counters.row, config, ranks)
+            with learner.rounded(rounded_share(spent, config.rounded_from)):
+                loss, tally = _accumulate_gradients(learner, source, counters.row, config, ranks)
             ranks.add_gradients(model.parameters())
             values = _values(model, loss, rate, counters, config)
             for optimizer in optimizers:
@@ -96,7 +94,7 @@ def train(
                 row=counters.row + config.rows_per_step,
             )
             if _passes_mark(spent, config.spent(counters), config.evaluations):
-                with torch.compiler.set_stance("force_eager"):
+                with torch.compiler.set_stance("force_eager"), learner.as_served():
                     values |= watch(counters.step)
             metrics.write(counters.step, values, _measured(counters, speeds[-1], config))
             progress.advance(

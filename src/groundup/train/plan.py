@@ -23,9 +23,9 @@ class LoopConfig:
 
     Exactly one of `steps` and `seconds` is the budget. rows_per_step counts all ranks; micro_rows is the most that one
     forward pass takes; positions_per_step counts all places of a row, trained on or not, and is what speed means.
-    warmup and cooldown are parts of the budget; as_served_from is the part after which a model computes as it will be
-    served (`Learner.as_served`). bytes_per_token is that of the text, or None where not every token is a target.
-    peak_flops is the machine's, for the utilisation.
+    warmup and cooldown are parts of the budget; rounded_from is the part after which a model that will be served in few
+    bits is rounded (`quantize/training.py`). bytes_per_token is that of the text, or None where not every token is a
+    target. peak_flops is the machine's, for the utilisation.
     """
 
     title: str
@@ -38,7 +38,7 @@ class LoopConfig:
     weight_decay: float
     warmup: float
     cooldown: float
-    as_served_from: float
+    rounded_from: float
     compute_dtype: torch.dtype
     compile: bool
     evaluations: int
@@ -95,7 +95,7 @@ def plan(
     weight_decay: float,
     warmup: float,
     cooldown: float,
-    as_served_from: float,
+    rounded_from: float,
     bytes_per_token: float | None,
     track: tuple[str, ...] = (),
 ) -> LoopConfig:
@@ -116,7 +116,7 @@ def plan(
         weight_decay=weight_decay,
         warmup=warmup,
         cooldown=cooldown,
-        as_served_from=as_served_from,
+        rounded_from=rounded_from,
         compute_dtype=compute_dtype,
         compile=resolve_compile(settings.compile, steps, seconds, flops_per_token * settings.batch_tokens),
         evaluations=settings.evaluations,

@@ -31,8 +31,8 @@ from groundup.train.pseudo_likelihood import pseudo_figures
 DEFAULT_MINUTES = 5.0
 # Windows of held-out text looked at on the way; `heldout_megabytes` of it are scored once, at the end.
 WATCHED_WINDOWS = 48
-# Part of the budget after which a model that is to be served in few bits is rounded (docs/quantization.md).
-AS_SERVED_FROM = 0.9
+# Part of the budget after which a model that will be served in few bits is rounded (docs/quantization.md).
+ROUNDED_FROM = 0.8
 
 
 def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> None:
@@ -81,6 +81,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
     with learner.as_served():
         scored = sample_text(heldout, words, config.heldout_megabytes)
         final = heldout_loss(model.eval(), scored, config.context, words.bos_id, corruption=corruption)
+        pseudo = pseudo_figures(model, heldout, config.context, words)
     save_trained(model, words, tokenizer, out)
     read = result.steps * config.batch_tokens
     figures = objective.summary(final) | {
@@ -90,8 +91,8 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         **({"mask_fraction": config.mask_fraction} if objective is MASKED_TOKENS else {}),
         **({} if config.quantize is None else {"quantize": config.quantize}),
         "learning_rates": asdict(loop.learning_rates),
+        **pseudo,
     }
-    figures |= pseudo_figures(model, heldout, config.context, words)
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | figures)
     write_speed(out, loop, result)
     remove_checkpoint(out)
@@ -157,7 +158,7 @@ def loop_config(config: PretrainConfig, shape: TextConfig, text_tokens: int, byt
         weight_decay=config.weight_decay,
         warmup=config.warmup,
         cooldown=config.cooldown,
-        as_served_from=AS_SERVED_FROM,
+        rounded_from=ROUNDED_FROM,
         bytes_per_token=bytes_per_token if objective.continues_text else None,
         track=config.track,
     )
