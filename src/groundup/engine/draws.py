@@ -7,6 +7,7 @@ a pause, and with or without speculation.
 
 import hashlib
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -26,6 +27,7 @@ class Draw(NamedTuple):
 LIKELIEST = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, number=0.0)
 
 
+@lru_cache(maxsize=1024)  # asked for before a step's tokens are drawn, and once more when they are taken
 def uniform(seed: int, place: int, stream: int = 0) -> float:
     """A number from [0, 1), one of 2^53 equally likely ones.
 

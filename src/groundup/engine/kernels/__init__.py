@@ -234,7 +234,10 @@ def choose(logits_mv: Tensor, draws: Sequence[Draw]) -> list[tuple[int, float, f
     if len(draws) != rows or width == 0:
         raise ValueError(f"{len(draws)} tokens cannot be drawn from logits of shape {(rows, width)}")
     asked_type, chosen_type = _draw_arrays(rows)
-    asked, chosen = asked_type(*(jobs.DrawFields(*one) for one in draws)), chosen_type()
+    asked, chosen = asked_type(), chosen_type()
+    for place, one in enumerate(draws):
+        if one.temperature > 0:  # zeros ask for the likeliest
+            asked[place] = jobs.DrawFields(*one)
     pointers = pointer, ctypes.addressof(asked), ctypes.addressof(chosen)
     library.call("choose", jobs.ChooseJob(*pointers, rows, width, logits_mv.stride(0)))
     return [(one.token, one.logprob, one.normaliser) for one in chosen]

@@ -19,6 +19,8 @@ from groundup.hardware import Finding
 
 # Sets of instructions by the numbers that the library gives them, each larger than the one before.
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
+# The functions' names in the library, once and for all: Python remembers each string that an attribute is asked by.
+_SYMBOLS = {name: f"groundup_{name}" for name in FUNCTIONS}
 # Names one of them that is to be used instead of the largest.
 LEVEL_VARIABLE = "GROUNDUP_KERNELS"
 
@@ -56,7 +58,7 @@ def load() -> ctypes.CDLL:
 
 def call(name: str, job: ctypes.Structure) -> None:
     """Run one of the library's functions on its job."""
-    getattr(load(), f"groundup_{name}")(job)
+    getattr(load(), _SYMBOLS[name])(job)
 
 
 def level() -> str:
