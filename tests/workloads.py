@@ -222,6 +222,7 @@ class Comer(Protocol):
 
     at: int
     cancelled_after: int | None
+    told: list
 
     @property
     def jobs(self) -> Items: ...
@@ -235,7 +236,8 @@ def serve(
     comers: Items[Comer],
     begin: Callable[[Comer, Loop, int], None] = lambda comer, loop, number: comer.begin(loop, number),
 ) -> None:
-    """Turn the loop until all that come are at their ends; no block is held then."""
+    """Turn the loop until all that come are at their ends: no block is held, nothing was told of what was given up."""
+    heard: list[tuple[Comer, list[int]]] = []
     for time in range(3000):
         for number, comer in enumerate(comers):
             if comer.at == time:
@@ -243,11 +245,13 @@ def serve(
             if comer.cancelled_after is not None and time == comer.at + comer.cancelled_after:
                 for job in comer.jobs[:: 1 if number % 2 else -1]:
                     loop.cancel(job)
+                heard.append((comer, list(map(len, comer.told))))
         if loop.is_busy:
             loop.step()
         elif time > max(comer.at for comer in comers):
             assert scheduler.pool.available == scheduler.pool.count
             assert not scheduler.running and not scheduler.waiting
+            assert all(list(map(len, comer.told)) == lengths for comer, lengths in heard)
             return
     raise AssertionError("the work does not end")
 
