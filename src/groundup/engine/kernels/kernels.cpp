@@ -49,6 +49,13 @@ struct Kernels {
   void (*attend)(const AttentionJob&, int64_t, int64_t);
 };
 
+// Compilers before these know neither the instructions nor how to ask for them.
+#if defined(__clang__) || __GNUC__ >= 11
+#define KNOWS_BFLOAT16 1
+#else
+#define KNOWS_BFLOAT16 0
+#endif
+
 #if defined(__clang__)
 #define ALLOW_AVX2 _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
 #define ALLOW_AVX512                                                                                              \
@@ -92,6 +99,7 @@ namespace avx512 {
 #undef GROUNDUP_LEVEL
 ALLOW_NO_MORE
 
+#if KNOWS_BFLOAT16
 ALLOW_AVX512_BF16
 #define GROUNDUP_LEVEL 3
 namespace avx512_bf16 {
@@ -99,6 +107,7 @@ namespace avx512_bf16 {
 }
 #undef GROUNDUP_LEVEL
 ALLOW_NO_MORE
+#endif
 #endif
 
 // Levels from 0: portable, avx2, avx512, avx512_bf16. Null for those that this machine cannot run.
@@ -109,11 +118,12 @@ const Kernels* level(int number) {
 #define HAS __builtin_cpu_supports
   const bool has_avx2 = HAS("avx2") && HAS("fma") && HAS("f16c");
   const bool has_avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512vl") && HAS("avx512dq") && HAS("avx512vnni");
-  const bool has_bfloat16 = has_avx512 && HAS("avx512bf16");
 #undef HAS
   if (number == 1 && has_avx2) return &avx2::kernels;
   if (number == 2 && has_avx2 && has_avx512) return &avx512::kernels;
-  if (number == 3 && has_avx2 && has_bfloat16) return &avx512_bf16::kernels;
+#if KNOWS_BFLOAT16
+  if (number == 3 && has_avx2 && has_avx512 && __builtin_cpu_supports("avx512bf16")) return &avx512_bf16::kernels;
+#endif
 #endif
   return nullptr;
 }
