@@ -219,7 +219,8 @@ def test_ten_thousand_requests_leave_memory_flat():
             sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert scheduler.pool.available == 20
-    assert sizes[1] < sizes[0] + 20_000
+    # One object kept of each request would be 250 kB and more; other tests' objects come and go by some 20.
+    assert sizes[1] < sizes[0] + 100_000
 
 
 def test_a_chooser_that_fails_ends_its_own_text_alone():

@@ -9,9 +9,7 @@ Shape suffixes: m tokens, n output channels, k input channels, h heads, d head d
 import ctypes
 import functools
 import math
-import mmap
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +72,8 @@ class KeyValueBlocks:
             raise ValueError(f"heads must have 1 to {MOST_HEAD_DIM} dimensions, not {head_dim}")
         if dtype not in (torch.float32, torch.bfloat16, torch.int8):
             raise ValueError(f"keys and values are kept in float32, bfloat16 or int8, not {dtype}")
-        keys = _in_large_pages((blocks, kv_heads, head_dim, block_size), dtype)
-        values = _in_large_pages((blocks, kv_heads, block_size, round_up(head_dim, STRIP)), dtype)
+        keys = torch.empty(blocks, kv_heads, head_dim, block_size, dtype=dtype)
+        values = torch.empty(blocks, kv_heads, block_size, round_up(head_dim, STRIP), dtype=dtype)
         scaled = (blocks, kv_heads, block_size) if dtype == torch.int8 else (0,)
         return cls(head_dim, keys, values, torch.empty(scaled), torch.empty(scaled))
 
@@ -107,19 +105,6 @@ class KeyValueBlocks:
         )
         strides = keys_mhd.stride(0), values_mhd.stride(0)
         library.call("store", jobs.StoreJob(self.fields(), *pointers, len(slots_m), *strides))
-
-
-def _in_large_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros, in large pages where the system has them: a step reads keys from all over the cache, a small page each."""
-    if not math.prod(shape):
-        return torch.empty(shape, dtype=dtype)
-    # Private: memory that is shared with forked children has small pages whatever it is advised to have.
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **private)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # systems that were built without large pages know no such advice
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def matrix_fields(matrix: QuantizedMatrix) -> jobs.PackedMatrixFields:
