@@ -183,9 +183,9 @@ def test_neither_threads_nor_company_change_a_bit(threads: None):
 
 
 def test_draws_that_do_not_fit_the_logits_are_refused(compiled: None):
-    with pytest.raises(ValueError, match=r"2 tokens cannot be drawn from logits of shape \(3, 5\)"):
+    with pytest.raises(ValueError, match="2 tokens cannot be drawn from 3 rows of logits"):
         Choices().choose(torch.zeros(3, 5), [LIKELIEST] * 2)
-    with pytest.raises(ValueError, match=r"1 tokens cannot be drawn from logits of shape \(1, 0\)"):
+    with pytest.raises(ValueError, match=r"no token can be drawn from logits of shape \(1, 0\)"):
         Choices().choose(torch.zeros(1, 0), [LIKELIEST])
     with pytest.raises(ValueError, match=r"`logits` must be torch.float32"):
         Choices().choose(torch.zeros(1, 5).double(), [LIKELIEST])
