@@ -6,6 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,11 +187,19 @@ BROKEN = [
     ([3, VOCABULARY], f"prompts.1.: {VOCABULARY} is no token of this model, whose ids are 0 … {VOCABULARY - 1}"),
     ([-1], "prompts.1.: -1 is no token"),
     ([1] * 100, "prompts.1. has 100 tokens and leaves no room: the model holds 100"),
+    ([1.5, 2.0] * 10, r"prompts.1.: \[1.5, 2.0, .*\] is neither a text nor a list of token ids"),
+    (np.ones(20), "prompts.1.: array.* is neither a text nor a list of token ids"),
+    (np.ones((2, 9), dtype=int), "prompts.1.: array.* is neither a text nor a list of token ids"),
+    ([2**70], "prompts.1.: .* is neither a text nor a list of token ids"),
+    (["a", "b"], "prompts.1.: .'a', 'b'. is neither a text nor a list of token ids"),
+    (b"12345678", "prompts.1.: b'12345678' is neither a text nor a list of token ids"),
+    (None, "prompts.1.: None is neither a text nor a list of token ids"),
+    (7, "prompts.1.: 7 is neither a text nor a list of token ids"),
 ]
 
 
 @pytest.mark.parametrize(("prompt", "message"), BROKEN)
-def test_a_broken_prompt_fails_alone(model: LanguageModel, prompt: list[int], message: str):
+def test_a_broken_prompt_fails_alone(model: LanguageModel, prompt: Any, message: str):
     engine = gu.Engine(model, stop_ids=[])
     expected = [piece.choice.token for piece in engine.pieces(PROMPTS[0], max_tokens=20)]
     other = engine.pieces(PROMPTS[0], max_tokens=20)
@@ -200,6 +209,15 @@ def test_a_broken_prompt_fails_alone(model: LanguageModel, prompt: list[int], me
     tokens += [piece.choice.token for piece in other]
     assert tokens == expected
     assert _free(engine)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64])
+def test_token_ids_come_in_arrays_of_any_integers(model: LanguageModel, dtype: type):
+    engine = gu.Engine(model, stop_ids=[])
+    expected = greedy(model, PROMPTS[2], 5)
+    together = engine.generate([PROMPTS[2], np.array(PROMPTS[2], dtype=dtype)], max_tokens=5)
+    assert [one.tokens for one in together] == [expected, expected]
+    assert all(type(token) is int for token in together[1].prompt)
 
 
 def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
