@@ -129,7 +129,7 @@ def listed_ids(given: Sequence[int], where: str) -> list[int]:
             return array("q", given).tolist()
         except (TypeError, OverflowError):
             pass
-    raise ValueError(f"{where}: {shortened(given)} is neither a text nor a list of token ids")
+    raise ValueError(f"{where}: {shortened(given)} is no list of token ids")
 
 
 def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
