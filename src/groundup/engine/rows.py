@@ -39,6 +39,13 @@ class Row(NamedTuple):
 Logits = Tensor | Row
 
 
+def kept(logits: Logits) -> Logits:
+    """The same in memory of their own: those of a step are valid until the next ones are computed."""
+    if not isinstance(logits, Row):
+        return logits.clone()
+    return logits._replace(logits_nv=logits.logits_v.clone()[None], number=0)
+
+
 def rows_of(logits_nv: Tensor, draws: Sequence[Draw | None]) -> list[Logits]:
     """The rows of float32 logits, read by the kernels; as they are where there are no kernels, or in float64.
 
