@@ -6,6 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,11 +187,19 @@ BROKEN = [
     ([3, VOCABULARY], f"prompts.1.: {VOCABULARY} is no token of this model, whose ids are 0 … {VOCABULARY - 1}"),
     ([-1], "prompts.1.: -1 is no token"),
     ([1] * 100, "prompts.1. has 100 tokens and leaves no room: the model holds 100"),
+    ([1.5, 2.0] * 10, r"prompts.1.: \[1.5, 2.0, .*\] is no list of token ids"),
+    (np.ones(20), "prompts.1.: array.* is no list of token ids"),
+    (np.ones((2, 9), dtype=int), "prompts.1.: array.* is no list of token ids"),
+    ([2**70], "prompts.1.: .* is no list of token ids"),
+    (["a", "b"], "prompts.1.: .'a', 'b'. is no list of token ids"),
+    (b"12345678", "prompts.1.: b'12345678' is no list of token ids"),
+    (None, "prompts.1.: None is no list of token ids"),
+    (7, "prompts.1.: 7 is no list of token ids"),
 ]
 
 
 @pytest.mark.parametrize(("prompt", "message"), BROKEN)
-def test_a_broken_prompt_fails_alone(model: LanguageModel, prompt: list[int], message: str):
+def test_a_broken_prompt_fails_alone(model: LanguageModel, prompt: Any, message: str):
     engine = gu.Engine(model, stop_ids=[])
     expected = [piece.choice.token for piece in engine.pieces(PROMPTS[0], max_tokens=20)]
     other = engine.pieces(PROMPTS[0], max_tokens=20)
@@ -200,6 +209,15 @@ def test_a_broken_prompt_fails_alone(model: LanguageModel, prompt: list[int], me
     tokens += [piece.choice.token for piece in other]
     assert tokens == expected
     assert _free(engine)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64])
+def test_token_ids_come_in_arrays_of_any_integers(model: LanguageModel, dtype: type):
+    engine = gu.Engine(model, stop_ids=[])
+    expected = greedy(model, PROMPTS[2], 5)
+    together = engine.generate([PROMPTS[2], np.array(PROMPTS[2], dtype=dtype)], max_tokens=5)
+    assert [one.tokens for one in together] == [expected, expected]
+    assert all(type(token) is int for token in together[1].prompt)
 
 
 def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
@@ -212,6 +230,10 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
         engine.generate([[1]], temperature=-1)
     with pytest.raises(ValueError, match="a list of texts, not one text"):
         engine.generate("abc")
+    with pytest.raises(ValueError, match="a list of texts, not 5"):
+        engine.score(5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`constraint` must be made by a `GrammarCompiler`, not 'yes'"):
+        engine.generate([[1]], constraint="yes")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="without a tokenizer"):
         engine.generate(["abc"])
     with pytest.raises(UserError, match="without a tokenizer"):
@@ -226,6 +248,26 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
         engine.embed([[1]], pooling="max")
     assert engine.generate([]) == [] and engine.score([]) == [] and engine.embed([]).shape == (0, 32)
     assert _free(engine)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_tokens": 0}, "`cache_tokens` must be an integer of at least 1, not 0"),
+        ({"cache_tokens": "9"}, "`cache_tokens` must be an integer of at least 1, not '9'"),
+        ({"host_tokens": -1}, "`host_tokens` must be an integer of at least 0, not -1"),
+        ({"step_tokens": 2.5}, "`step_tokens` must be an integer of at least 1, not 2.5"),
+        ({"most_running": True}, "`most_running` must be an integer of at least 1, not True"),
+        ({"step_tokens": 8}, "`step_tokens` must be at least `most_running`, 64, not 8"),
+        ({"stop_ids": 5}, "`stop_ids`: 5 is no list of token ids"),
+        ({"stop_ids": [1.5]}, "`stop_ids`: .1.5. is no list of token ids"),
+        ({"tokenizer": "folder"}, "`tokenizer` must be a `Tokenizer`, not 'folder'"),
+        ({"speculate": "yes"}, "`speculate` must be a `PromptLookup` or a `DraftModel`, not 'yes'"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused_in_a_sentence(model: LanguageModel, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        gu.Engine(model, **options)
 
 
 def test_what_has_to_give_way_comes_back_from_the_host(model: LanguageModel):

@@ -152,6 +152,8 @@ def speculation_of(
 
     Raises ValueError for models whose tokens cannot be taken back, and for a draft of another kind or vocabulary.
     """
+    if not isinstance(spec, PromptLookup | DraftModel):
+        raise ValueError(f"`speculate` must be a `PromptLookup` or a `DraftModel`, not {spec!r}")
     _require_taking_back(decoder_of(model))
     if isinstance(spec, PromptLookup):
         return Speculation(LookupGuesser(spec), spec.guesses, spec.step_guesses)

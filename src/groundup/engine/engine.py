@@ -35,11 +35,11 @@ from groundup.engine.completion import (
 from groundup.engine.constrain import Constraint
 from groundup.engine.draft import DraftModel, speculation_of
 from groundup.engine.embedding import Pooling, in_order
-from groundup.engine.guessing import PromptLookup
+from groundup.engine.guessing import PromptLookup, require_counts
 from groundup.engine.jobs import Piece
 from groundup.engine.loop import Loop, Worker
 from groundup.engine.pairs import reader_of
-from groundup.engine.prompts import Prompt
+from groundup.engine.prompts import Prompt, listed_ids
 from groundup.engine.quantized import load_for_engine, use_kernels
 from groundup.engine.runner import decoder_of, depends_on_the_longest, is_recurrent, reach, token_bytes
 from groundup.engine.runners import block_size_of, runner_of
@@ -80,7 +80,7 @@ class Engine:
         float16. A model that is given as such is computed where it lies, in its own type.
     compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.
     Raises UserError for a folder that cannot be read or holds a model of another kind, and for a device that is not
-    there; ValueError for a model that does not go with `speculate`.
+    there; ValueError for a number out of range and for a model that does not go with `speculate`.
     """
 
     def __init__(
@@ -99,6 +99,12 @@ class Engine:
         device: str | None = None,
         compile_layers: bool = False,
     ) -> None:
+        require_counts(cache_tokens=cache_tokens, step_tokens=step_tokens, most_running=most_running)
+        require_counts(least=0, host_tokens=host_tokens)
+        if step_tokens < most_running:
+            raise ValueError(f"`step_tokens` must be at least `most_running`, {most_running}, not {step_tokens}")
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {tokenizer!r}")
         if isinstance(model, LanguageModel | EncoderDecoder):
             if quantize is not None:
                 raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
@@ -111,7 +117,9 @@ class Engine:
         decoder = decoder_of(self.model)
         use_kernels(decoder)
         self._reader = reader_of(self.model.config, folder, tokenizer)
-        self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
+        self.stop_ids = frozenset(
+            self._reader.usual_stops() if stop_ids is None else listed_ids(stop_ids, "`stop_ids`")
+        )
         dtype = cache_dtype(decoder, cache_type)
         cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
         if host_tokens is None:

@@ -7,6 +7,7 @@ texts together, and a text whose guesses are wrong has fewer, and soon none for 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
@@ -109,7 +110,8 @@ class PromptLookup:
     longest: int = 8
 
     def __post_init__(self) -> None:
-        require_counts(guesses=self.guesses, step_guesses=self.step_guesses, shortest=self.shortest)
+        require_counts(guesses=self.guesses, step_guesses=self.step_guesses)
+        require_counts(shortest=self.shortest, longest=self.longest)
         if self.longest < self.shortest:
             raise ValueError(f"`longest` must be at least `shortest` ({self.shortest}), not {self.longest}")
 
@@ -155,8 +157,9 @@ class _Growing:
         self._length = len(tokens)
 
 
-def require_counts(**counts: int) -> None:
-    """Raises ValueError for one below 1."""
+def require_counts(least: int = 1, **counts: int | None) -> None:
+    """Raises ValueError for one that is no integer of at least so much; None stands for what was left out."""
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"`{name}` must be at least 1, not {count}")
+        is_integer = isinstance(count, Integral) and not isinstance(count, bool)
+        if count is not None and not (is_integer and count >= least):
+            raise ValueError(f"`{name}` must be an integer of at least {least}, not {count!r}")

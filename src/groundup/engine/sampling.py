@@ -1,8 +1,10 @@
 """What a request may ask of the choice of its tokens. `choose.py` has what happens with it, in which order."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
@@ -107,7 +109,7 @@ class Sampling:
             raise ValueError(f"`logit_bias` must map token ids to numbers, not {self.logit_bias!r}")
         for token, bias in self.logit_bias.items():
             _TOKEN_ID.require("a token id in `logit_bias`", token)
-            _ANY_NUMBER.require(f"`logit_bias` of token {token}", bias)
+            _BIAS.require(f"`logit_bias` of token {token}", bias)
         if not _is_list(self.stop_token_ids):
             raise ValueError(f"`stop_token_ids` must be a list of token ids, not {self.stop_token_ids!r}")
         for token in self.stop_token_ids:
@@ -156,8 +158,10 @@ class _Range:
 
     def require(self, name: str, value: Any) -> None:
         """Raises ValueError for a value that is none of these."""
-        is_number = isinstance(value, self.kind) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not self.low <= value <= self.high or (self.open and value == self.low):
+        is_number = isinstance(value, self.kind) and not isinstance(value, bool | Fraction)
+        # Integers of Python have no largest; what is beyond any float is no number here.
+        is_finite = is_number and abs(value) <= sys.float_info.max
+        if not is_finite or not self.low <= value <= self.high or (self.open and value == self.low):
             raise ValueError(f"{name} must be {self._described()}, not {value!r}")
 
     def _described(self) -> str:
@@ -171,7 +175,8 @@ class _Range:
 
 _COUNT = _Range(Integral, 1)
 _TOKEN_ID = _Range(Integral, 0)
-_ANY_NUMBER = _Range(Real)
+# Within these, no logit becomes larger than float32 holds, which would leave nothing to choose by.
+_BIAS = _Range(Real, -1e9, 1e9)
 _RANGES = {
     "max_tokens": _COUNT,
     "min_tokens": _Range(Integral, 0),
@@ -180,7 +185,7 @@ _RANGES = {
     "top_p": _Range(Real, 0, 1, open=True),
     "min_p": _Range(Real, 0, 1),
     "typical_p": _Range(Real, 0, 1, open=True),
-    "repetition_penalty": _Range(Real, 0, open=True),
+    "repetition_penalty": _Range(Real, 1e-3, 1e3),
     "frequency_penalty": _Range(Real, -2, 2),
     "presence_penalty": _Range(Real, -2, 2),
     "n": _COUNT,
