@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, VOCABULARY, greedy, hot_decoder, hot_model, random_ids, tiny_config
+from tiny import VOCABULARY, greedy, hot_decoder, random_ids, tiny_config
 
 import groundup as gu
 from groundup.engine.cache import KeyValueCache
@@ -303,7 +303,7 @@ def test_scores_and_vectors_are_awaited_beside_texts(model: LanguageModel):
 
 
 def test_what_is_no_longer_awaited_is_not_computed(model: LanguageModel):
-    """Scores of 40 texts of 90 tokens need 150 steps, their vectors three calls: after the first, no more begin."""
+    """Scores of 40 texts of 90 tokens need 150 steps, their vectors 40 calls: after the first, no more begin."""
     texts = [random_ids(90, seed=seed).tolist() for seed in range(40)]
     engine = gu.Engine(model, stop_ids=[], step_tokens=24, most_running=4)
     calls: list[int] = []
@@ -348,28 +348,6 @@ def test_threads_share_the_engine(model: LanguageModel):
         thread.join()
     assert [found[number] for number in range(10)] == expected * 2
     assert _free(engine)
-
-
-@pytest.mark.parametrize("preset", ["llama", "mamba", "groundup", *ENCODERS])
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_embeddings_are_those_of_each_text_alone(preset: str, pooling: str):
-    model = hot_model(tiny_config(preset))
-    assert isinstance(model, LanguageModel)
-    vectors_bd = gu.Engine(model, stop_ids=[]).embed(PROMPTS, pooling)
-    for prompt, vector_d in zip(PROMPTS, vectors_bd, strict=True):
-        with torch.no_grad():
-            hidden_td = model.encode(torch.tensor([prompt]))[0]
-        expected_d = hidden_td.mean(0) if pooling == "mean" else hidden_td[-1]
-        torch.testing.assert_close(vector_d, expected_d, rtol=1e-9, atol=1e-9)
-
-
-def test_an_encoder_only_embeds():
-    model = hot_model(tiny_config("bert"))
-    assert isinstance(model, LanguageModel)
-    engine = gu.Engine(model, stop_ids=[])
-    for ask in (engine.generate, engine.score):
-        with pytest.raises(ValueError, match="a bert model cannot go on from a text"):
-            ask([[1]])
 
 
 def test_frequencies_that_depend_on_the_length_are_those_of_each_text_alone():
