@@ -82,3 +82,10 @@ def test_every_source_of_the_kernels_is_packed_and_compiled_anew_when_it_changes
     folder = root / "src/groundup/engine/kernels"
     files = {str(path.relative_to(root)) for pattern in ("*.cpp", "*.h") for path in folder.glob(pattern)}
     assert {*kernels["sources"], *kernels["depends"]} == files
+
+
+def test_the_map_names_every_file_of_the_engine():
+    root = Path(__file__).parents[1]
+    text = (root / "docs/architecture.md").read_text(encoding="utf-8")
+    files = [path.name for path in (root / "src/groundup/engine").glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in files if f"`{name}`" not in text] == []

@@ -212,8 +212,7 @@ class Engine:
         """
         stops = tuple(turn_ends(self.tokenizer))
         (written,) = self.generate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
-        reply = parse_assistant(self.tokenizer, written.tokens)
-        return replace(reply, complete=written.ending == "stop")
+        return self._reply(written)
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """The words of the reply as they come, up to a tool call if it makes one."""
@@ -223,6 +222,9 @@ class Engine:
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens from which the assistant goes on."""
         return render(self.tokenizer, messages, add_generation_prompt=True).ids
+
+    def _reply(self, written: Completion) -> Reply:
+        return replace(parse_assistant(self.tokenizer, written.tokens), complete=written.ending == "stop")
 
     def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
@@ -275,6 +277,12 @@ class Engine:
         except BaseException:
             self._desk.cancel(jobs)
             raise
+
+    async def achat(self, messages: Sequence[Message], **options: Any) -> Reply:
+        """As `chat`; cancelled as `agenerate` is."""
+        stops = tuple(turn_ends(self.tokenizer))
+        (written,) = await self.agenerate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
+        return self._reply(written)
 
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
