@@ -16,7 +16,7 @@ from groundup.engine.choose import Chooser
 from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, require_counts
 from groundup.engine.jobs import Writing
 from groundup.engine.quantized import load_for_engine
-from groundup.engine.rows import Logits, rows_of
+from groundup.engine.rows import Logits, RowReader
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence as Text
@@ -61,7 +61,7 @@ class DraftGuesser:
     """
 
     def __init__(self, runner: StepRunner, scheduler: Scheduler) -> None:
-        self._runner, self._scheduler = runner, scheduler
+        self._runner, self._scheduler, self._reader = runner, scheduler, RowReader()
         self._texts: dict[Writing, Text] = {}
         # Those of the texts, as the draft reads them: what it keeps of one lies in blocks of its own.
         self._sources: WeakKeyDictionary[Source, Source] = WeakKeyDictionary()
@@ -124,7 +124,7 @@ class DraftGuesser:
             return
         hidden_nd = hidden_md[list(ready.values())]
         logits_nv = self._runner.logits(hidden_nd, [sequence.adapter for sequence in ready])
-        rows = rows_of(logits_nv, [drafted[sequence].chooser.draw() for sequence in ready])
+        rows = self._reader.read(logits_nv, [drafted[sequence].chooser.draw() for sequence in ready])
         for sequence, logits in zip(ready, rows, strict=True):
             _guess(drafted[sequence], sequence, logits)
 
