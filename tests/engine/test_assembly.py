@@ -78,14 +78,15 @@ def test_the_usual_cache_is_no_larger_than_what_can_run_at_a_time():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"cache_tokens": 0}, "`cache_tokens` must be at least 1, not 0"),
-        ({"host_tokens": -1}, "`host_tokens` must be at least 0, not -1"),
-        ({"step_tokens": 0}, "`step_tokens` must be at least 1, not 0"),
-        ({"most_running": 0}, "`most_running` must be at least 1, not 0"),
-        ({"most_running": 65, "step_tokens": 64}, r"`most_running` must be at most `step_tokens` \(64\), not 65"),
+        ({"cache_tokens": 0}, "`cache_tokens` must be an integer of at least 1, not 0"),
+        ({"cache_tokens": "9"}, "`cache_tokens` must be an integer of at least 1, not '9'"),
+        ({"host_tokens": -1}, "`host_tokens` must be an integer of at least 0, not -1"),
+        ({"step_tokens": 2.5}, "`step_tokens` must be an integer of at least 1, not 2.5"),
+        ({"most_running": True}, "`most_running` must be an integer of at least 1, not True"),
+        ({"step_tokens": 8}, r"`most_running` must be at most `step_tokens` \(8\), not 64"),
     ],
 )
-def test_limits_in_which_nothing_can_be_computed_are_refused_by_name(limits: dict[str, int], message: str):
+def test_limits_in_which_nothing_can_be_computed_are_refused_by_name(limits: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         gu.Engine(_model("llama", quantized=False), stop_ids=[], **limits)
 

@@ -103,6 +103,15 @@ def test_a_text_ends_before_a_stop_token_and_at_its_limits(model: LanguageModel)
     assert len(full.tokens) == 60 and full.ending == "length"
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64])
+def test_token_ids_come_in_arrays_of_any_integers(model: LanguageModel, dtype: type):
+    engine = gu.Engine(model, stop_ids=[])
+    expected = greedy(model, PROMPTS[2], 5)
+    together = engine.generate([PROMPTS[2], np.array(PROMPTS[2], dtype=dtype)], max_tokens=5)
+    assert [one.tokens for one in together] == [expected, expected]
+    assert all(type(token) is int for token in together[1].prompt)
+
+
 def test_what_has_to_give_way_comes_back_from_the_host(model: LanguageModel):
     """Beginnings that other texts have displaced are found again, and the texts are the same."""
     engine = gu.Engine(model, stop_ids=[], cache_tokens=112, host_tokens=320, step_tokens=24, most_running=4)

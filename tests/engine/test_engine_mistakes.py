@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from talking import WORDS, is_free, talker
 from tiny import VOCABULARY, greedy, hot_decoder, random_ids, tiny_config
@@ -31,6 +32,14 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "a negative token": ([-1], {}, r"prompts\[1\]: -1 is no token"),
     "too long": ([1] * 100, {}, r"prompts\[1\] has 100 tokens and leaves no room: the model holds 100"),
+    "fractions": ([1.5, 2.0] * 10, {}, r"prompts\[1\]: \[1.5, 2.0, .*\] is no list of token ids"),
+    "an array of fractions": (np.ones(20), {}, r"prompts\[1\]: array.* is no list of token ids"),
+    "a matrix": (np.ones((2, 9), dtype=int), {}, r"prompts\[1\]: array.* is no list of token ids"),
+    "an integer beyond 64 bits": ([2**70], {}, r"prompts\[1\]: .* is no list of token ids"),
+    "letters": (["a", "b"], {}, r"prompts\[1\]: .'a', 'b'. is no list of token ids"),
+    "bytes": (b"12345678", {}, r"prompts\[1\]: b'12345678' is no list of token ids"),
+    "None": (None, {}, r"prompts\[1\]: None is no list of token ids"),
+    "a number": (7, {}, r"prompts\[1\]: 7 is no list of token ids"),
     "words without a tokenizer": ("abc", {}, "this engine has a model without a tokenizer"),
     "a stop string without a tokenizer": ([1], {"stop": ["x"]}, "this engine has a model without a tokenizer"),
     "a stop that is no list": ([1], {"stop": "x"}, "`stop` must be a list of texts that are not empty, not 'x'"),
@@ -45,6 +54,7 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "out of range": ([1], {"temperature": -1}, "`temperature` must be a number of at least 0, not -1"),
     "no answer": ([1], {"n": 0}, "`n` must be an integer of at least 1, not 0"),
     "more than the cache": ([1] * 4, {"max_tokens": 78}, "a text of up to 81 tokens does not fit .* which holds 80"),
+    "no constraint": ([1], {"constraint": "yes"}, "`constraint` must be made by a `GrammarCompiler`, not 'yes'"),
     "no adapter": ([1], {"adapter": "mine"}, "there is no adapter `mine`"),
 }
 
@@ -79,6 +89,8 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
     engine = gu.Engine(model, stop_ids=[], cache_tokens=32)
     with pytest.raises(ValueError, match="a list of texts, not one text"):
         engine.generate("abc")
+    with pytest.raises(ValueError, match="a list of texts, not 5"):
+        engine.score(5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"give `sampling` or its fields \(max_tokens\), not both"):
         engine.generate([[1]], Sampling(), max_tokens=3)
     with pytest.raises(TypeError, match="temprature"):
@@ -89,3 +101,17 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
         engine.embed([[1]], pooling="max")
     assert engine.generate([]) == [] and engine.score([]) == [] and engine.embed([]).shape == (0, 32)
     assert is_free(engine)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop_ids": 5}, "`stop_ids`: 5 is no list of token ids"),
+        ({"stop_ids": [1.5]}, "`stop_ids`: .1.5. is no list of token ids"),
+        ({"tokenizer": "folder"}, "`tokenizer` must be a `Tokenizer`, not 'folder'"),
+        ({"speculate": "yes"}, "`speculate` must be a `PromptLookup` or a `DraftModel`, not 'yes'"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused_in_a_sentence(model: LanguageModel, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        gu.Engine(model, **options)

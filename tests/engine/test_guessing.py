@@ -276,7 +276,7 @@ def test_a_draft_hears_more_than_the_model_needs():
 def test_other_mistakes_are_told_in_a_sentence():
     with pytest.raises(ValueError, match="a draft model needs the vocabulary of the model, which has 64 tokens"):
         gu.Engine(hot_decoder(tiny_config("llama")), speculate=DraftModel(TALKER))
-    with pytest.raises(ValueError, match="`guesses` must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="`guesses` must be an integer of at least 1, not 0"):
         DraftModel(TALKER, guesses=0)
     with pytest.raises(ValueError, match="`longest` must be at least `shortest` \\(4\\), not 3"):
         PromptLookup(shortest=4, longest=3)

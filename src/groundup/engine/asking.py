@@ -1,6 +1,6 @@
 """From what is asked of the engine to the jobs that its thread is given; mistakes come out here, where it is asked."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from groundup.engine.constrain import Constraint
 from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Job, Loop, Worker
-from groundup.engine.prompts import Prompt, Reader
+from groundup.engine.prompts import Pair, Prompt, Reader
 from groundup.engine.runner import decoder_of, depends_on_the_longest
 from groundup.engine.sampling import Sampling
 from groundup.engine.source import Source
@@ -61,6 +61,8 @@ class Desk:
         streams: whether somebody reads the text as it comes; otherwise it is spelled at its end.
         """
         require_decoder(self._model)
+        if constraint is not None and not isinstance(constraint, Constraint):
+            raise ValueError(f"`constraint` must be made by a `GrammarCompiler`, not {constraint!r}")
         sampling.require_vocabulary(self._model.config.vocab_size)
         adapted = self._adapter(adapter)
         groups: list[list[Writing | Beaming]] = []
@@ -153,9 +155,10 @@ def of_one_text(sampling: Sampling) -> Sampling:
 
 
 def listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    """Raises ValueError for a text, which is a sequence of letters too."""
-    if isinstance(prompts, str):
-        raise ValueError("`prompts` must be a list of texts, not one text")
+    """Raises ValueError for what is no list, and for a text, which is a sequence of letters too."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        what = "one text" if isinstance(prompts, str | Pair) else repr(prompts)
+        raise ValueError(f"`prompts` must be a list of texts, not {what}")
     return prompts
 
 

@@ -13,6 +13,7 @@ from groundup.engine.kernels import STRIP
 from groundup.engine.kernels.checks import round_up
 from groundup.engine.layer_program import key_value_shape
 from groundup.engine.quantized import use_kernels
+from groundup.engine.ranges import COUNT, NATURAL
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
 from groundup.engine.runners import block_size_of, runner_of
 from groundup.engine.scheduler import Scheduler
@@ -33,6 +34,21 @@ class Assembly(NamedTuple):
     runner: StepRunner
 
 
+def require_limits(step_tokens: int, most_running: int, cache_tokens: int | None, host_tokens: int | None) -> None:
+    """Raises ValueError, naming it, for a limit in which nothing can be computed; None stands for the usual one."""
+    for name, count in (("step_tokens", step_tokens), ("most_running", most_running)):
+        COUNT.require(f"`{name}`", count)
+    if most_running > step_tokens:
+        raise ValueError(
+            f"`most_running` must be at most `step_tokens` ({step_tokens}), not {most_running}: in each step every "
+            "running text gets a token"
+        )
+    if cache_tokens is not None:
+        COUNT.require("`cache_tokens`", cache_tokens)
+    if host_tokens is not None:
+        NATURAL.require("`host_tokens`", host_tokens)
+
+
 def assemble(
     model: LanguageModel | EncoderDecoder,
     step_tokens: int,
@@ -43,11 +59,10 @@ def assemble(
     cache_type: CacheType | None = None,
     compile_layers: bool = False,
 ) -> Assembly:
-    """An assembly for a model; the arguments are those of `Engine`.
+    """An assembly for a model; the arguments are those of `Engine`, within limits that `require_limits` lets pass.
 
-    Raises ValueError, naming it, for a number that is too small, and where a step cannot serve `most_running` texts.
+    Raises ValueError for a type of cache that the model cannot have, and layers that cannot be compiled.
     """
-    _require_limits(step_tokens, most_running, cache_tokens, host_tokens)
     decoder = decoder_of(model)
     use_kernels(decoder)
     dtype = cache_dtype(decoder, cache_type)
@@ -66,20 +81,6 @@ def assemble(
         reach=reach(decoder),
     )
     return Assembly(pool, scheduler, runner_of(model, pool, step_tokens, most_running, dtype, compile_layers))
-
-
-def _require_limits(step_tokens: int, most_running: int, cache_tokens: int | None, host_tokens: int | None) -> None:
-    counts = {"step_tokens": (step_tokens, 1), "most_running": (most_running, 1)}
-    counts |= {} if cache_tokens is None else {"cache_tokens": (cache_tokens, 1)}
-    counts |= {} if host_tokens is None else {"host_tokens": (host_tokens, 0)}
-    for name, (count, least) in counts.items():
-        if count < least:
-            raise ValueError(f"`{name}` must be at least {least}, not {count}")
-    if most_running > step_tokens:
-        raise ValueError(
-            f"`most_running` must be at most `step_tokens` ({step_tokens}), not {most_running}: in each step every "
-            "running text gets a token"
-        )
 
 
 def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:

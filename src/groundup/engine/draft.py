@@ -13,9 +13,10 @@ from weakref import WeakKeyDictionary
 
 from groundup.engine.assembly import assemble
 from groundup.engine.choose import Chooser
-from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, require_counts
+from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation
 from groundup.engine.jobs import Writing
 from groundup.engine.quantized import load_for_engine
+from groundup.engine.ranges import COUNT
 from groundup.engine.rows import Logits, RowReader
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent
 from groundup.engine.scheduler import Scheduler
@@ -41,7 +42,8 @@ class DraftModel:
     step_guesses: int = 32
 
     def __post_init__(self) -> None:
-        require_counts(guesses=self.guesses, step_guesses=self.step_guesses)
+        for name in ("guesses", "step_guesses"):
+            COUNT.require(f"`{name}`", getattr(self, name))
 
 
 @dataclass
@@ -150,6 +152,8 @@ def speculation_of(
 
     Raises ValueError for models whose tokens cannot be taken back, and for a draft of another kind or vocabulary.
     """
+    if not isinstance(spec, PromptLookup | DraftModel):
+        raise ValueError(f"`speculate` must be a `PromptLookup` or a `DraftModel`, not {spec!r}")
     _require_taking_back(decoder_of(model))
     if isinstance(spec, PromptLookup):
         return Speculation(LookupGuesser(spec), spec.guesses, spec.step_guesses)

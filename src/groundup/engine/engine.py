@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text
-from groundup.engine.assembly import assemble
+from groundup.engine.assembly import assemble, require_limits
 from groundup.engine.compiled import CacheType
 from groundup.engine.completion import (
     Completion,
@@ -38,7 +38,7 @@ from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
 from groundup.engine.loop import Loop, Worker
 from groundup.engine.pairs import reader_of
-from groundup.engine.prompts import Prompt
+from groundup.engine.prompts import Prompt, listed_ids
 from groundup.engine.quantized import load_for_engine
 from groundup.engine.runner import decoder_of
 from groundup.engine.sampling import Sampling
@@ -92,6 +92,9 @@ class Engine:
         device: str | None = None,
         compile_layers: bool = False,
     ) -> None:
+        require_limits(step_tokens, most_running, cache_tokens, host_tokens)
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {tokenizer!r}")
         if isinstance(model, LanguageModel | EncoderDecoder):
             if quantize is not None:
                 raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
@@ -102,7 +105,9 @@ class Engine:
             folder = local_folder(model)
             self.model = load_for_engine(folder, quantize, device or "cpu")
         self._reader = reader_of(self.model.config, folder, tokenizer)
-        self.stop_ids = frozenset(self._reader.usual_stops() if stop_ids is None else stop_ids)
+        self.stop_ids = frozenset(
+            self._reader.usual_stops() if stop_ids is None else listed_ids(stop_ids, "`stop_ids`")
+        )
         self._pool, scheduler, runner = assemble(
             self.model,
             step_tokens,

@@ -4,6 +4,8 @@ All state of the engine belongs to that thread. Others hand it actions, which it
 when there is something to do and ends when there is nothing left.
 """
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -22,6 +24,7 @@ from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Chunk
 from groundup.engine.sequence import Sequence as Text
+from groundup.errors import UserError
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters
@@ -123,9 +126,12 @@ class Loop:
             self._write(ready, hidden_md if len(wanted) == end else hidden_md[wanted])
 
     def fail_all(self, error: Exception) -> None:
-        """End every job with an error."""
-        for job in set(self._jobs.values()):
-            self._fail(job, error)
+        """End every job with an error; all are told, even where what is broken cannot be put away."""
+        jobs = set(self._jobs.values())
+        for job in jobs:
+            job.fail(error)
+        for job in jobs:
+            self._end(job)
 
     def _require_present(self, adapter: Adapter | None) -> None:
         if adapter is not None and adapter not in self.adapters:
@@ -225,17 +231,26 @@ class Worker:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._lock = threading.Lock()
+        # A stream that the garbage collector ends gives up its job, maybe in the midst of what is done under the lock.
+        self._lock = threading.RLock()
         self._actions: list[Callable[[], None]] = []
-        self._thread: threading.Thread | None = None
+        self._is_turning, self._process = False, os.getpid()
 
     def do(self, action: Callable[[], None]) -> None:
-        """Have an action done between two steps. It must not raise."""
+        """Have an action done between two steps. It must not raise.
+
+        Raises UserError in the child of a process that forked while something was computed: threads are not copied.
+        """
+        if self._is_turning and self._process != os.getpid():
+            raise UserError(
+                "this process was forked while its parent's engine was computing, and without the engine's thread; "
+                "make an engine of its own here, or fork when nothing is asked of the parent's"
+            )
         with self._lock:
             self._actions.append(action)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._turn, name="groundup-engine")
-                self._thread.start()
+            if not self._is_turning:
+                self._process, self._is_turning = os.getpid(), True
+                self._start()
 
     def result_of(self, work: Callable[[], Result]) -> "Future[Result]":
         """Have something done between two steps, and its result or error told, unless it is cancelled before."""
@@ -252,23 +267,41 @@ class Worker:
         self.do(action)
         return future
 
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._turn, name="groundup-engine").start()
+        except RuntimeError:  # the system has no thread left; it may have, when the next one asks
+            self._is_turning = False
+            self._actions.clear()
+            raise
+
     def _turn(self) -> None:
-        while (actions := self._next_actions()) is not None:
-            try:
-                for action in actions:
-                    action()
-                if self._loop.is_busy:
-                    self._loop.step()
-            except Exception as error:  # a defect of ours: whoever waits is told of it, instead of waiting for ever
-                if not self._loop.is_busy:
-                    raise
-                self._loop.fail_all(error)
+        try:
+            while (actions := self._next_actions()) is not None:
+                for action in (*actions, self._step):
+                    try:
+                        action()
+                    except Exception as error:  # a defect of ours
+                        self._tell(error)
+        except BaseException:
+            self._is_turning = False  # who asks next has another thread
+            raise
+
+    def _step(self) -> None:
+        if self._loop.is_busy:
+            self._loop.step()
+
+    def _tell(self, error: Exception) -> None:
+        """Whoever waits is told, instead of waiting for ever; where nobody does, it is shown as threads' errors are."""
+        if self._loop.is_busy:
+            self._loop.fail_all(error)
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
 
     def _next_actions(self) -> list[Callable[[], None]] | None:
         """What is to be done before the next step, None if there is nothing to do at all."""
         with self._lock:
             actions, self._actions = self._actions, []
-            if actions or self._loop.is_busy:
-                return actions
-            self._thread = None
-            return None
+            # Looked at again, since what the garbage collector ends may have come by meanwhile.
+            self._is_turning = bool(actions or self._actions or self._loop.is_busy)
+            return actions if self._is_turning else None
