@@ -41,10 +41,11 @@ class Desk:
         loop: Loop,
         worker: Worker,
         pool: BlockPool,
+        step_tokens: int,
         most_running: int,
     ) -> None:
         self._model, self._reader, self._loop, self._worker = model, reader, loop, worker
-        self._pool, self._most_running = pool, most_running
+        self._pool, self._step_tokens, self._most_running = pool, step_tokens, most_running
 
     def begin(
         self,
@@ -94,12 +95,16 @@ class Desk:
     def begin_embedding(
         self, texts: Sequence[Prompt], pooling: Pooling, adapter: str | None
     ) -> "tuple[list[list[int]], list[Future[Tensor]]]":
-        """Have texts embedded; returns which are in each batch, and its vectors to come."""
+        """Have texts embedded; returns which are in each batch, and its vectors to come.
+
+        A batch has no more tokens than a step, so that running texts do not wait long between two of theirs.
+        """
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         adapted = self._adapter(adapter)
         all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
-        batches = batches_of(all_ids, 1 if depends_on_the_longest(decoder_of(self._model)) else EMBED_BATCH)
+        most_texts = 1 if depends_on_the_longest(decoder_of(self._model)) else EMBED_BATCH
+        batches = batches_of(all_ids, most_texts, self._step_tokens)
         return batches, [
             self._worker.result_of(
                 partial(self._loop.embed, self._model, [all_ids[index] for index in batch], pooling, adapted)

@@ -15,12 +15,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text
-from groundup.engine.blocks import BlockPool, blocks_for
-from groundup.engine.compiled import CacheType, cache_dtype
+from groundup.engine.assembly import assemble, require_limits
+from groundup.engine.compiled import CacheType
 from groundup.engine.completion import (
     Completion,
     Gathering,
@@ -35,27 +34,21 @@ from groundup.engine.completion import (
 from groundup.engine.constrain import Constraint
 from groundup.engine.draft import DraftModel, speculation_of
 from groundup.engine.embedding import Pooling, in_order
-from groundup.engine.guessing import PromptLookup, require_counts
+from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
 from groundup.engine.loop import Loop, Worker
 from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt, listed_ids
-from groundup.engine.quantized import load_for_engine, use_kernels
-from groundup.engine.runner import decoder_of, depends_on_the_longest, is_recurrent, reach, token_bytes
-from groundup.engine.runners import block_size_of, runner_of
+from groundup.engine.quantized import load_for_engine
+from groundup.engine.runner import decoder_of
 from groundup.engine.sampling import Sampling
-from groundup.engine.scheduler import Scheduler
 from groundup.formats.folder import local_folder
 from groundup.formats.peft import read_adapter
-from groundup.model.config import AudioConfig
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
-
-# What the cache may hold by default, of keys and values.
-CACHE_BYTES = 2**30
 
 
 class Engine:
@@ -80,7 +73,7 @@ class Engine:
         float16. A model that is given as such is computed where it lies, in its own type.
     compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.
     Raises UserError for a folder that cannot be read or holds a model of another kind, and for a device that is not
-    there; ValueError for a number out of range and for a model that does not go with `speculate`.
+    there; ValueError for limits that nothing can be computed in and for a model that does not go with `speculate`.
     """
 
     def __init__(
@@ -99,10 +92,7 @@ class Engine:
         device: str | None = None,
         compile_layers: bool = False,
     ) -> None:
-        require_counts(cache_tokens=cache_tokens, step_tokens=step_tokens, most_running=most_running)
-        require_counts(least=0, host_tokens=host_tokens)
-        if step_tokens < most_running:
-            raise ValueError(f"`step_tokens` must be at least `most_running`, {most_running}, not {step_tokens}")
+        require_limits(step_tokens, most_running, cache_tokens, host_tokens)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {tokenizer!r}")
         if isinstance(model, LanguageModel | EncoderDecoder):
@@ -114,33 +104,25 @@ class Engine:
         else:
             folder = local_folder(model)
             self.model = load_for_engine(folder, quantize, device or "cpu")
-        decoder = decoder_of(self.model)
-        use_kernels(decoder)
         self._reader = reader_of(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(
             self._reader.usual_stops() if stop_ids is None else listed_ids(stop_ids, "`stop_ids`")
         )
-        dtype = cache_dtype(decoder, cache_type)
-        cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
-        if host_tokens is None:
-            host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
-        size = block_size_of(self.model)
-        self._pool = BlockPool(blocks_for(cache_tokens, size), host=blocks_for(host_tokens, size), block_size=size)
-        scheduler = Scheduler(
-            self._pool,
+        self._pool, scheduler, runner = assemble(
+            self.model,
             step_tokens,
             most_running,
-            recurrent=is_recurrent(decoder),
-            whole_prompts=depends_on_the_longest(decoder),
-            reach=reach(decoder),
+            cache_tokens=cache_tokens,
+            host_tokens=host_tokens,
+            cache_type=cache_type,
+            compile_layers=compile_layers,
         )
         speculation = None
         if speculate is not None:
             speculation = speculation_of(speculate, self.model, self._pool.tokens, step_tokens, most_running)
-        runner = runner_of(self.model, self._pool, step_tokens, most_running, dtype, compile_layers)
         self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)
-        self._desk = Desk(self.model, self._reader, self._loop, self._worker, self._pool, most_running)
+        self._desk = Desk(self.model, self._reader, self._loop, self._worker, self._pool, step_tokens, most_running)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -235,8 +217,7 @@ class Engine:
         """
         stops = tuple(turn_ends(self.tokenizer))
         (written,) = self.generate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
-        reply = parse_assistant(self.tokenizer, written.tokens)
-        return replace(reply, complete=written.ending == "stop")
+        return self._reply(written)
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """The words of the reply as they come, up to a tool call if it makes one."""
@@ -246,6 +227,9 @@ class Engine:
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens from which the assistant goes on."""
         return render(self.tokenizer, messages, add_generation_prompt=True).ids
+
+    def _reply(self, written: Completion) -> Reply:
+        return replace(parse_assistant(self.tokenizer, written.tokens), complete=written.ending == "stop")
 
     def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
@@ -299,6 +283,12 @@ class Engine:
             self._desk.cancel(jobs)
             raise
 
+    async def achat(self, messages: Sequence[Message], **options: Any) -> Reply:
+        """As `chat`; cancelled as `agenerate` is."""
+        stops = tuple(turn_ends(self.tokenizer))
+        (written,) = await self.agenerate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
+        return self._reply(written)
+
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
         inboxes: list[asyncio.Queue[list[float] | Exception]] = [asyncio.Queue() for _ in listed(texts)]
@@ -345,11 +335,3 @@ class Engine:
         except BaseException:
             self._desk.cancel(jobs)
             raise
-
-
-def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
-    longest = model.config.max_positions
-    if isinstance(model, EncoderDecoder):
-        encoder = model.config.encoder
-        longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
-    return max(longest, min(CACHE_BYTES // token_bytes(decoder_of(model), dtype), most_running * longest))
