@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from talking import WORDS, talker
-from tiny import hot_decoder, random_ids
+from tiny import hot_decoder, random_ids, tiny_config
 from workloads import CONFIGS, CountingScheduler, Request, check_alone, finish, serve, workload_model
 
 import groundup as gu
@@ -27,6 +27,8 @@ from groundup.engine.runner import Runner, is_recurrent, reach
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
 from groundup.model.language_model import LanguageModel
+from groundup.quantize.convert import quantize_model
+from groundup.quantize.matrix import WEIGHT_FORMATS
 
 BLOCKS = 60
 PROMPT = random_ids(21, seed=9).tolist()
@@ -138,6 +140,18 @@ def test_beams_that_wait_for_each_other_let_older_ones_run():
     assert scheduler.preempted > 0
     for search in searches:
         search.check(model)
+
+
+def test_logits_of_a_beam_that_waits_for_others_outlast_the_steps_of_these(compiled: None):
+    """The kernels write the logits of every step into the same memory, and the beams of three searches take turns."""
+    model = hot_decoder(tiny_config("llama", kv_heads=1, context=100), dtype=torch.float32)
+    quantize_model(model, WEIGHT_FORMATS["w8"])
+    prompts = [PROMPT[: 5 + number] for number in range(3)]
+    asked = {"beams": 4, "n": 4, "max_tokens": 6}
+    alone = gu.Engine(model, stop_ids=[])
+    expected = [one.tokens for prompt in prompts for one in alone.generate([prompt], **asked)]
+    crowded = gu.Engine(model, stop_ids=[], cache_tokens=11 * 16, step_tokens=24, most_running=4)
+    assert [one.tokens for one in crowded.generate(prompts, **asked)] == expected
 
 
 def test_beginnings_share_the_blocks_of_their_prompt():

@@ -34,6 +34,7 @@ def _output(matrix: QuantizedMatrix, x: torch.Tensor) -> list[float]:
 def test_without_the_library_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "path", lambda: None)
     library.load.cache_clear()
+    library._function.cache_clear()
     with pytest.raises(UserError, match=r"kernels were not compiled .* install a C\+\+ compiler"):
         kernels.quantize(torch.zeros(1, 1))
     assert library.finding().verdict == "missing" and "not compiled" in library.finding().sentence
