@@ -20,9 +20,9 @@ import transformers
 from figures import arguments, show
 
 import groundup
-from groundup.engine.cache import KeyValueCache
 from groundup.formats.huggingface import load_language_model
 from groundup.model.build import build
+from groundup.model.cache import KeyValueCache
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config

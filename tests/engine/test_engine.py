@@ -1,5 +1,6 @@
 """`groundup.Engine` on token ids: what is asked is answered as the model says it, alone or in company."""
 
+import asyncio
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,9 @@ from talking import is_free
 from tiny import greedy, hot_decoder, random_ids, tiny_config
 
 import groundup as gu
-from groundup.engine.cache import KeyValueCache
 from groundup.engine.choose import make_chooser
 from groundup.engine.sampling import Sampling
+from groundup.model.cache import KeyValueCache
 from groundup.model.language_model import LanguageModel
 from groundup.model.rotary import DynamicScaling
 from groundup.tokens.batches import Rows
@@ -89,6 +90,39 @@ def test_scores_are_the_trainers_loss(preset: str):
         rows = Rows(ids[:, :-1], ids[:, 1:], places, np.zeros_like(places, dtype=np.int32))
         assert -score.total == pytest.approx(float(Learner(model).loss(rows).total.detach()), rel=1e-10)
         assert len(score.logprobs) == len(text) - 1 and score.tokens == text
+
+
+@pytest.mark.parametrize("preset", ["llama", "gemma2", "mamba2", "groundup"])
+def test_prompts_tell_their_log_probabilities_and_change_nothing_else(preset: str):
+    """They are computed once, for the answer finds them in the cache."""
+    model = hot_decoder(tiny_config(preset, context=100))
+    plain, engine = (gu.Engine(model, stop_ids=[], step_tokens=24, most_running=4) for _ in range(2))
+    asked = {"n": 2, "temperature": 1.0, "seed": 3, "max_tokens": 9}
+    expected, found = plain.generate(PROMPTS, **asked), engine.generate(PROMPTS, echo=True, **asked)
+    for one, other in zip(found, expected, strict=True):
+        with torch.no_grad():
+            log_probs_tv = model(torch.tensor([one.prompt]))[0].log_softmax(-1)
+        wanted_t = log_probs_tv[:-1].gather(1, torch.tensor(one.prompt)[1:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(one.prompt_logprobs).double(), wanted_t, rtol=1e-5, atol=1e-5)
+        assert one.tokens == other.tokens and one.cached == (len(one.prompt) - 1) // 16 * 16
+        assert other.prompt_logprobs is None
+    awaited = asyncio.run(engine.agenerate(PROMPTS[:1], echo=True, beams=2, max_tokens=3))
+    assert awaited[0].prompt_logprobs == pytest.approx(found[0].prompt_logprobs, rel=1e-9)
+    assert is_free(engine)
+
+
+def test_a_prompt_whose_log_probabilities_nobody_waits_for_begins_no_answer(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[], step_tokens=24, most_running=4)
+
+    async def main() -> None:
+        task = asyncio.create_task(engine.agenerate(PROMPTS * 9, echo=True, max_tokens=50))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert is_free(engine) and not engine._loop.is_busy
 
 
 def test_a_text_ends_before_a_stop_token_and_at_its_limits(model: LanguageModel):

@@ -1,5 +1,6 @@
 """The library itself: loading, levels, threads, forks, and what the doctor says."""
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -114,6 +115,11 @@ def test_several_python_threads_may_call_at_once(threads: None):
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+def test_calls_let_go_of_pythons_lock(compiled: None):
+    """ctypes keeps it only for libraries that are loaded as `PyDLL`."""
+    assert not isinstance(library.load(), ctypes.PyDLL)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's /proc")

@@ -12,10 +12,10 @@ from tiny import random_ids
 from torch import Tensor
 
 import groundup as gu
-from groundup.engine.cache import KeyValueCache
 from groundup.engine.compiled import is_compilable
 from groundup.engine.kernels import library
 from groundup.formats.huggingface import load_model, save_model
+from groundup.model.cache import KeyValueCache
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import W8

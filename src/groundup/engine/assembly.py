@@ -12,7 +12,7 @@ from groundup.engine.compiled import CacheType, cache_dtype
 from groundup.engine.kernels import STRIP
 from groundup.engine.kernels.checks import round_up
 from groundup.engine.layer_program import key_value_shape
-from groundup.engine.quantized import use_kernels
+from groundup.engine.loading import use_kernels
 from groundup.engine.ranges import COUNT, NATURAL
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
 from groundup.engine.runners import block_size_of, runner_of

@@ -15,7 +15,7 @@ from groundup.engine.assembly import assemble
 from groundup.engine.choose import Chooser
 from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation
 from groundup.engine.jobs import Writing
-from groundup.engine.quantized import load_for_engine
+from groundup.engine.loading import load_for_engine
 from groundup.engine.ranges import COUNT
 from groundup.engine.rows import Logits, RowReader
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent

@@ -17,18 +17,19 @@ from typing import Any
 
 from torch import Tensor
 
-from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text
+from groundup.engine.asking import Desk, asked, listed, of_one_text
 from groundup.engine.assembly import assemble, require_limits
 from groundup.engine.compiled import CacheType
 from groundup.engine.completion import (
+    AwaitedInboxes,
     Completion,
     Gathering,
     Heard,
+    Inboxes,
     Score,
     awaited_pieces_of,
     completions,
     from_other_thread,
-    heard,
     pieces_of,
 )
 from groundup.engine.constrain import Constraint
@@ -36,13 +37,12 @@ from groundup.engine.draft import DraftModel, speculation_of
 from groundup.engine.embedding import Pooling, in_order
 from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
+from groundup.engine.loading import loaded
 from groundup.engine.loop import Loop, Worker
 from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt, listed_ids
-from groundup.engine.quantized import load_for_engine
 from groundup.engine.runner import decoder_of
 from groundup.engine.sampling import Sampling
-from groundup.formats.folder import local_folder
 from groundup.formats.peft import read_adapter
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
@@ -95,15 +95,7 @@ class Engine:
         require_limits(step_tokens, most_running, cache_tokens, host_tokens)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {tokenizer!r}")
-        if isinstance(model, LanguageModel | EncoderDecoder):
-            if quantize is not None:
-                raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
-            if device is not None:
-                raise ValueError("`device` is for folders; a model that is given as such is computed where it lies")
-            self.model, folder = model, None
-        else:
-            folder = local_folder(model)
-            self.model = load_for_engine(folder, quantize, device or "cpu")
+        self.model, folder = loaded(model, quantize, device)
         self._reader = reader_of(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(
             self._reader.usual_stops() if stop_ids is None else listed_ids(stop_ids, "`stop_ids`")
@@ -158,6 +150,7 @@ class Engine:
         *,
         constraint: Constraint | None = None,
         adapter: str | None = None,
+        echo: bool = False,
         **options: Any,
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
@@ -166,22 +159,16 @@ class Engine:
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
         adapter: the name of the one that the model is to have for these texts.
+        echo: whether the prompts' own log-probabilities are wanted, too.
         Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
         vocabulary.
         """
         wanted = asked(sampling, options, self.stop_ids)
-        inboxes: list[SimpleQueue[Sequence[Piece] | Exception]] = []
-
-        def listen() -> Listener:
-            inboxes.append(SimpleQueue())
-            return Gathering(inboxes[-1].put)
-
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter)
-        try:
-            return completions(all_ids, [heard(inbox.get()) for inbox in inboxes], wanted, self._reader.spell)
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+        texts, echoes = Inboxes[Sequence[Piece]](), Inboxes[list[float]]()
+        listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
+        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        with self._desk.awaited(jobs):
+            return completions(all_ids, texts.heard(), wanted, self._reader.spell, echoes.heard())
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> Iterator[str]:
         """The text that follows a prompt, as soon as it is certain; closing the stream ends it.
@@ -204,11 +191,8 @@ class Engine:
         inbox: SimpleQueue[Heard] = SimpleQueue()
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
         _, jobs = self._desk.begin([prompt], lambda: inbox.put, wanted, constraint, adapter, streams=True)
-        try:
+        with self._desk.awaited(jobs):
             yield from pieces_of(inbox)
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """The assistant's reply to a conversation, see `tokens/chat.py`; `reply.message()` continues it.
@@ -237,13 +221,10 @@ class Engine:
         texts: to encoder-decoders a `Pair` each, whose target is scored. adapter: as for `generate`.
         Raises ValueError as `generate` does.
         """
-        inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in listed(texts)]
-        jobs = self._desk.begin_scores(texts, adapter, [inbox.put for inbox in inboxes])
-        try:
-            return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+        scores = Inboxes[list[float]]()
+        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open)
+        with self._desk.awaited(jobs):
+            return [Score(job.prompt, logprobs) for job, logprobs in zip(jobs, scores.heard(), strict=True)]
 
     def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
@@ -265,23 +246,16 @@ class Engine:
         *,
         constraint: Constraint | None = None,
         adapter: str | None = None,
+        echo: bool = False,
         **options: Any,
     ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
         wanted = asked(sampling, options, self.stop_ids)
-        inboxes: list[asyncio.Queue[Sequence[Piece] | Exception]] = []
-
-        def listen() -> Listener:
-            inboxes.append(asyncio.Queue())
-            return Gathering(from_other_thread(inboxes[-1]))
-
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter)
-        try:
-            texts = [heard(await inbox.get()) for inbox in inboxes]
-            return completions(all_ids, texts, wanted, self._reader.spell)
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+        texts, echoes = AwaitedInboxes[Sequence[Piece]](), AwaitedInboxes[list[float]]()
+        listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
+        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        with self._desk.awaited(jobs):
+            return completions(all_ids, await texts.heard(), wanted, self._reader.spell, await echoes.heard())
 
     async def achat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """As `chat`; cancelled as `agenerate` is."""
@@ -291,13 +265,10 @@ class Engine:
 
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
-        inboxes: list[asyncio.Queue[list[float] | Exception]] = [asyncio.Queue() for _ in listed(texts)]
-        jobs = self._desk.begin_scores(texts, adapter, [from_other_thread(inbox) for inbox in inboxes])
-        try:
-            return [Score(job.prompt, heard(await inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+        scores = AwaitedInboxes[list[float]]()
+        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open)
+        with self._desk.awaited(jobs):
+            return [Score(job.prompt, logprobs) for job, logprobs in zip(jobs, await scores.heard(), strict=True)]
 
     async def aembed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""
@@ -329,9 +300,6 @@ class Engine:
         tell = from_other_thread(inbox)
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
         _, jobs = self._desk.begin([prompt], lambda: tell, wanted, constraint, adapter, streams=True)
-        try:
+        with self._desk.awaited(jobs):
             async for piece in awaited_pieces_of(inbox):
                 yield piece
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise

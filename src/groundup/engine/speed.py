@@ -171,10 +171,7 @@ def _ask(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> list[
 
     asked = time.perf_counter()
     _, jobs = engine._desk.begin(prompts, listen, Sampling(max_tokens=new_tokens), None, None, streams=True)
-    try:
+    with engine._desk.awaited(jobs):
         for _ in jobs:
             heard(ended.get())
-    except BaseException:
-        engine._desk.cancel(jobs)
-        raise
     return [Timeline(asked, tuple(came)) for came in times]
