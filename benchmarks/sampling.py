@@ -61,7 +61,7 @@ FORMS: dict[str, Callable[[GrammarCompiler], Constraint]] = {
 
 def main() -> None:
     """Time each of the settings and forms at each size, and print two tables."""
-    options = arguments(__doc__.splitlines()[0] if __doc__ else "").parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     steps = [row for size in VOCABULARIES for row in step_times(size)]
     batches = [row for size in VOCABULARIES for row in batch_times(size)]

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import FrozenInstanceError
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 
 from groundup.engine.sampling import Sampling
+
+WITHIN_A_BILLION = "must be a number of at least -1000000000.0 and at most 1000000000.0"
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "`max_tokens` must be an integer of at least 1, not 0"),
@@ -18,18 +21,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": math.nan}, "`temperature` must be a number of at least 0, not nan"),
     ({"temperature": math.inf}, "`temperature` must be a number of at least 0, not inf"),
     ({"temperature": "hot"}, "`temperature` must be a number of at least 0, not 'hot'"),
+    ({"temperature": 10**400}, f"`temperature` must be a number of at least 0, not {10**400}"),
     ({"top_k": -1}, "`top_k` must be an integer of at least 0, not -1"),
     ({"top_p": 0.0}, "`top_p` must be a number above 0 and at most 1, not 0.0"),
     ({"top_p": 1.1}, "`top_p` must be a number above 0 and at most 1, not 1.1"),
     ({"min_p": -0.1}, "`min_p` must be a number of at least 0 and at most 1, not -0.1"),
     ({"typical_p": 0}, "`typical_p` must be a number above 0 and at most 1, not 0"),
-    ({"repetition_penalty": 0}, "`repetition_penalty` must be a number above 0, not 0"),
+    ({"repetition_penalty": 0}, "`repetition_penalty` must be a number of at least 0.001 and at most 1000.0, not 0"),
     ({"frequency_penalty": 2.1}, "`frequency_penalty` must be a number of at least -2 and at most 2, not 2.1"),
     ({"presence_penalty": -3}, "`presence_penalty` must be a number of at least -2 and at most 2, not -3"),
     ({"logit_bias": [1]}, "`logit_bias` must map token ids to numbers, not [1]"),
     ({"logit_bias": {-1: 1.0}}, "a token id in `logit_bias` must be an integer of at least 0, not -1"),
     ({"logit_bias": {"7": 1.0}}, "a token id in `logit_bias` must be an integer of at least 0, not '7'"),
-    ({"logit_bias": {7: -math.inf}}, "`logit_bias` of token 7 must be a number, not -inf"),
+    ({"logit_bias": {7: -math.inf}}, f"`logit_bias` of token 7 {WITHIN_A_BILLION}, not -inf"),
+    ({"logit_bias": {7: 1e39}}, f"`logit_bias` of token 7 {WITHIN_A_BILLION}, not 1e+39"),
+    ({"logit_bias": {7: Fraction(1, 3)}}, f"`logit_bias` of token 7 {WITHIN_A_BILLION}, not Fraction(1, 3)"),
     ({"bad_words": [3]}, "`bad_words` must be a list of lists of token ids, none empty, not [3]"),
     ({"bad_words": [[]]}, "`bad_words` must be a list of lists of token ids, none empty, not [[]]"),
     ({"bad_words": "no"}, "`bad_words` must be a list of lists of token ids, none empty, not 'no'"),

@@ -18,7 +18,7 @@ from groundup.engine.blocks import BlockPool
 from groundup.engine.choose import Choice, Chooser
 from groundup.engine.draws import Draw
 from groundup.engine.jobs import Piece, next_piece
-from groundup.engine.rows import Logits
+from groundup.engine.rows import Logits, kept
 from groundup.engine.sequence import Sequence
 from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
@@ -34,12 +34,18 @@ class Branch:
     text: StoppingText | None
     choices: list[Choice]
     logits: Logits | None = None
+    _waits: bool = False
 
     def chosen(self, token: int) -> tuple[Chooser, list[Choice]]:
         """What was chosen if `token` follows. Raises ValueError where the constraint cannot be followed any further."""
         assert self.logits is not None
         chooser = self.chooser.fork()
         return chooser, [*self.choices, chooser.take(self.logits, token)]
+
+    def wait(self) -> None:
+        """Keep the logits, if they are there, until those of other beginnings are."""
+        if self.logits is not None and not self._waits:
+            self.logits, self._waits = kept(self.logits), True
 
     def longer_text(self, token: int) -> StoppingText | None:
         """What the beginning and `token` spell."""
@@ -109,9 +115,9 @@ class Beaming:
         return [None] * count
 
     def hear(self, sequence: Sequence, logits: Logits) -> None:
-        """What follows one of the beginnings."""
+        """What follows one of the beginnings; again, if it gave way since and was computed anew."""
         for branch in self._branches.values():
-            if branch.sequence is sequence:
+            if branch.sequence is sequence and branch.logits is None:
                 branch.logits = logits
 
     def follow(self, fork: Callable[[Sequence], Sequence], drop: Callable[[Sequence], None]) -> bool:
@@ -122,6 +128,8 @@ class Beaming:
         before = self._branches
         known = [(branch.chooser, branch.logits) for branch in before.values() if branch.logits is not None]
         if len(known) < len(before):
+            for branch in before.values():
+                branch.wait()
             return False
         scores_bv = np.stack([chooser.scores(logits) for chooser, logits in known])
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.engine.jobs import Writing
+from groundup.engine.ranges import COUNT
 from groundup.engine.speculate import prompt_lookup
 
 
@@ -109,7 +110,8 @@ class PromptLookup:
     longest: int = 8
 
     def __post_init__(self) -> None:
-        require_counts(guesses=self.guesses, step_guesses=self.step_guesses, shortest=self.shortest)
+        for name in ("guesses", "step_guesses", "shortest", "longest"):
+            COUNT.require(f"`{name}`", getattr(self, name))
         if self.longest < self.shortest:
             raise ValueError(f"`longest` must be at least `shortest` ({self.shortest}), not {self.longest}")
 
@@ -153,10 +155,3 @@ class _Growing:
             self._buffer = larger
         self._buffer[self._length : len(tokens)] = tokens[self._length :]
         self._length = len(tokens)
-
-
-def require_counts(**counts: int) -> None:
-    """Raises ValueError for one below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"`{name}` must be at least 1, not {count}")

@@ -1,15 +1,8 @@
-"""The engine's loop: schedule, run, tell; and the one thread in which it turns.
+"""The engine's loop: guess, schedule, run, tell. It turns in the one thread of `worker.py`."""
 
-All state of the engine belongs to that thread. Others hand it actions, which it takes up between two steps; it begins
-when there is something to do and ends when there is nothing left.
-"""
-
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -27,7 +20,6 @@ from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters
 
 Job = Writing | Beaming | Scoring
-Result = TypeVar("Result")
 
 
 class Loop:
@@ -123,9 +115,12 @@ class Loop:
             self._write(ready, hidden_md if len(wanted) == end else hidden_md[wanted])
 
     def fail_all(self, error: Exception) -> None:
-        """End every job with an error."""
-        for job in set(self._jobs.values()):
-            self._fail(job, error)
+        """End every job with an error; all are told, even where what is broken cannot be put away."""
+        jobs = set(self._jobs.values())
+        for job in jobs:
+            job.fail(error)
+        for job in jobs:
+            self._end(job)
 
     def _require_present(self, adapter: Adapter | None) -> None:
         if adapter is not None and adapter not in self.adapters:
@@ -218,57 +213,3 @@ class Loop:
     def _fail(self, job: Job, error: Exception) -> None:
         self._end(job)
         job.fail(error)
-
-
-class Worker:
-    """The thread that owns a loop and its model. A program that ends waits for it, so that no product is cut off."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._lock = threading.Lock()
-        self._actions: list[Callable[[], None]] = []
-        self._thread: threading.Thread | None = None
-
-    def do(self, action: Callable[[], None]) -> None:
-        """Have an action done between two steps. It must not raise."""
-        with self._lock:
-            self._actions.append(action)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._turn, name="groundup-engine")
-                self._thread.start()
-
-    def result_of(self, work: Callable[[], Result]) -> "Future[Result]":
-        """Have something done between two steps, and its result or error told, unless it is cancelled before."""
-        future: Future[Result] = Future()
-
-        def action() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(work())
-            except Exception as error:  # whoever waits for the result gets it
-                future.set_exception(error)
-
-        self.do(action)
-        return future
-
-    def _turn(self) -> None:
-        while (actions := self._next_actions()) is not None:
-            try:
-                for action in actions:
-                    action()
-                if self._loop.is_busy:
-                    self._loop.step()
-            except Exception as error:  # a defect of ours: whoever waits is told of it, instead of waiting for ever
-                if not self._loop.is_busy:
-                    raise
-                self._loop.fail_all(error)
-
-    def _next_actions(self) -> list[Callable[[], None]] | None:
-        """What is to be done before the next step, None if there is nothing to do at all."""
-        with self._lock:
-            actions, self._actions = self._actions, []
-            if actions or self._loop.is_busy:
-                return actions
-            self._thread = None
-            return None

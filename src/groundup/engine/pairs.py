@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from groundup.engine.prompts import Pair, Prompt, Reader
+from groundup.engine.prompts import Pair, Prompt, Reader, listed_ids
 from groundup.engine.source import Source
 from groundup.errors import UserError
 from groundup.formats.folder import GENERATION
@@ -31,7 +31,7 @@ class PairReader(Reader):
         if isinstance(pair.target, str):
             target = [*self._start, *self.tokenizer.encode(pair.target)]
         else:
-            target = self._start if pair.target is None else list(pair.target)
+            target = self._start if pair.target is None else listed_ids(pair.target, where)
         self._require_tokens(target, where)
         self._require_room(target, where, room)
         return target, self._source(pair.source, where)
@@ -41,7 +41,9 @@ class PairReader(Reader):
         if isinstance(self._encoder, AudioConfig) or isinstance(text, Pair | Tensor):
             reads = "a log-mel spectrogram" if isinstance(self._encoder, AudioConfig) else "a text or token ids"
             raise ValueError(f"{where}: the encoder of this {self._config.family} model reads {reads}")
-        ids = [*self.tokenizer.encode(text), self.tokenizer.eos_id] if isinstance(text, str) else list(text)
+        ids = (
+            [*self.tokenizer.encode(text), self.tokenizer.eos_id] if isinstance(text, str) else listed_ids(text, where)
+        )
         self._require_tokens(ids, where)
         if self._config.learned_positions is not None:
             self._require_room(ids, where, room)

@@ -1,9 +1,11 @@
 """What a model reads: prompts as token ids, alone or as padded rows, and what its texts end at."""
 
-from collections.abc import Collection, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -63,7 +65,9 @@ class Reader:
             raise ValueError(
                 f"{where}: a {self._config.family} model goes on from a text or token ids, without a source"
             )
-        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text)] if isinstance(text, str) else list(text)
+        ids = (
+            [self.tokenizer.bos_id, *self.tokenizer.encode(text)] if isinstance(text, str) else listed_ids(text, where)
+        )
         self._require_tokens(ids, where)
         self._require_room(ids, where, room)
         return ids
@@ -112,6 +116,20 @@ class Reader:
             return Tokenizer.load(self._folder)
         except UserError as error:
             return error
+
+
+def listed_ids(given: Iterable[int], where: str) -> list[int]:
+    """Token ids as integers of Python's own, whatever holds them, an array say.
+
+    Raises ValueError, naming `where` they stand, for anything else: it would fail in the midst of a step, and with it
+    all texts that share the step.
+    """
+    if isinstance(given, Iterable) and not isinstance(given, bytes | bytearray):
+        try:
+            return array("q", given).tolist()
+        except (TypeError, OverflowError):
+            pass
+    raise ValueError(f"{where}: {shortened(given)} is no list of token ids")
 
 
 def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,13 @@ class Row(NamedTuple):
 Logits = Tensor | Row
 
 
+def kept(logits: Logits) -> Logits:
+    """The same in memory of their own: those of a step are valid until the next ones are computed."""
+    if not isinstance(logits, Row):
+        return logits.clone()
+    return logits._replace(logits_nv=logits.logits_v.clone()[None], number=0)
+
+
 class RowReader:
     """Reads rows of logits in the kernels, step after step. Not for several threads."""
 
