@@ -30,8 +30,8 @@ LEAST_SECONDS = 0.05  # of one measurement
 
 def main() -> None:
     """Time both sides and print a table."""
-    parser = arguments("Attention to blocks of keys beside PyTorch's.")
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser = arguments(__doc__)
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="processor threads")
     parser.add_argument("--rounds", type=int, default=7, help="how often each side is timed, in turn")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -22,7 +22,7 @@ TARGET_MB_PER_CPU_SECOND = 10.0
 
 def main() -> None:
     """Time the corpus stage on each set of texts and print a table."""
-    parser = arguments(__doc__.partition("\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("paths", nargs="*", help="files or folders to measure besides the standard library")
     parser.add_argument("--text-columns", nargs="+", default=["text"], help="JSON keys or Parquet columns of text")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts")

@@ -1,10 +1,10 @@
 """Our engine beside llama.cpp, OpenVINO and `transformers.generate`, on the same machine, in the same run, in turn.
 
-    python benchmarks/engine.py --opponents runs/opponents --kind w4 --json results.json
+    python benchmarks/engine.py --opponents runs/opponents --json results.json
 
-Models of random weights, LLaMA shapes of 508 M and 110 M parameters. llama.cpp runs a q4_0 file of its own quantizing,
-OpenVINO weights of 4 bits (symmetric, groups of 128), `transformers` bfloat16; each side is a process of its own with
-the same threads. Per round and side:
+Models of random weights, LLaMA shapes of 508 M and 110 M parameters. Ours has weights of 4 bits unless `--kind` says
+otherwise, llama.cpp a q4_0 file of its own quantizing, OpenVINO weights of 4 bits (symmetric, groups of 128),
+`transformers` bfloat16; each side is a process of its own with the same threads. Per round and side:
 
 - prefill: tokens per second of one prompt, until the first token after it;
 - 1, 16, 32 streams: tokens per second of all streams together after each has its first, from short prompts;
@@ -14,8 +14,8 @@ the same threads. Per round and side:
 - guesses: one stream of ours that repeats itself, with speculation and without.
 
 Ours and `transformers` choose every token from its logits; llama.cpp is fed random ones and chooses none, as in its own
-benchmarks, and so is OpenVINO. The median of the rounds counts. `--opponents DIR` installs what is missing into
-environments of their own: llama.cpp is compiled for this machine, which takes ten minutes or more. A side that is not
+benchmarks, and so is OpenVINO. The median of the rounds counts. The opponents live in environments of their own, which
+`--opponents DIR` makes: llama.cpp is compiled for this machine, from the source of llama-cpp-python. A side that is not
 there is left out, and why is said. What the few bits cost each side is measured by `engine_perplexity.py`.
 """
 
@@ -26,28 +26,24 @@ from pathlib import Path
 from typing import Any
 
 from engine_models import KINDS, SHAPES, Forms, Missing
-from engine_sides import Side, sides
+from engine_sides import OURS, Side, add_side_flags, sides
 from figures import arguments, settings, show, write_figures
-
-OURS = "groundup"
 
 
 def main() -> None:
-    """Measure all sides on all shapes and print three tables."""
-    parser = arguments("Our engine beside llama.cpp, OpenVINO and transformers.generate.")
-    parser.add_argument("--size", nargs="+", default=["508M", "110M"], choices=list(SHAPES))
+    """Measure all sides on all shapes and print the tables."""
+    parser = arguments(__doc__)
+    about = "parameters of the models; tiny: to see that all runs"
+    parser.add_argument("--size", nargs="+", default=["508M", "110M"], choices=list(SHAPES), help=about)
     parser.add_argument("--kind", default=KINDS[0], choices=KINDS, help="weights of our own folder")
-    parser.add_argument("--side", nargs="+", help="only these sides (default: all)")
-    parser.add_argument("--models", type=Path, default=Path("runs/engine-benchmark"), help="where models are kept")
-    parser.add_argument("--opponents", type=Path, help="folder to install opponents into, or where they are")
-    parser.add_argument("--llama-cpp", type=Path, help="a Python that has llama-cpp-python")
-    parser.add_argument("--openvino", type=Path, help="a Python that has optimum-intel, openvino and nncf")
-    parser.add_argument("--threads", type=int, default=2)
+    place = Path("runs/engine-benchmark")
+    parser.add_argument("--models", type=Path, default=place, metavar="DIR", help="where models are made and kept")
+    add_side_flags(parser)
     parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured, in turn")
-    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--prompt-tokens", type=int, default=512, help="of the prompt whose reading is timed")
     parser.add_argument("--context-tokens", type=int, default=16, help="of the prompts that streams go on from")
     parser.add_argument("--new-tokens", type=int, default=64, help="of each stream")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 32], help="how many texts at a time")
     options = parser.parse_args()
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     left_out: dict[str, str] = {}
@@ -81,8 +77,6 @@ def measure_all(forms: Forms, options: Any, left_out: dict[str, str]) -> dict[st
     """What each side answered in each round. Those that cannot be measured are added to `left_out`, with why."""
     ready: list[tuple[Side, Path]] = []
     for side in sides(options):
-        if options.side is not None and side.name not in options.side:
-            continue
         try:
             ready.append((side, side.prepared(forms)))
         except Missing as reason:

@@ -22,8 +22,8 @@ from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
 from groundup.tokens.tokenizer import Tokenizer, train
 
 CONTEXT = 2048
-# Weights of our own folder: as `transformers` reads them too, or made from those by `groundup quantize`.
-KINDS = ("bfloat16", "w8", "w4", "w4_g32")
+# Weights of our own folder: made by `groundup quantize`, or those that it makes them from, for `transformers` too.
+KINDS = ("w4", "w4_g32", "w8", "bfloat16")
 
 
 class Missing(Exception):
@@ -88,8 +88,9 @@ class Forms:
             return self.bfloat16()
         out = self.folder / self.name / kind
         if not out.exists():
+            folder = self.bfloat16()
             with tempfile.TemporaryDirectory(dir=self.folder) as working:
-                _quantize(self.bfloat16(), Path(working), kind).rename(out)
+                _quantize(folder, Path(working), kind).rename(out)
         return out
 
     def gguf(self, quantize: Callable[[Path, Path], object]) -> Path:

@@ -1,6 +1,6 @@
 """What few bits cost a trained model: our formats beside those of llama.cpp and OpenVINO, on the same held-out tokens.
 
-    python benchmarks/engine_perplexity.py runs/mine/04-pretrain --heldout heldout.jsonl --calibration train.jsonl
+    python benchmarks/engine_perplexity.py runs/mine/04-pretrain --heldout heldout.jsonl --calibration train.jsonl \\
         --opponents runs/opponents --json results.json
 
 The model must be one that llama.cpp and `transformers` know, such as `groundup pretrain --preset llama` makes. Each
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from engine_models import Missing, byte_tokens
-from engine_sides import Side, sides
+from engine_sides import Side, add_side_flags, sides
 from figures import arguments, settings, show, write_figures
 
 from groundup.evaluate.quantization import Method, QuantizeConfig, TextStream, quantize_folder
@@ -46,17 +46,13 @@ class Form:
 
 def main() -> None:
     """Score the same windows with all sides and forms and print the table."""
-    parser = arguments("What few bits cost a trained model, ours beside llama.cpp's and OpenVINO's.")
+    parser = arguments(__doc__)
     parser.add_argument("folder", type=Path, help="a trained model of preset llama, with its tokenizer")
     parser.add_argument("--heldout", type=Path, nargs="+", required=True, help="text to score, as `paths` of [corpus]")
     parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="text like what it was trained on")
     parser.add_argument("--tokens", type=int, default=100_000, help="of the held-out text, in windows spread over it")
     parser.add_argument("--window", type=int, default=512, help="tokens that are read together")
-    parser.add_argument("--side", nargs="+", help="only these sides (default: all)")
-    parser.add_argument("--opponents", type=Path, help="folder to install opponents into, or where they are")
-    parser.add_argument("--llama-cpp", type=Path, help="a Python that has llama-cpp-python")
-    parser.add_argument("--openvino", type=Path, help="a Python that has optimum-intel, openvino and nncf")
-    parser.add_argument("--threads", type=int, default=2)
+    add_side_flags(parser)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
@@ -65,8 +61,6 @@ def main() -> None:
         texts = working / "texts.json"
         texts.write_text(json.dumps(windows(options)), encoding="utf-8")
         for side in sides(options):
-            if options.side is not None and side.name not in options.side:
-                continue
             try:
                 rows += side_rows(side, FORMS[side.name](side, options, working), texts, options.threads)
             except Missing as reason:

@@ -1,5 +1,6 @@
 """The sides that `engine.py` compares: where each one's environment is, what it reads, and how it is asked."""
 
+import argparse
 import importlib.util
 import os
 import subprocess
@@ -17,6 +18,8 @@ sys.path.append(str(Path(__file__).parent / "opponents"))
 from task import Task, told
 
 SCRIPTS = Path(__file__).parent / "opponents"
+OURS = "groundup"
+NAMES = (OURS, "llama.cpp", "OpenVINO", "transformers")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # llama.cpp is compiled for the processor that it will run on; a wheel from elsewhere would be slower.
 LLAMA_CPP = ("--no-binary", "llama-cpp-python", "llama-cpp-python>=0.3.36")
@@ -78,9 +81,31 @@ class Side:
         return done.stdout
 
 
-def sides(options: Any) -> list[Side]:
-    """All of them; ours first."""
+def add_side_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which sides there are, and where; see `sides`."""
+    parser.add_argument("--side", nargs="+", default=NAMES, choices=NAMES, help="only these sides")
+    parser.add_argument(
+        "--opponents",
+        type=Path,
+        metavar="DIR",
+        help="where environments of the opponents are; those that are missing are installed there, llama.cpp by "
+        "compiling its source for this machine (ten minutes or more)",
+    )
+    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON", help="a Python that has llama-cpp-python instead")
+    about = "a Python that has optimum-intel, openvino and nncf instead"
+    parser.add_argument("--openvino", type=Path, metavar="PYTHON", help=about)
+    parser.add_argument("--threads", type=int, default=2, help="processor threads of each side")
 
+
+def sides(options: Any) -> list[Side]:
+    """Those that are asked for, ours first.
+
+    options: of `add_side_flags`, and where models are to be made `kind`, of `KINDS`.
+    """
+    return [side for side in _all_sides(options) if side.name in options.side]
+
+
+def _all_sides(options: Any) -> list[Side]:
     def this() -> Path:
         return Path(sys.executable)
 
@@ -97,7 +122,7 @@ def sides(options: Any) -> list[Side]:
         return options.openvino or _environment(options.opponents, "openvino", OPENVINO, without="torchvision")
 
     return [
-        Side("groundup", this, "groundup_side.py", lambda forms, run: forms.ours(options.kind)),
+        Side(OURS, this, "groundup_side.py", lambda forms, run: forms.ours(options.kind)),
         Side(
             "llama.cpp",
             with_llama_cpp,

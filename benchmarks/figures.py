@@ -13,11 +13,20 @@ from rich.table import Table
 from groundup.hardware import describe
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the flag that every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+def arguments(about: str) -> argparse.ArgumentParser:
+    """A parser with the flag that every benchmark takes. about: the benchmark's docstring, shown as it stands."""
+    parser = argparse.ArgumentParser(description=about.strip(), formatter_class=_Help)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Tells defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action.default, list | tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import transformers
 from figures import arguments, show
 
 import groundup
-from groundup.engine.cache import KeyValueCache
 from groundup.formats.huggingface import load_language_model
 from groundup.model.build import build
+from groundup.model.cache import KeyValueCache
 from groundup.model.initialise import initialise
 from groundup.model.language_model import LanguageModel
 from groundup.model.presets import build_config
@@ -38,10 +38,11 @@ Step = Callable[[], Any]
 
 def main() -> None:
     """Time both sides in every mode and print a table."""
-    parser = arguments("Forward pass beside transformers.")
-    parser.add_argument("--family", nargs="+", default=sorted(VOCABULARIES), choices=sorted(VOCABULARIES))
-    parser.add_argument("--dtype", nargs="+", default=sorted(DTYPES), choices=sorted(DTYPES))
-    parser.add_argument("--mode", nargs="+", default=["prefill", "prefill compiled", "decode"])
+    parser = arguments(__doc__)
+    families, dtypes, modes = sorted(VOCABULARIES), sorted(DTYPES), list(MODES)
+    parser.add_argument("--family", nargs="+", default=families, choices=families, help="kinds of models")
+    parser.add_argument("--dtype", nargs="+", default=dtypes, choices=dtypes, help="types of weights and activations")
+    parser.add_argument("--mode", nargs="+", default=modes, choices=modes, help="what is timed")
     parser.add_argument("--rounds", type=int, default=10, help="how often each side is timed, in turn")
     options = parser.parse_args()
     rows = []
@@ -66,8 +67,7 @@ def compare(family: str, folder: Path, dtype: str, mode: str, rounds: int) -> di
     apart = float((ours(ids).float() - expected).norm() / expected.norm())
     if apart > TOLERANCES[dtype]:
         raise SystemExit(f"the two sides do not compute the same: {apart:.2g} apart ({family}, {dtype})")
-    prepare = {"prefill": _prefill, "prefill compiled": _compiled, "decode": _decode}[mode]
-    steps = prepare(ours, theirs, ids)
+    steps = MODES[mode](ours, theirs, ids)
     times: list[list[float]] = [[], []]
     for turn in range(rounds + 2):
         for step, seconds in zip(steps, times, strict=True):
@@ -107,6 +107,14 @@ def _decode(ours: LanguageModel, theirs: Any, ids: torch.Tensor) -> tuple[Step, 
     theirs(ids, past_key_values=their_cache)
     one = ids[:, :1]
     return lambda: ours(one, cache=cache), lambda: theirs(one, past_key_values=their_cache).logits
+
+
+# Of each mode, a step of ours and one of theirs.
+MODES: dict[str, Callable[[LanguageModel, Any, torch.Tensor], tuple[Step, Step]]] = {
+    "prefill": _prefill,
+    "prefill compiled": _compiled,
+    "decode": _decode,
+}
 
 
 def write(family: str, folder: Path) -> None:

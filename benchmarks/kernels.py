@@ -40,11 +40,17 @@ class Side:
 
 def main() -> None:
     """Time every format at every number of tokens and print a table."""
-    parser = arguments("Linear layers in few bits beside bfloat16.")
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 8, 16, 64, 256])
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser = arguments(__doc__)
+    parser.add_argument("--rows", type=int, default=4096, help="outputs of the layer")
+    parser.add_argument("--columns", type=int, default=4096, help="its inputs")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[1, 4, 8, 16, 64, 256],
+        help="of a call; each number is timed by itself",
+    )
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="processor threads")
     parser.add_argument("--rounds", type=int, default=7, help="how often each side is timed, in turn")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -31,8 +31,8 @@ TARGET_TIME, TARGET_MEMORY = 1.3, 1.1
 
 def main() -> None:
     """Measure each family's folder and print a table."""
-    parser = arguments("Loading a folder of one gigabyte.")
-    parser.add_argument("--family", nargs="+", default=sorted(LAYERS), choices=sorted(LAYERS))
+    parser = arguments(__doc__)
+    parser.add_argument("--family", nargs="+", default=sorted(LAYERS), choices=sorted(LAYERS), help="kinds")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured; the median counts")
     parser.add_argument(
         "--folder", type=Path, help="where to write the models (default: the system's temporary folder)"

@@ -26,12 +26,14 @@ LOSSES = ("heldout_loss", "heldout_masked_loss", "heldout_span_loss")
 
 def main() -> None:
     """Train each preset and print its held-out loss beside the unigram entropy."""
-    parser = arguments("Held-out loss of each preset after some seconds of training.")
+    parser = arguments(__doc__)
     parser.add_argument("--documents", type=Path, required=True, help="training documents: JSONL, Parquet or text")
     parser.add_argument("--heldout", type=Path, required=True, help="held-out documents")
     parser.add_argument("--seconds", type=float, default=120, help="training time of each, compilation included")
-    parser.add_argument("--preset", nargs="+", default=list(PRESETS), choices=list(PRESETS), metavar="PRESET")
-    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument(
+        "--preset", nargs="+", default=list(PRESETS), choices=list(PRESETS), metavar="PRESET", help="which"
+    )
+    parser.add_argument("--depth", type=int, default=4, help="layers of each model")
     options, flags = parser.parse_known_args()
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

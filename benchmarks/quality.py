@@ -27,13 +27,13 @@ from groundup.record.metrics import read_lines
 
 def main() -> None:
     """Train each preset with each seed and print bits per byte beside `xz`."""
-    parser = arguments("Held-out bits per byte against seconds of training.")
+    parser = arguments(__doc__)
     parser.add_argument("--documents", type=Path, required=True, help="training documents: JSONL, Parquet or text")
     parser.add_argument("--heldout", type=Path, required=True, help="held-out documents")
     parser.add_argument("--seconds", type=float, default=369, help="training time, compilation included")
     parser.add_argument("--epochs", type=float, help="train for as many passes over the text instead, however long")
-    parser.add_argument("--preset", nargs="+", default=["groundup", "nanochat", "llama"])
-    parser.add_argument("--seed", nargs="+", type=int, default=[0])
+    parser.add_argument("--preset", nargs="+", default=["groundup", "nanochat", "llama"], help="which")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0], help="each preset is trained with each")
     parser.add_argument("--warm-compiler", action="store_true", help="keep compiled code of earlier runs")
     options, flags = parser.parse_known_args()
     compressed = xz_bits_per_byte(options.heldout)

@@ -18,7 +18,7 @@ from figures import arguments, show
 
 from groundup.engine.choose import make_chooser
 from groundup.engine.constrain import Constraint, GrammarCompiler
-from groundup.engine.rows import rows_of
+from groundup.engine.rows import RowReader
 from groundup.engine.sampling import Sampling
 from groundup.tokens.tokenizer import Tokenizer
 
@@ -61,7 +61,7 @@ FORMS: dict[str, Callable[[GrammarCompiler], Constraint]] = {
 
 def main() -> None:
     """Time each of the settings and forms at each size, and print two tables."""
-    options = arguments(__doc__.splitlines()[0] if __doc__ else "").parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     steps = [row for size in VOCABULARIES for row in step_times(size)]
     batches = [row for size in VOCABULARIES for row in batch_times(size)]
@@ -92,11 +92,11 @@ def batch_times(vocab_size: int) -> list[dict[str, Any]]:
     logits_tv = zipf_logits(vocab_size, rows=4 * BATCH)
     rows = []
     for name, sampling in SETTINGS.items():
-        choosers = [make_chooser(sampling, range(512)) for _ in range(BATCH)]
+        choosers, reader = [make_chooser(sampling, range(512)) for _ in range(BATCH)], RowReader()
         seconds = []
         for step in range(STEPS // BATCH):
             begun = time.perf_counter()
-            read = rows_of(logits_tv[step % 4 * BATCH :][:BATCH], [chooser.draw() for chooser in choosers])
+            read = reader.read(logits_tv[step % 4 * BATCH :][:BATCH], [chooser.draw() for chooser in choosers])
             for chooser, logits in zip(choosers, read, strict=True):
                 chooser.choose(logits)
             seconds.append((time.perf_counter() - begun) / BATCH)

@@ -47,10 +47,10 @@ class RandomDocuments:
 
 def main() -> None:
     """Measure peak and training in turn and print tokens per second and utilisation."""
-    parser = arguments("Training tokens per second against the measured peak.")
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps in each round")
     parser.add_argument("--rounds", type=int, default=3, help="how often peak and training are measured in turn")
-    parser.add_argument("--preset", nargs="+", default=["nanochat", "llama"])
+    parser.add_argument("--preset", nargs="+", default=["nanochat", "llama"], help="which")
     options = parser.parse_args()
     os.environ["GROUNDUP_QUIET"] = "1"
     peaks: list[float] = []

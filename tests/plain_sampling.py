@@ -4,10 +4,36 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from hypothesis import strategies as st
+
 from groundup.engine.sampling import Sampling
 
 # Nearer than this to a filter's limit, rounding decides on which side of it a token is.
 MARGIN = 1e-9
+
+# What a request may ask for, and logits, of a vocabulary of so many tokens.
+VOCABULARY = 12
+# Halves, so that many are equal; some are not, and differ by more than rounding.
+LOGIT = st.one_of(st.integers(-8, 8).map(lambda half: half / 2), st.floats(-6, 6).map(lambda one: round(one, 9)))
+TOKEN = st.integers(0, VOCABULARY - 1)
+TEXT = st.lists(TOKEN, max_size=8)
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.sampled_from([0.0, 0.3, 1.0, 1.9]),
+        "top_k": st.integers(0, VOCABULARY + 2),
+        "top_p": st.sampled_from([0.123, 0.5, 0.789, 0.97]),
+        "min_p": st.sampled_from([0.01, 0.2, 0.7]),
+        "typical_p": st.sampled_from([0.2, 0.51, 0.94]),
+        "repetition_penalty": st.sampled_from([0.6, 1.3, 2.0]),
+        "frequency_penalty": st.floats(-2, 2),
+        "presence_penalty": st.floats(-2, 2),
+        "logit_bias": st.dictionaries(TOKEN, st.floats(-5, 5), max_size=3),
+        "bad_words": st.lists(st.lists(TOKEN, min_size=1, max_size=3), max_size=3),
+        "stop_token_ids": st.lists(TOKEN, max_size=2),
+        "min_tokens": st.integers(0, 9),
+    },
+)
 
 
 class Undecided(Exception):

@@ -5,6 +5,7 @@ Floors, lint, format and types are checked by `make test` itself (lint-imports, 
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import grimp
@@ -71,3 +72,20 @@ def test_no_file_is_named_for_a_lack_of_ideas():
     source = Path(__file__).parents[1] / "src"
     vague = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
     assert not [path for path in source.rglob("*.py") if path.stem in vague]
+
+
+def test_every_source_of_the_kernels_is_packed_and_compiled_anew_when_it_changes():
+    """Where a file is missing, kernels that are installed from the source distribution are not compiled, silently."""
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    (kernels,) = project["tool"]["setuptools"]["ext-modules"]
+    folder = root / "src/groundup/engine/kernels"
+    files = {str(path.relative_to(root)) for pattern in ("*.cpp", "*.h") for path in folder.glob(pattern)}
+    assert {*kernels["sources"], *kernels["depends"]} == files
+
+
+def test_the_map_names_every_file_of_the_engine():
+    root = Path(__file__).parents[1]
+    text = (root / "docs/architecture.md").read_text(encoding="utf-8")
+    files = [path.name for path in (root / "src/groundup/engine").glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in files if f"`{name}`" not in text] == []

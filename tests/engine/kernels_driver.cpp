@@ -230,7 +230,7 @@ void attention() {
 
 int main() {
   int rounds = 0;
-  for (int level = 0; level < 3; ++level) {
+  for (int level = 0; level < 4; ++level) {
     if (!groundup_set_level(level)) continue;
     for (const int threads : {1, 3}) {
       groundup_set_threads(threads);

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from talking import WORDS, talker
 from tiny import hot_decoder, random_ids, tiny_config
 from workloads import CONFIGS, CountingScheduler, Request, check_alone, finish, serve, workload_model
 
@@ -25,25 +26,18 @@ from groundup.engine.loop import Loop
 from groundup.engine.runner import Runner, is_recurrent, reach
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
-from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
-from groundup.model.presets import build_config
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
-from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
-from groundup.tokens.tokenizer import Tokenizer, train
 
 BLOCKS = 60
 PROMPT = random_ids(21, seed=9).tolist()
-WORDS = Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["code"]))
 
 
 @pytest.fixture(scope="module")
-def talker() -> LanguageModel:
+def speaker() -> LanguageModel:
     """A model whose tokens are bytes."""
-    config = build_config("llama", depth=2, vocab_size=WORDS.vocab_size, context=120, width=32, head_dim=16)
-    assert isinstance(config, ModelConfig)
-    return hot_decoder(config)
+    return talker()
 
 
 @torch.no_grad()
@@ -183,9 +177,9 @@ def test_with_enough_beams_the_best_of_all_answers_is_found():
     assert sum(best.logprobs) == pytest.approx(float(totals.max()), rel=1e-9)
 
 
-def test_stop_strings_and_limits_of_beams(talker: LanguageModel):
+def test_stop_strings_and_limits_of_beams(speaker: LanguageModel):
     """Answers that spell a stop string end there; text is cut before it."""
-    engine = gu.Engine(talker, WORDS, stop_ids=[])
+    engine = gu.Engine(speaker, WORDS, stop_ids=[])
     (free, *_) = engine.generate(["Hello"], beams=3, n=3, max_tokens=12)
     stop = free.text[4:6]
     sampling = Sampling(beams=3, n=3, max_tokens=12, stop=(stop,))
@@ -194,7 +188,7 @@ def test_stop_strings_and_limits_of_beams(talker: LanguageModel):
     def ends(tokens: Tokens) -> bool:
         return stop in WORDS.decode(list(tokens))
 
-    expected = _searched(talker, free.prompt, sampling, ends)
+    expected = _searched(speaker, free.prompt, sampling, ends)
     assert [tuple(one.tokens) for one in found] == [beam.tokens for beam in expected]
     for one, beam in zip(found, expected, strict=True):
         text = WORDS.decode(list(beam.tokens))
@@ -203,9 +197,9 @@ def test_stop_strings_and_limits_of_beams(talker: LanguageModel):
     assert any(one.ending == "stop" for one in found)
 
 
-def test_beams_of_a_form(talker: LanguageModel):
+def test_beams_of_a_form(speaker: LanguageModel):
     """The likeliest of all texts that the form has."""
-    engine = gu.Engine(talker, WORDS, stop_ids=[])
+    engine = gu.Engine(speaker, WORDS, stop_ids=[])
     form = GrammarCompiler(WORDS).regex("(yes|no)[0-3]")
     texts = [f"{word}{digit}" for word in ("yes", "no") for digit in range(4)]
     found = engine.generate(["Hello"], beams=8, n=8, max_tokens=10, length_penalty=0.0, constraint=form)
@@ -213,12 +207,12 @@ def test_beams_of_a_form(talker: LanguageModel):
     prompt = found[0].prompt
 
     def best_end(tokens: list[int]) -> float:
-        row = _logprobs(talker, [*prompt, *tokens])
+        row = _logprobs(speaker, [*prompt, *tokens])
         return max(float(row[end]) for end in (WORDS.eos_id, WORDS.end_id))
 
     def total(text: str) -> float:
         tokens = WORDS.encode(text)
-        rows = [_logprobs(talker, [*prompt, *tokens[:place]]) for place in range(len(tokens))]
+        rows = [_logprobs(speaker, [*prompt, *tokens[:place]]) for place in range(len(tokens))]
         return sum(float(row[token]) for row, token in zip(rows, tokens, strict=True)) + best_end(tokens)
 
     expected = max(texts, key=total)

@@ -13,7 +13,7 @@ import groundup as gu
 from groundup.engine.blocks import BlockPool, Copy
 from groundup.engine.compiled import CACHE_TYPES, CompiledRunner, cache_dtype, is_compilable
 from groundup.engine.kernels import library
-from groundup.engine.quantized import use_kernels
+from groundup.engine.loading import use_kernels
 from groundup.engine.runner import reach
 from groundup.engine.scheduler import Scheduler
 from groundup.model.config import ModelConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 from workloads import CONFIGS
 
 import groundup as gu
-from groundup.engine import device_runner, quantized
+from groundup.engine import device_runner, loading
 from groundup.engine.blocks import BlockPool
 from groundup.engine.decode_graphs import unrecorded
 from groundup.engine.device_runner import DeviceRunner, is_packable, is_recordable, runs_on_device
@@ -227,13 +227,13 @@ def test_what_only_a_gpu_does_is_refused_elsewhere(tmp_path: Path):
 def test_a_folder_for_a_device_comes_in_a_type_that_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`meta` stands for the device: it has no numbers, but types."""
     gu.save(hot_decoder(tiny_config("llama"), dtype=torch.float32), tmp_path)
-    monkeypatch.setattr(quantized, "_device", lambda name: torch.device(name))
-    moved = quantized.load_for_engine(tmp_path, None, "meta")
+    monkeypatch.setattr(loading, "_device", lambda name: torch.device(name))
+    moved = loading.load_for_engine(tmp_path, None, "meta")
     assert moved.device.type == "meta" and {one.dtype for one in moved.parameters()} == {torch.bfloat16}
-    assert quantized.load_for_engine(tmp_path, "w8", "meta").final_norm.weight.dtype == torch.float32
-    assert quantized.load_for_engine(tmp_path, None, "cpu").embedding.dtype == torch.float32
+    assert loading.load_for_engine(tmp_path, "w8", "meta").final_norm.weight.dtype == torch.float32
+    assert loading.load_for_engine(tmp_path, None, "cpu").embedding.dtype == torch.float32
     gu.save(hot_decoder(tiny_config("llama"), dtype=torch.float16), tmp_path)
-    assert quantized.load_for_engine(tmp_path, None, "meta").embedding.dtype == torch.float16
+    assert loading.load_for_engine(tmp_path, None, "meta").embedding.dtype == torch.float16
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from sourced import BINS, LIMIT, START, TEXTS, contents, greedy_target, sound, sourced_config, sourced_model
 from sourced import target_logits as logits_of
+from talking import WORDS, is_free
 from tiny import VOCABULARY, hot_decoder, hot_model, random_ids, tiny_config
 
 import groundup as gu
@@ -23,12 +23,9 @@ from groundup.formats.huggingface import save_model
 from groundup.model.config import EncoderDecoderConfig
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.presets import build_config
-from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
-from groundup.tokens.tokenizer import Tokenizer, train
 
 KINDS = pytest.mark.parametrize("kind", ["text", "sound", "experts"])
 TARGET = random_ids(37, seed=8).tolist()
-WORDS = Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["code"]))
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +38,6 @@ def _engine(kind: str, **options: Any) -> gu.Engine:
     return gu.Engine(sourced_model(kind), stop_ids=[], **options)
 
 
-def _is_free(engine: gu.Engine) -> bool:
-    """Whether no block is held, once the engine's thread has done all that it was asked before."""
-    done = threading.Event()
-    engine._worker.do(done.set)
-    assert done.wait(60)
-    return engine._pool.available == engine._pool.count
-
-
 @KINDS
 def test_together_is_one_by_one_and_the_likeliest_token_each_time(kind: str):
     model, sources = sourced_model(kind), contents(kind)
@@ -59,7 +48,7 @@ def test_together_is_one_by_one_and_the_likeliest_token_each_time(kind: str):
     assert [engine.generate([source], max_tokens=30)[0].tokens for source in sources] == expected
     assert [[piece.choice.token for piece in engine.pieces(one, max_tokens=30)] for one in sources] == expected
     assert engine.generate([], max_tokens=3) == []
-    assert _is_free(engine)
+    assert is_free(engine)
 
 
 @KINDS
@@ -119,7 +108,7 @@ def test_copies_beams_and_the_best_of_some(kind: str):
     totals = first[:, None] + torch.stack(second)
     assert tuple(found.tokens) == divmod(int(totals.argmax()), VOCABULARY)
     assert sum(found.logprobs) == pytest.approx(float(totals.max()), rel=1e-9)
-    assert _is_free(engine) and _is_free(wide)
+    assert is_free(engine) and is_free(wide)
 
 
 @KINDS
@@ -199,7 +188,7 @@ def test_what_nobody_waits_for_any_more_frees_its_source(kind: str):
     stream = engine.pieces(source, max_tokens=90)
     next(stream)
     stream.close()
-    assert _is_free(engine)
+    assert is_free(engine)
 
     async def cancelled() -> None:
         task = asyncio.create_task(engine.agenerate([source, source], max_tokens=90, n=2, temperature=1.0))
@@ -210,7 +199,7 @@ def test_what_nobody_waits_for_any_more_frees_its_source(kind: str):
             await task
 
     asyncio.run(cancelled())
-    assert _is_free(engine)
+    assert is_free(engine)
 
 
 BROKEN: dict[str, tuple[str, Any, str]] = {
@@ -238,7 +227,7 @@ def test_a_broken_prompt_fails_alone(name: str):
     with pytest.raises(ValueError, match=message):
         engine.generate([good, prompt], max_tokens=8)
     assert [piece.choice.token for piece in (*found, *running)] == greedy_target(sourced_model(kind), good, 20)
-    assert _is_free(engine)
+    assert is_free(engine)
 
 
 def test_numbers_that_are_none_fail_alone():
@@ -254,7 +243,7 @@ def test_numbers_that_are_none_fail_alone():
     assert isinstance(failed, ValueError)
     (again,) = engine.generate([contents("sound")[1]], max_tokens=20)
     assert again.tokens == greedy_target(sourced_model("sound"), contents("sound")[1], 20)
-    assert _is_free(engine)
+    assert is_free(engine)
 
 
 def test_what_is_not_for_this_kind_is_told_in_a_sentence(tmp_path: Path):

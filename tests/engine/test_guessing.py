@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sourced import contents, sourced_config, sourced_model
+from talking import WORDS, is_free, talker
 from tiny import hot_decoder, random_ids, tiny_config
 
 import groundup as gu
@@ -19,44 +20,32 @@ from groundup.engine.completion import Completion
 from groundup.engine.constrain import GrammarCompiler
 from groundup.engine.draft import DraftModel
 from groundup.engine.guessing import PromptLookup, Trust
-from groundup.model.config import ModelConfig
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
-from groundup.model.presets import build_config
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
-from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
-from groundup.tokens.tokenizer import Tokenizer, train
 
-WORDS = Tokenizer(train(iter([["any text"]]), len(CONTROL_TOKENS) + 256, PATTERNS["code"]))
 PROMPTS = ["to be or not to be or not to be or not to", "a", "one two three one two three one two"]
 # Quantile of chi-square at 99.9 % for 26 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.4).
 CHI_SQUARE_999 = 54.052
 
 
-def _talker(seed: int, depth: int = 2) -> LanguageModel:
-    """A model whose tokens are bytes."""
-    config = build_config("llama", depth=depth, vocab_size=WORDS.vocab_size, context=160, width=32, head_dim=16)
-    assert isinstance(config, ModelConfig)
-    return hot_decoder(config, seed)
-
-
 @torch.no_grad()
 def _blurred(model: LanguageModel, amount: float) -> LanguageModel:
     """A draft that mostly says the same."""
-    draft = _talker(0)
+    draft = talker(context=160)
     draft.load_state_dict(model.state_dict())
     for parameter in draft.parameters():
         parameter += amount * parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     return draft
 
 
-TALKER = _talker(0)
+TALKER = talker(context=160)
 ENGINES = {
     "without": gu.Engine(TALKER, WORDS, stop_ids=[]),
     "lookup": gu.Engine(TALKER, WORDS, stop_ids=[], speculate=PromptLookup(shortest=1)),
     "draft": gu.Engine(TALKER, WORDS, stop_ids=[], speculate=DraftModel(_blurred(TALKER, 0.05), guesses=3)),
-    "wrong draft": gu.Engine(TALKER, WORDS, stop_ids=[], speculate=DraftModel(_talker(5, depth=1))),
+    "wrong draft": gu.Engine(TALKER, WORDS, stop_ids=[], speculate=DraftModel(talker(seed=5, depth=1, context=160))),
     "crowded": gu.Engine(
         TALKER, WORDS, stop_ids=[], cache_tokens=176, step_tokens=11, most_running=3, speculate=DraftModel(TALKER)
     ),
@@ -94,8 +83,7 @@ PAIRS = [pair for pair in product(ENGINES, SETTINGS) if pair[0] != "without" and
 def test_what_is_written_is_the_same_with_and_without_guesses(engine: str, name: str):
     asked = {"max_tokens": 40, "seed": 3, **SETTINGS[name]}
     _same(ENGINES[engine].generate(PROMPTS, **asked), ENGINES["without"].generate(PROMPTS, **asked))
-    pool = ENGINES[engine]._pool
-    assert pool.available == pool.count
+    assert is_free(ENGINES[engine])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

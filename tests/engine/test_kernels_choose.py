@@ -1,6 +1,7 @@
 """Tokens that the kernels choose, against the definition in float64: sorted in full, in order, row by row."""
 
 import math
+import random
 from collections import Counter
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from groundup.engine import kernels
 from groundup.engine.draws import LIKELIEST, Draw, uniform
 from groundup.engine.kernels import library
+from groundup.engine.kernels.choices import Choices
 
 WIDTHS = (1, 2, 7, 16, 33, 511, 513, 4100)
 # What rounding to float32 can move a cumulated probability by.
@@ -66,7 +67,7 @@ def test_rows_are_summed_up_as_in_float64_and_the_likeliest_is_the_first_of_the_
     wide = spread * _random(5, width + 3) - 7
     x = wide[:, 1 : width + 1]
     x[0, width // 2 :] = float("-inf") if width > 1 else -7
-    tokens, logprobs, normalisers = torch.tensor(kernels.choose(x, [LIKELIEST] * 5), dtype=torch.float64).T
+    tokens, logprobs, normalisers = torch.tensor(Choices().choose(x, [LIKELIEST] * 5), dtype=torch.float64).T
     torch.testing.assert_close(normalisers, x.double().logsumexp(1), rtol=1e-6, atol=1e-6)
     assert tokens.tolist() == [int(row.argmax()) for row in x.numpy()]
     torch.testing.assert_close(logprobs, x.double().log_softmax(1).amax(1), rtol=1e-6, atol=1e-5)
@@ -77,7 +78,7 @@ def test_of_equal_numbers_the_first_is_the_likeliest(level: str):
     x[1, [9, 25, 40]] = 2.0
     x[2, [69, 68]] = 2.0
     for draw in (LIKELIEST, _draw(0.999, top_k=1), _draw(0.999, top_p=1e-9), _draw(0.999, temperature=1e-200, top_k=1)):
-        assert [token for token, _, _ in kernels.choose(x, [draw] * 3)] == [0, 9, 68]
+        assert [token for token, _, _ in Choices().choose(x, [draw] * 3)] == [0, 9, 68]
 
 
 @pytest.mark.parametrize("strange", [float("nan"), float("inf")])
@@ -86,7 +87,7 @@ def test_a_row_that_is_no_numbers_has_no_sum(level: str, strange: float, draw: D
     x = _random(4, 100)
     x[1, 57] = x[2, 99] = strange
     x[3] = -float("inf")
-    found = kernels.choose(x, [draw] * 4)
+    found = Choices().choose(x, [draw] * 4)
     assert [math.isnan(normaliser) for _, _, normaliser in found] == [False, True, True, True]
     assert all(0 <= token < 100 for token, _, _ in found)
 
@@ -100,7 +101,7 @@ def test_each_token_has_its_share_of_the_numbers(level: str, spread: float, name
     logits_v[[3, 40, 41]] = float(logits_v[70])
     logits_v[[20, 90]] = -torch.inf
     draws = [FILTERS[name]._replace(number=(place + 0.5) / count) for place in range(count)]
-    found = kernels.choose(logits_v.expand(count, width), draws)
+    found = Choices().choose(logits_v.expand(count, width), draws)
     drawn = Counter(token for token, _, _ in found)
     probabilities_v = _probabilities(logits_v, FILTERS[name])
     for token in range(width):
@@ -120,7 +121,7 @@ def test_a_token_is_drawn_where_the_cumulated_probability_passes_the_number(leve
         until_v = probabilities_v.cumsum()
         # By rounding one token more or less may be left.
         slack = ROUNDING + probabilities_v[probabilities_v > 0].min()
-        found = kernels.choose(
+        found = Choices().choose(
             logits_v.expand(len(numbers), width), [FILTERS[name]._replace(number=n) for n in numbers]
         )
         for number, (token, _, _) in zip(numbers, found, strict=True):
@@ -135,7 +136,7 @@ def test_of_equal_logits_a_filter_keeps_the_first(level: str, width: int):
     kept = max(1, width // 3)
     logits = torch.full((2, width), -1.5)
     for draw in (_draw(top_k=kept), _draw(top_p=(kept - 0.5) / width, temperature=5.0)):
-        found = kernels.choose(logits, [draw, draw._replace(number=1 - 2**-53)])
+        found = Choices().choose(logits, [draw, draw._replace(number=1 - 2**-53)])
         assert [token for token, _, _ in found] == [0, kept - 1]
 
 
@@ -145,7 +146,7 @@ def test_of_hardly_different_logits_no_more_are_kept_than_wanted(level: str, kep
     logits_v = 1e-7 * _random(100)
     for draw in (_draw(top_k=kept), _draw(top_p=(kept - 0.5) / 100)):
         draws = [draw._replace(number=(place + 0.5) / kept) for place in range(kept)]
-        found = kernels.choose(logits_v.expand(kept, 100), draws)
+        found = Choices().choose(logits_v.expand(kept, 100), draws)
         assert len({token for token, _, _ in found}) == kept
         assert [token for token, _, _ in found] == sorted(token for token, _, _ in found)
 
@@ -156,7 +157,7 @@ def _at_every_level(logits: Tensor, draws: list[Draw]) -> list[list[int]]:
     try:
         for name in library.LEVELS[: library.LEVELS.index(before) + 1]:
             library.set_level(name)
-            found.append([token for token, _, _ in kernels.choose(logits, draws)])
+            found.append([token for token, _, _ in Choices().choose(logits, draws)])
     finally:
         library.set_level(before)
     return found
@@ -175,16 +176,29 @@ def test_no_instructions_change_a_token(compiled: None, name: str):
 def test_neither_threads_nor_company_change_a_bit(threads: None):
     logits = torch.cat([spread * _random(len(FILTERS), 40_001, seed=1) for spread in SPREADS])
     draws = [draw._replace(number=uniform(1, place)) for place, draw in enumerate([*FILTERS.values()] * len(SPREADS))]
-    alone = [kernels.choose(row[None], [draw])[0] for row, draw in zip(logits, draws, strict=True)]
+    alone = [Choices().choose(row[None], [draw])[0] for row, draw in zip(logits, draws, strict=True)]
     for count in (1, 3):
         library.set_threads(count)
-        assert kernels.choose(logits, draws) == alone
+        assert Choices().choose(logits, draws) == alone
 
 
 def test_draws_that_do_not_fit_the_logits_are_refused(compiled: None):
-    with pytest.raises(ValueError, match=r"2 tokens cannot be drawn from logits of shape \(3, 5\)"):
-        kernels.choose(torch.zeros(3, 5), [LIKELIEST] * 2)
-    with pytest.raises(ValueError, match=r"1 tokens cannot be drawn from logits of shape \(1, 0\)"):
-        kernels.choose(torch.zeros(1, 0), [LIKELIEST])
+    with pytest.raises(ValueError, match="2 tokens cannot be drawn from 3 rows of logits"):
+        Choices().choose(torch.zeros(3, 5), [LIKELIEST] * 2)
+    with pytest.raises(ValueError, match=r"no token can be drawn from logits of shape \(1, 0\)"):
+        Choices().choose(torch.zeros(1, 0), [LIKELIEST])
     with pytest.raises(ValueError, match=r"`logits` must be torch.float32"):
-        kernels.choose(torch.zeros(1, 5).double(), [LIKELIEST])
+        Choices().choose(torch.zeros(1, 5).double(), [LIKELIEST])
+
+
+def test_what_was_asked_before_changes_nothing(compiled: None):
+    """One memory for all steps: more rows, fewer, drawn ones in the place of others, the likeliest after a draw."""
+    generator, choices = random.Random(0), Choices()
+    asked = [LIKELIEST, *FILTERS.values()]
+    for step in range(60):
+        rows = generator.choice([1, 2, 5, 16, 17, 40, 90])
+        logits = _random(rows, 33, seed=step)
+        draws = [generator.choice(asked)._replace(number=generator.random()) for _ in range(rows)]
+        draws = [LIKELIEST if draw.temperature == 0 else draw for draw in draws]
+        expected = [Choices().choose(row[None], [draw])[0] for row, draw in zip(logits, draws, strict=True)]
+        assert choices.choose(logits, draws) == expected

@@ -1,5 +1,6 @@
 """The library itself: loading, levels, threads, forks, and what the doctor says."""
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -33,6 +34,7 @@ def _output(matrix: QuantizedMatrix, x: torch.Tensor) -> list[float]:
 def test_without_the_library_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "path", lambda: None)
     library.load.cache_clear()
+    library._function.cache_clear()
     with pytest.raises(UserError, match=r"kernels were not compiled .* install a C\+\+ compiler"):
         kernels.quantize(torch.zeros(1, 1))
     assert library.finding().verdict == "missing" and "not compiled" in library.finding().sentence
@@ -113,6 +115,11 @@ def test_several_python_threads_may_call_at_once(threads: None):
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+def test_calls_let_go_of_pythons_lock(compiled: None):
+    """ctypes keeps it only for libraries that are loaded as `PyDLL`."""
+    assert not isinstance(library.load(), ctypes.PyDLL)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's /proc")

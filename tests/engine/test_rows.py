@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from groundup.engine import rows
 from groundup.engine.choose import make_chooser
-from groundup.engine.rows import Row, rows_of
+from groundup.engine.kernels import library
+from groundup.engine.rows import Row, RowReader
 from groundup.engine.sampling import Sampling
 from groundup.engine.speculate import verify
 
@@ -37,12 +37,12 @@ def test_what_is_chosen_depends_neither_on_company_nor_on_kernels(
 ):
     logits_nv = _logits(torch.float32, count=60)
     together, alone, plain = (make_chooser(Sampling(**asked), [1, 2]) for _ in range(3))
-    read = rows_of(logits_nv, [together.draw(ahead) for ahead in range(len(logits_nv))])
+    read = RowReader().read(logits_nv, [together.draw(ahead) for ahead in range(len(logits_nv))])
     for row, logits_v in zip(read, logits_nv, strict=True):
         assert isinstance(row, Row)
         one, other = together.choose(row), alone.choose(logits_v)
         with monkeypatch.context() as patch:
-            patch.setattr(rows, "_has_kernels", lambda: False)
+            patch.setattr(library, "path", lambda: None)
             assert plain.choose(logits_v).token == one.token
         assert one.token == other.token
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
@@ -57,9 +57,9 @@ def test_guesses_are_drawn_ahead(compiled: None, asked: dict[str, Any]):
     one_by_one, ahead = (make_chooser(Sampling(**asked), [1, 2]) for _ in range(2))
     tokens = [one_by_one.choose(row).token for row in logits_nv]
     wrong = tokens[4] + 1
-    read = rows_of(logits_nv[:6], [ahead.draw(place) for place in range(6)])
+    read = RowReader().read(logits_nv[:6], [ahead.draw(place) for place in range(6)])
     assert [choice.token for choice in verify(ahead, read, [*tokens[:4], wrong])] == tokens[:5]
-    assert ahead.choose(rows_of(logits_nv[5:6], [ahead.draw()])[0]).token == tokens[5]
+    assert ahead.choose(RowReader().read(logits_nv[5:6], [ahead.draw()])[0]).token == tokens[5]
 
 
 def test_a_token_that_was_drawn_for_another_is_not_taken(compiled: None):
@@ -67,7 +67,9 @@ def test_a_token_that_was_drawn_for_another_is_not_taken(compiled: None):
     others = [Sampling(temperature=1.0), Sampling(temperature=2.0, seed=1), Sampling(), Sampling(typical_p=0.5)]
     for other in others:
         own, alone = (make_chooser(Sampling(temperature=2.0, top_p=0.9), [1, 2]) for _ in range(2))
-        for row, logits_v in zip(rows_of(logits_nv, [make_chooser(other, [1]).draw()] * 7), logits_nv, strict=True):
+        for row, logits_v in zip(
+            RowReader().read(logits_nv, [make_chooser(other, [1]).draw()] * 7), logits_nv, strict=True
+        ):
             assert own.choose(row).token == alone.choose(logits_v).token
 
 
@@ -76,7 +78,7 @@ def test_no_row_ends_a_text_before_its_least_length(compiled: None):
     likeliest = logits_nv.argmax(-1).tolist()
     chooser = make_chooser(Sampling(stop_token_ids=likeliest, min_tokens=4), [1, 2])
     tokens = []
-    for row in rows_of(logits_nv, [chooser.draw(ahead) for ahead in range(len(logits_nv))]):
+    for row in RowReader().read(logits_nv, [chooser.draw(ahead) for ahead in range(len(logits_nv))]):
         tokens.append(chooser.choose(row).token)
         assert chooser.has_ended == (len(tokens) > 4)
     expected_nv = logits_nv.clone()
@@ -86,7 +88,7 @@ def test_no_row_ends_a_text_before_its_least_length(compiled: None):
 
 def test_float64_is_left_as_it_is():
     logits_nv = _logits(torch.float64)
-    rows = rows_of(logits_nv, [None] * len(logits_nv))
+    rows = RowReader().read(logits_nv, [None] * len(logits_nv))
     assert all(torch.equal(row, logits_v) for row, logits_v in zip(rows, logits_nv, strict=True))
 
 
@@ -96,7 +98,7 @@ def test_a_row_that_is_no_numbers_fails_alone(strange: float, sampling: Sampling
     logits_nv = _logits(torch.float32)
     logits_nv[1, 8] = strange
     choosers = [make_chooser(sampling, []) for _ in logits_nv]
-    read = rows_of(logits_nv, [chooser.draw() for chooser in choosers])
+    read = RowReader().read(logits_nv, [chooser.draw() for chooser in choosers])
     for number, (chooser, row) in enumerate(zip(choosers, read, strict=True)):
         if number == 1:
             with pytest.raises(ValueError, match=f"the largest of the logits is {strange}: no token can be chosen"):

@@ -1,12 +1,12 @@
 """Figures of speed: each from given times by its closed form, and what the engine is asked to get such times."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from talking import is_free
 from tiny import VOCABULARY, hot_decoder, tiny_config
 
 import groundup as gu
@@ -158,7 +158,4 @@ def test_what_goes_wrong_in_the_engine_is_raised_and_the_rest_is_given_up(monkey
     with pytest.raises(RuntimeError, match="no memory"):
         measure(engine, Plan(prompt_tokens=20, new_tokens=6, streams=(2,), repeats=1))
     assert engine.generate([[1, 2]], max_tokens=2)[0].tokens
-    done = threading.Event()
-    engine._worker.do(done.set)  # once all is done that the thread was asked before
-    assert done.wait(60)
-    assert engine._pool.available == engine._pool.count
+    assert is_free(engine)

@@ -11,12 +11,22 @@ from references import DECODERS, Float64Everywhere, reference
 from tiny import random_ids
 from torch import Tensor
 
-from groundup.engine.cache import KeyValueCache
+import groundup as gu
+from groundup.engine.compiled import is_compilable
+from groundup.engine.kernels import library
 from groundup.formats.huggingface import load_model, save_model
+from groundup.model.cache import KeyValueCache
+from groundup.model.language_model import LanguageModel
+from groundup.quantize.convert import quantize_model
+from groundup.quantize.matrix import W8
 
 TIME = 24
 Published = Callable[..., Path]
 VARIANTS = pytest.mark.parametrize("variant", DECODERS)
+# One of each family, and those that the engine computes otherwise than their family.
+FAMILIES = [*(name for name in DECODERS if " " not in name), "falcon alibi", "llama yarn", "phi3 longrope"]
+# Whose layers remember in a state, or whose positions the kernels do not know (docs/architecture.md).
+NOT_FOR_KERNELS = {"mamba", "mamba2", "jamba", "qwen3_next", "lfm2", "lfm2_moe", "falcon alibi", "phi3 longrope"}
 HEAT = pytest.mark.parametrize("hot", [False, True], ids=["default weights", "hot weights"])
 
 
@@ -84,3 +94,28 @@ def test_however_the_tokens_come_the_logits_are_the_same(variant: str, published
     mask = torch.ones_like(padded)
     mask[:, :5] = 0
     _assert_equal(model(padded, mask)[:, 5:], expected)
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+@torch.no_grad()
+def test_the_engine_writes_what_the_model_says(variant: str, published: Published):
+    """Prompts in chunks and side by side: each token is the likeliest after all of the text so far, in one call."""
+    model = load_model(published(reference, variant, True), torch.float64)
+    assert isinstance(model, LanguageModel)
+    prompts = [random_ids(length, seed=length).tolist() for length in (9, 1, 14)]
+    for one in gu.Engine(model, stop_ids=[], step_tokens=8, most_running=2).generate(prompts, max_tokens=10):
+        log_probs_tv = model(torch.tensor([one.prompt + one.tokens[:-1]]))[0, len(one.prompt) - 1 :].log_softmax(-1)
+        expected_t, tokens_t = log_probs_tv.max(-1)
+        assert one.tokens == tokens_t.tolist()
+        torch.testing.assert_close(torch.tensor(one.logprobs).double(), expected_t, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_kernels_run_the_families_that_the_map_says(variant: str, published: Published):
+    if library.path() is None:
+        pytest.skip("the kernels were not compiled")
+    model = load_model(published(reference, variant, True))
+    quantize_model(model, W8)
+    assert is_compilable(model) == (variant not in NOT_FOR_KERNELS)
+    (written,) = gu.Engine(model, stop_ids=[]).generate([[1, 2, 3]], max_tokens=5)
+    assert len(written.tokens) == 5

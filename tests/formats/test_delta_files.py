@@ -11,10 +11,10 @@ from references import Float64Everywhere, reference
 from safetensors.torch import load_file, save_file
 from tiny import random_ids
 
-from groundup.engine.cache import KeyValueCache
 from groundup.errors import UserError
 from groundup.formats.huggingface import FAMILIES, load_language_model, load_model, save_model
 from groundup.formats.keys import Keys
+from groundup.model.cache import KeyValueCache
 from groundup.model.presets import build_config
 from groundup.model.specs import Experts
 

@@ -16,9 +16,9 @@ from transformers import GenerationMixin
 from variants_encoder_decoder import OWN_HEAD, VARIANTS
 
 import groundup as gu
-from groundup.engine.cache import KeyValueCache
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model, save_model
+from groundup.model.cache import KeyValueCache
 from groundup.model.encoder_decoder import EncoderDecoder
 
 Published = Callable[..., Path]

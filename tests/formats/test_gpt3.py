@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tiny import hot_decoder, random_ids, tiny_config
 from torch import Tensor, nn
 
-from groundup.engine.cache import KeyValueCache
 from groundup.formats.huggingface import load_model, save_model
+from groundup.model.cache import KeyValueCache
 
 TIME = 24
 BANDED = ["full_attention", "sliding_attention", "full_attention"]

@@ -15,11 +15,11 @@ from tiny import random_ids
 from torch import Tensor
 from variants_mamba import JAMBA, MAMBA, MAMBA2, VARIANTS
 
-from groundup.engine.cache import KeyValueCache
 from groundup.errors import UserError
 from groundup.formats.families.jamba import read_pattern, write_pattern
 from groundup.formats.huggingface import FAMILIES, load_language_model, save_model
 from groundup.formats.keys import Keys
+from groundup.model.cache import KeyValueCache
 from groundup.model.recurrent_specs import Mamba, Mamba2
 
 KINDS = {"mamba": MAMBA, "mamba2": MAMBA2, "jamba": JAMBA}

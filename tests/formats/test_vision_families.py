@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from variants_vision import IMAGE_TOKEN, VARIANTS, texts_with_images, vision_inputs, vision_reference
 
-from groundup.engine.cache import KeyValueCache
 from groundup.errors import UserError
 from groundup.formats.huggingface import COMMON_KEYS, FAMILIES, load_language_model, load_model, save_model
 from groundup.formats.keys import Keys
+from groundup.model.cache import KeyValueCache
 from groundup.model.dual_encoder import DualEncoder
 from groundup.model.vision_language import VisionLanguageModel
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from groundup.engine.cache import LayerKeyValues
+from groundup.model.cache import LayerKeyValues
 from groundup.model.context import Visibility
 from groundup.model.experts import has_room
 from groundup.model.specs import Router

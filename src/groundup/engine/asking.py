@@ -1,7 +1,8 @@
 """From what is asked of the engine to the jobs that its thread is given; mistakes come out here, where it is asked."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 
+# What the log-probabilities of a text's tokens are told to, in nats, of all but the first.
+ScoreListener = Callable[[list[float] | Exception], None]
 # What a text's pieces are told to, one after the other.
 Listener = Callable[[Heard], None]
 # Gives a new one for whoever waits for a text.
@@ -41,10 +44,11 @@ class Desk:
         loop: Loop,
         worker: Worker,
         pool: BlockPool,
+        step_tokens: int,
         most_running: int,
     ) -> None:
         self._model, self._reader, self._loop, self._worker = model, reader, loop, worker
-        self._pool, self._most_running = pool, most_running
+        self._pool, self._step_tokens, self._most_running = pool, step_tokens, most_running
 
     def begin(
         self,
@@ -54,10 +58,12 @@ class Desk:
         constraint: Constraint | None,
         adapter: str | None,
         streams: bool = False,
+        echo: Callable[[], ScoreListener] | None = None,
     ) -> tuple[list[list[int]], list[Job]]:
         """Have texts written; returns the prompts' token ids, and the jobs.
 
         streams: whether somebody reads the text as it comes; otherwise it is spelled at its end.
+        echo: gives a new listener for the log-probabilities of each prompt, if somebody wants these too.
         """
         require_decoder(self._model)
         if constraint is not None and not isinstance(constraint, Constraint):
@@ -72,20 +78,25 @@ class Desk:
             chooser = make_chooser(sampling, ids, constraint)
             groups.append(jobs_for(ids, limit, chooser, text, listen, adapted, source))
             require_room(groups[-1][0], self._pool, self._most_running)
-        self.submit([leader for leader, *_ in groups])
-        return [leader.prompt for leader, *_ in groups], [job for group in groups for job in group]
+        leaders, jobs = [leader for leader, *_ in groups], [job for group in groups for job in group]
+        if echo is None:
+            self.submit(leaders)
+            return [leader.prompt for leader in leaders], [*jobs]
+        scorings = [self._before(leader, echo()) for leader in leaders]
+        self.submit(scorings)
+        return [leader.prompt for leader in leaders], [*scorings, *jobs]
 
     def begin_scores(
         self,
         texts: Sequence[Prompt],
         adapter: str | None,
-        tells: Sequence[Callable[[list[float] | Exception], None]],
+        listen: Callable[[], ScoreListener],
     ) -> list[Scoring]:
-        """Have texts scored."""
+        """Have texts scored; listen: gives a new listener for each."""
         require_decoder(self._model)
         read = [self._reader.read(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
         adapted = self._adapter(adapter)
-        jobs = [Scoring(ids, tell, adapted, source) for (ids, source), tell in zip(read, tells, strict=True)]
+        jobs = [Scoring(ids, listen(), adapted, source) for ids, source in read]
         for job in jobs:
             require_room(job, self._pool, self._most_running)
         self.submit(jobs)
@@ -94,12 +105,16 @@ class Desk:
     def begin_embedding(
         self, texts: Sequence[Prompt], pooling: Pooling, adapter: str | None
     ) -> "tuple[list[list[int]], list[Future[Tensor]]]":
-        """Have texts embedded; returns which are in each batch, and its vectors to come."""
+        """Have texts embedded; returns which are in each batch, and its vectors to come.
+
+        A batch has no more tokens than a step, so that running texts do not wait long between two of theirs.
+        """
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         adapted = self._adapter(adapter)
         all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
-        batches = batches_of(all_ids, 1 if depends_on_the_longest(decoder_of(self._model)) else EMBED_BATCH)
+        most_texts = 1 if depends_on_the_longest(decoder_of(self._model)) else EMBED_BATCH
+        batches = batches_of(all_ids, most_texts, self._step_tokens)
         return batches, [
             self._worker.result_of(
                 partial(self._loop.embed, self._model, [all_ids[index] for index in batch], pooling, adapted)
@@ -116,10 +131,27 @@ class Desk:
 
         self._worker.do(begin)
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        """Give up what is not finished."""
-        for job in jobs:
-            self._worker.do(partial(self._loop.cancel, job))
+    @contextmanager
+    def awaited(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Within it somebody waits for jobs: if he stops before they are finished, they are given up."""
+        try:
+            yield
+        except BaseException:
+            for job in jobs:
+                self._worker.do(partial(self._loop.cancel, job))
+            raise
+
+    def _before(self, leader: Writing | Beaming, tell: ScoreListener) -> Scoring:
+        """Scores a prompt and then has its answer begun, which finds the prompt in the cache."""
+
+        def told(found: list[float] | Exception) -> None:
+            tell(found)
+            if isinstance(found, Exception):
+                leader.fail(found)
+            else:
+                self._loop.begin(leader)
+
+        return Scoring(leader.prompt, told, leader.adapter, leader.source)
 
     def _adapter(self, name: str | None) -> Adapter | None:
         """Raises ValueError if there is none of this name."""

@@ -31,7 +31,7 @@ from groundup.engine.draws import LIKELIEST, Draw, uniform
 from groundup.engine.filters import Floats, Positions
 from groundup.engine.mirostat import Mirostat
 from groundup.engine.penalties import Integers, TokenCounts, banned_endings, penalise
-from groundup.engine.rows import Logits, Row, rows_of
+from groundup.engine.rows import Logits, Row, RowReader
 from groundup.engine.sampling import Sampling
 
 # Below this, a temperature is no float32 any more; no two different logits are as near to each other.
@@ -259,7 +259,7 @@ class Chooser:
         if self.sampling.temperature == 0:
             return int(logits_v.argmax())
         if self._is_drawable:
-            (row,) = rows_of(torch.from_numpy(np.ascontiguousarray(logits_v))[None], [self._own_draw()])
+            (row,) = RowReader().read(torch.from_numpy(np.ascontiguousarray(logits_v))[None], [self._own_draw()])
             if isinstance(row, Row):
                 return row.token
         ids_n, logits_n = self._candidates(logits_v)

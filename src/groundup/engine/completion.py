@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from groundup.engine.choose import Choice
 from groundup.engine.jobs import Ending, Piece
@@ -24,7 +24,8 @@ class Completion:
     prompt: its token ids. tokens: what followed; stop tokens are not part of it, those of a stop string are.
     text: what they spell, up to a stop string; empty where the engine has no tokenizer.
     choices: of each token, with its log-probability. ending: `stop`, or `length` where it was cut short.
-    cached: tokens of the prompt that did not have to be computed.
+    cached: tokens of the prompt that did not have to be computed for the text.
+    prompt_logprobs: of each token of the prompt but the first, in nats, where they were asked for.
     """
 
     prompt: list[int]
@@ -33,6 +34,7 @@ class Completion:
     choices: list[Choice]
     ending: Ending
     cached: int
+    prompt_logprobs: list[float] | None = None
 
     @property
     def logprobs(self) -> list[float]:
@@ -54,29 +56,37 @@ class Score:
 
 
 def completions(
-    prompts: Sequence[list[int]], texts: Sequence[Sequence[Piece]], sampling: Sampling, spell: Spell
+    prompts: Sequence[list[int]],
+    texts: Sequence[Sequence[Piece]],
+    sampling: Sampling,
+    spell: Spell,
+    echoes: Sequence[list[float]] = (),
 ) -> list[Completion]:
     """What is given of the texts that were written, `sampling.written` for each prompt in turn.
 
     spell: the text of token ids, where no stop strings had it made on the way.
+    echoes: the log-probabilities of each prompt, where they were asked for.
     """
     found: list[Completion] = []
     for number, prompt in enumerate(prompts):
         own = texts[number * sampling.written : (number + 1) * sampling.written]
         if sampling.best_of is not None:
             own = sorted(own, key=_mean_logprob, reverse=True)[: sampling.n]
-        found += [_completion(prompt, pieces, None if sampling.stop else spell) for pieces in own]
+        echo = echoes[number] if echoes else None
+        found += [_completion(prompt, pieces, None if sampling.stop else spell, echo) for pieces in own]
     return found
 
 
-def _completion(prompt: list[int], pieces: Sequence[Piece], spell: Spell | None) -> Completion:
+def _completion(
+    prompt: list[int], pieces: Sequence[Piece], spell: Spell | None, echo: list[float] | None
+) -> Completion:
     """All pieces of a text as one."""
     choices = [piece.choice for piece in pieces if piece.choice is not None]
     last = pieces[-1]
     assert last.ending is not None
     tokens = [one.token for one in choices]
     text = "".join(piece.text for piece in pieces) if spell is None else spell(tokens)
-    return Completion(prompt, tokens, text, choices, last.ending, last.cached)
+    return Completion(prompt, tokens, text, choices, last.ending, last.cached, echo)
 
 
 def _mean_logprob(pieces: Sequence[Piece]) -> float:
@@ -97,6 +107,38 @@ class Gathering:
         self._pieces.append(told)
         if told.ending is not None:
             self._tell(self._pieces)
+
+
+class Inboxes(Generic[Event]):
+    """One for each event that a thread waits for, in the order in which they were opened."""
+
+    def __init__(self) -> None:
+        self._inboxes: list[SimpleQueue[Event | Exception]] = []
+
+    def open(self) -> Callable[[Event | Exception], None]:
+        """A way into another inbox."""
+        self._inboxes.append(SimpleQueue())
+        return self._inboxes[-1].put
+
+    def heard(self) -> list[Event]:
+        """Waits for all events; raises the first that is an error."""
+        return [heard(inbox.get()) for inbox in self._inboxes]
+
+
+class AwaitedInboxes(Generic[Event]):
+    """The same in an event loop."""
+
+    def __init__(self) -> None:
+        self._inboxes: list[asyncio.Queue[Event | Exception]] = []
+
+    def open(self) -> Callable[[Event | Exception], None]:
+        """A way into another inbox, for another thread than that of the running event loop."""
+        self._inboxes.append(asyncio.Queue())
+        return from_other_thread(self._inboxes[-1])
+
+    async def heard(self) -> list[Event]:
+        """Waits for all events; raises the first that is an error."""
+        return [heard(await inbox.get()) for inbox in self._inboxes]
 
 
 def pieces_of(inbox: "SimpleQueue[Heard]") -> Iterator[Piece]:

@@ -11,15 +11,14 @@ from itertools import accumulate, takewhile
 from os import PathLike
 from weakref import WeakKeyDictionary
 
-from groundup.engine.blocks import BlockPool, blocks_for
+from groundup.engine.assembly import assemble
 from groundup.engine.choose import Chooser
-from groundup.engine.compiled import cache_dtype
-from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation, require_counts
+from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation
 from groundup.engine.jobs import Writing
-from groundup.engine.quantized import load_for_engine, use_kernels
-from groundup.engine.rows import Logits, rows_of
-from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
-from groundup.engine.runners import block_size_of, runner_of
+from groundup.engine.loading import load_for_engine
+from groundup.engine.ranges import COUNT
+from groundup.engine.rows import Logits, RowReader
+from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence as Text
 from groundup.engine.source import Source
@@ -43,7 +42,8 @@ class DraftModel:
     step_guesses: int = 32
 
     def __post_init__(self) -> None:
-        require_counts(guesses=self.guesses, step_guesses=self.step_guesses)
+        for name in ("guesses", "step_guesses"):
+            COUNT.require(f"`{name}`", getattr(self, name))
 
 
 @dataclass
@@ -63,7 +63,7 @@ class DraftGuesser:
     """
 
     def __init__(self, runner: StepRunner, scheduler: Scheduler) -> None:
-        self._runner, self._scheduler = runner, scheduler
+        self._runner, self._scheduler, self._reader = runner, scheduler, RowReader()
         self._texts: dict[Writing, Text] = {}
         # Those of the texts, as the draft reads them: what it keeps of one lies in blocks of its own.
         self._sources: WeakKeyDictionary[Source, Source] = WeakKeyDictionary()
@@ -126,7 +126,7 @@ class DraftGuesser:
             return
         hidden_nd = hidden_md[list(ready.values())]
         logits_nv = self._runner.logits(hidden_nd, [sequence.adapter for sequence in ready])
-        rows = rows_of(logits_nv, [drafted[sequence].chooser.draw() for sequence in ready])
+        rows = self._reader.read(logits_nv, [drafted[sequence].chooser.draw() for sequence in ready])
         for sequence, logits in zip(ready, rows, strict=True):
             _guess(drafted[sequence], sequence, logits)
 
@@ -161,14 +161,9 @@ def speculation_of(
     if not isinstance(draft, LanguageModel | EncoderDecoder):
         draft = load_for_engine(local_folder(draft), None, str(model.device))
     _require_alike(draft, model)
-    decoder = decoder_of(draft)
-    _require_taking_back(decoder)
-    use_kernels(decoder)
-    size = block_size_of(draft)
-    pool = BlockPool(blocks_for(cache_tokens, size), block_size=size)
-    runner = runner_of(draft, pool, step_tokens, most_running, cache_dtype(decoder))
-    guesser = DraftGuesser(runner, Scheduler(pool, step_tokens, most_running, reach=reach(decoder)))
-    return Speculation(guesser, spec.guesses, spec.step_guesses)
+    _require_taking_back(decoder_of(draft))
+    _, scheduler, runner = assemble(draft, step_tokens, most_running, cache_tokens=cache_tokens, host_tokens=0)
+    return Speculation(DraftGuesser(runner, scheduler), spec.guesses, spec.step_guesses)
 
 
 def _require_taking_back(model: LanguageModel) -> None:

@@ -15,7 +15,7 @@ from groundup.model.language_model import LanguageModel
 
 Pooling = Literal["mean", "last"]
 POOLINGS = ("mean", "last")
-# Texts that are embedded together.
+# Texts that are embedded together, at most.
 EMBED_BATCH = 16
 
 
@@ -43,10 +43,19 @@ def _hidden(model: LanguageModel | EncoderDecoder, input_ids: Tensor, mask_bt: T
     return hidden_btd
 
 
-def batches_of(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Places of the texts that are embedded together, those of about equal length."""
-    by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
+def batches_of(texts: Sequence[Sequence[int]], most_texts: int, most_tokens: int) -> list[list[int]]:
+    """Places of the texts that are embedded together: those of about equal length, the shortest first.
+
+    most_texts, most_tokens: of a batch, padding included. A text that has more tokens is a batch by itself.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(texts)), key=lambda place: len(texts[place])):
+        padded = len(texts[place])  # no text of the batch is longer
+        if batches and len(batches[-1]) < most_texts and (len(batches[-1]) + 1) * padded <= most_tokens:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
 
 
 def in_order(vectors: Sequence[Tensor], batches: Sequence[Sequence[int]], width: int) -> Tensor:

@@ -15,47 +15,40 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from groundup.engine.asking import Desk, Listener, asked, listed, of_one_text
-from groundup.engine.blocks import BlockPool, blocks_for
-from groundup.engine.compiled import CacheType, cache_dtype
+from groundup.engine.asking import Desk, asked, listed, of_one_text
+from groundup.engine.assembly import assemble, require_limits
+from groundup.engine.compiled import CacheType
 from groundup.engine.completion import (
+    AwaitedInboxes,
     Completion,
     Gathering,
     Heard,
+    Inboxes,
     Score,
     awaited_pieces_of,
     completions,
     from_other_thread,
-    heard,
     pieces_of,
 )
 from groundup.engine.constrain import Constraint
 from groundup.engine.draft import DraftModel, speculation_of
 from groundup.engine.embedding import Pooling, in_order
-from groundup.engine.guessing import PromptLookup, require_counts
+from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
+from groundup.engine.loading import loaded
 from groundup.engine.loop import Loop, Worker
 from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt, listed_ids
-from groundup.engine.quantized import load_for_engine, use_kernels
-from groundup.engine.runner import decoder_of, depends_on_the_longest, is_recurrent, reach, token_bytes
-from groundup.engine.runners import block_size_of, runner_of
+from groundup.engine.runner import decoder_of
 from groundup.engine.sampling import Sampling
-from groundup.engine.scheduler import Scheduler
-from groundup.formats.folder import local_folder
 from groundup.formats.peft import read_adapter
-from groundup.model.config import AudioConfig
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
-
-# What the cache may hold by default, of keys and values.
-CACHE_BYTES = 2**30
 
 
 class Engine:
@@ -80,7 +73,7 @@ class Engine:
         float16. A model that is given as such is computed where it lies, in its own type.
     compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.
     Raises UserError for a folder that cannot be read or holds a model of another kind, and for a device that is not
-    there; ValueError for a number out of range and for a model that does not go with `speculate`.
+    there; ValueError for limits that nothing can be computed in and for a model that does not go with `speculate`.
     """
 
     def __init__(
@@ -99,48 +92,29 @@ class Engine:
         device: str | None = None,
         compile_layers: bool = False,
     ) -> None:
-        require_counts(cache_tokens=cache_tokens, step_tokens=step_tokens, most_running=most_running)
-        require_counts(least=0, host_tokens=host_tokens)
-        if step_tokens < most_running:
-            raise ValueError(f"`step_tokens` must be at least `most_running`, {most_running}, not {step_tokens}")
+        require_limits(step_tokens, most_running, cache_tokens, host_tokens)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {tokenizer!r}")
-        if isinstance(model, LanguageModel | EncoderDecoder):
-            if quantize is not None:
-                raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
-            if device is not None:
-                raise ValueError("`device` is for folders; a model that is given as such is computed where it lies")
-            self.model, folder = model, None
-        else:
-            folder = local_folder(model)
-            self.model = load_for_engine(folder, quantize, device or "cpu")
-        decoder = decoder_of(self.model)
-        use_kernels(decoder)
+        self.model, folder = loaded(model, quantize, device)
         self._reader = reader_of(self.model.config, folder, tokenizer)
         self.stop_ids = frozenset(
             self._reader.usual_stops() if stop_ids is None else listed_ids(stop_ids, "`stop_ids`")
         )
-        dtype = cache_dtype(decoder, cache_type)
-        cache_tokens = cache_tokens or _usual_cache_tokens(self.model, most_running, dtype)
-        if host_tokens is None:
-            host_tokens = 0 if self.model.device.type == "cpu" else cache_tokens
-        size = block_size_of(self.model)
-        self._pool = BlockPool(blocks_for(cache_tokens, size), host=blocks_for(host_tokens, size), block_size=size)
-        scheduler = Scheduler(
-            self._pool,
+        self._pool, scheduler, runner = assemble(
+            self.model,
             step_tokens,
             most_running,
-            recurrent=is_recurrent(decoder),
-            whole_prompts=depends_on_the_longest(decoder),
-            reach=reach(decoder),
+            cache_tokens=cache_tokens,
+            host_tokens=host_tokens,
+            cache_type=cache_type,
+            compile_layers=compile_layers,
         )
         speculation = None
         if speculate is not None:
             speculation = speculation_of(speculate, self.model, self._pool.tokens, step_tokens, most_running)
-        runner = runner_of(self.model, self._pool, step_tokens, most_running, dtype, compile_layers)
         self._loop = Loop(runner, scheduler, speculation)
         self._worker = Worker(self._loop)
-        self._desk = Desk(self.model, self._reader, self._loop, self._worker, self._pool, most_running)
+        self._desk = Desk(self.model, self._reader, self._loop, self._worker, self._pool, step_tokens, most_running)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -176,6 +150,7 @@ class Engine:
         *,
         constraint: Constraint | None = None,
         adapter: str | None = None,
+        echo: bool = False,
         **options: Any,
     ) -> list[Completion]:
         """What follows each prompt: `n` texts for the first, then for the second, …
@@ -184,22 +159,16 @@ class Engine:
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
         adapter: the name of the one that the model is to have for these texts.
+        echo: whether the prompts' own log-probabilities are wanted, too.
         Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
         vocabulary.
         """
         wanted = asked(sampling, options, self.stop_ids)
-        inboxes: list[SimpleQueue[Sequence[Piece] | Exception]] = []
-
-        def listen() -> Listener:
-            inboxes.append(SimpleQueue())
-            return Gathering(inboxes[-1].put)
-
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter)
-        try:
-            return completions(all_ids, [heard(inbox.get()) for inbox in inboxes], wanted, self._reader.spell)
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+        texts, echoes = Inboxes[Sequence[Piece]](), Inboxes[list[float]]()
+        listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
+        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        with self._desk.awaited(jobs):
+            return completions(all_ids, texts.heard(), wanted, self._reader.spell, echoes.heard())
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None, **options: Any) -> Iterator[str]:
         """The text that follows a prompt, as soon as it is certain; closing the stream ends it.
@@ -222,11 +191,8 @@ class Engine:
         inbox: SimpleQueue[Heard] = SimpleQueue()
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
         _, jobs = self._desk.begin([prompt], lambda: inbox.put, wanted, constraint, adapter, streams=True)
-        try:
+        with self._desk.awaited(jobs):
             yield from pieces_of(inbox)
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """The assistant's reply to a conversation, see `tokens/chat.py`; `reply.message()` continues it.
@@ -235,8 +201,7 @@ class Engine:
         """
         stops = tuple(turn_ends(self.tokenizer))
         (written,) = self.generate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
-        reply = parse_assistant(self.tokenizer, written.tokens)
-        return replace(reply, complete=written.ending == "stop")
+        return self._reply(written)
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """The words of the reply as they come, up to a tool call if it makes one."""
@@ -247,19 +212,19 @@ class Engine:
         """The tokens from which the assistant goes on."""
         return render(self.tokenizer, messages, add_generation_prompt=True).ids
 
+    def _reply(self, written: Completion) -> Reply:
+        return replace(parse_assistant(self.tokenizer, written.tokens), complete=written.ending == "stop")
+
     def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
 
         texts: to encoder-decoders a `Pair` each, whose target is scored. adapter: as for `generate`.
         Raises ValueError as `generate` does.
         """
-        inboxes: list[SimpleQueue[list[float] | Exception]] = [SimpleQueue() for _ in listed(texts)]
-        jobs = self._desk.begin_scores(texts, adapter, [inbox.put for inbox in inboxes])
-        try:
-            return [Score(job.prompt, heard(inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+        scores = Inboxes[list[float]]()
+        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open)
+        with self._desk.awaited(jobs):
+            return [Score(job.prompt, logprobs) for job, logprobs in zip(jobs, scores.heard(), strict=True)]
 
     def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
@@ -281,33 +246,29 @@ class Engine:
         *,
         constraint: Constraint | None = None,
         adapter: str | None = None,
+        echo: bool = False,
         **options: Any,
     ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
         wanted = asked(sampling, options, self.stop_ids)
-        inboxes: list[asyncio.Queue[Sequence[Piece] | Exception]] = []
+        texts, echoes = AwaitedInboxes[Sequence[Piece]](), AwaitedInboxes[list[float]]()
+        listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
+        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        with self._desk.awaited(jobs):
+            return completions(all_ids, await texts.heard(), wanted, self._reader.spell, await echoes.heard())
 
-        def listen() -> Listener:
-            inboxes.append(asyncio.Queue())
-            return Gathering(from_other_thread(inboxes[-1]))
-
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter)
-        try:
-            texts = [heard(await inbox.get()) for inbox in inboxes]
-            return completions(all_ids, texts, wanted, self._reader.spell)
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+    async def achat(self, messages: Sequence[Message], **options: Any) -> Reply:
+        """As `chat`; cancelled as `agenerate` is."""
+        stops = tuple(turn_ends(self.tokenizer))
+        (written,) = await self.agenerate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
+        return self._reply(written)
 
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
-        inboxes: list[asyncio.Queue[list[float] | Exception]] = [asyncio.Queue() for _ in listed(texts)]
-        jobs = self._desk.begin_scores(texts, adapter, [from_other_thread(inbox) for inbox in inboxes])
-        try:
-            return [Score(job.prompt, heard(await inbox.get())) for job, inbox in zip(jobs, inboxes, strict=True)]
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
+        scores = AwaitedInboxes[list[float]]()
+        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open)
+        with self._desk.awaited(jobs):
+            return [Score(job.prompt, logprobs) for job, logprobs in zip(jobs, await scores.heard(), strict=True)]
 
     async def aembed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""
@@ -339,17 +300,6 @@ class Engine:
         tell = from_other_thread(inbox)
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
         _, jobs = self._desk.begin([prompt], lambda: tell, wanted, constraint, adapter, streams=True)
-        try:
+        with self._desk.awaited(jobs):
             async for piece in awaited_pieces_of(inbox):
                 yield piece
-        except BaseException:
-            self._desk.cancel(jobs)
-            raise
-
-
-def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
-    longest = model.config.max_positions
-    if isinstance(model, EncoderDecoder):
-        encoder = model.config.encoder
-        longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
-    return max(longest, min(CACHE_BYTES // token_bytes(decoder_of(model), dtype), most_running * longest))

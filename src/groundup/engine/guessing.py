@@ -7,13 +7,13 @@ texts together, and a text whose guesses are wrong has fewer, and soon none for 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from groundup.engine.jobs import Writing
+from groundup.engine.ranges import COUNT
 from groundup.engine.speculate import prompt_lookup
 
 
@@ -110,8 +110,8 @@ class PromptLookup:
     longest: int = 8
 
     def __post_init__(self) -> None:
-        require_counts(guesses=self.guesses, step_guesses=self.step_guesses)
-        require_counts(shortest=self.shortest, longest=self.longest)
+        for name in ("guesses", "step_guesses", "shortest", "longest"):
+            COUNT.require(f"`{name}`", getattr(self, name))
         if self.longest < self.shortest:
             raise ValueError(f"`longest` must be at least `shortest` ({self.shortest}), not {self.longest}")
 
@@ -155,11 +155,3 @@ class _Growing:
             self._buffer = larger
         self._buffer[self._length : len(tokens)] = tokens[self._length :]
         self._length = len(tokens)
-
-
-def require_counts(least: int = 1, **counts: int | None) -> None:
-    """Raises ValueError for one that is no integer of at least so much; None stands for what was left out."""
-    for name, count in counts.items():
-        is_integer = isinstance(count, Integral) and not isinstance(count, bool)
-        if count is not None and not (is_integer and count >= least):
-            raise ValueError(f"`{name}` must be an integer of at least {least}, not {count!r}")

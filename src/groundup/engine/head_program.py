@@ -26,8 +26,10 @@ class HeadRunner:
         if isinstance(head, QuantizedMatrixModule) and leaves_md.shape[1] == head.matrix.columns:
             self._hidden_nd = leaves_md[:MOST_ROWS]
             self._program = Program(len(self._hidden_nd))
-            self._logits_nv = self._program.buffer("logits", head.matrix.rows)
-            product = Product(head.matrix, None if bias_v is None else bias_v.detach().float(), self._logits_nv)
+            logits_nv = self._program.buffer("logits", head.matrix.rows)
+            # Made once: most steps ask for as many rows as the one before.
+            self._first_rows = [logits_nv[:rows] for rows in range(len(logits_nv) + 1)]
+            product = Product(head.matrix, None if bias_v is None else bias_v.detach().float(), logits_nv)
             self._program.linear(self._program.quantize(self._hidden_nd), product)
 
     def computes(self, hidden_nd: Tensor) -> bool:
@@ -40,4 +42,4 @@ class HeadRunner:
         if hidden_nd.data_ptr() != self._hidden_nd.data_ptr():
             self._hidden_nd[:rows] = hidden_nd
         self._program.run_rows(rows)
-        return softcap(self._logits_nv[:rows], self._softcap)
+        return softcap(self._first_rows[rows], self._softcap)

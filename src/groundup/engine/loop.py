@@ -19,7 +19,7 @@ from groundup.engine.beaming import Beaming
 from groundup.engine.embedding import Pooling, embed
 from groundup.engine.guessing import Speculation
 from groundup.engine.jobs import Scoring, Writing
-from groundup.engine.rows import Logits, rows_of
+from groundup.engine.rows import Logits, RowReader
 from groundup.engine.runner import StepRunner
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Chunk
@@ -40,6 +40,7 @@ class Loop:
         self._runner = runner
         self._speculation = speculation
         self._scheduler = scheduler
+        self._reader = RowReader()
         self._jobs: dict[Text, Job] = {}
 
     @property
@@ -149,7 +150,7 @@ class Loop:
         """
         adapters = [sequence.adapter for _, sequence in ready for _ in range(1 + sequence.guessed)]
         draws = [draw for job, sequence in ready for draw in job.draws(1 + sequence.guessed)]
-        rows = iter(rows_of(self._runner.logits(hidden_nd, adapters), draws))
+        rows = iter(self._reader.read(self._runner.logits(hidden_nd, adapters), draws))
         searches: dict[Beaming, None] = {}
         for job, sequence in ready:
             logits = list(islice(rows, 1 + sequence.guessed))

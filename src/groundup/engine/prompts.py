@@ -127,7 +127,7 @@ class Reader:
             return error
 
 
-def listed_ids(given: Sequence[int], where: str) -> list[int]:
+def listed_ids(given: Iterable[int], where: str) -> list[int]:
     """Token ids as integers of Python's own, whatever holds them, an array say.
 
     Raises ValueError, naming `where` they stand, for anything else: it would fail in the midst of a step, and with it

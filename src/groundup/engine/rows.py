@@ -4,15 +4,14 @@ Shape suffixes: n rows, v vocabulary.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from groundup.engine import kernels
 from groundup.engine.draws import LIKELIEST, Draw
 from groundup.engine.kernels import library
+from groundup.engine.kernels.choices import Choices
 
 
 class Row(NamedTuple):
@@ -46,18 +45,19 @@ def kept(logits: Logits) -> Logits:
     return logits._replace(logits_nv=logits.logits_v.clone()[None], number=0)
 
 
-def rows_of(logits_nv: Tensor, draws: Sequence[Draw | None]) -> list[Logits]:
-    """The rows of float32 logits, read by the kernels; as they are where there are no kernels, or in float64.
+class RowReader:
+    """Reads rows of logits in the kernels, step after step. Not for several threads."""
 
-    draws: of each row; the likeliest token is chosen where there is none.
-    """
-    if not _has_kernels() or logits_nv.dtype != torch.float32:
-        return list(logits_nv)
-    known = [draw or LIKELIEST for draw in draws]
-    pairs = zip(known, kernels.choose(logits_nv, known), strict=True)
-    return [Row(logits_nv, number, draw, *chosen) for number, (draw, chosen) in enumerate(pairs)]
+    def __init__(self) -> None:
+        self._choices = Choices() if library.path() is not None else None
 
+    def read(self, logits_nv: Tensor, draws: Sequence[Draw | None]) -> list[Logits]:
+        """The rows, each with what is known of it; as they are where there are no kernels, or not in float32.
 
-@cache
-def _has_kernels() -> bool:
-    return library.path() is not None
+        draws: of each row; the likeliest token is chosen where there is none.
+        """
+        if self._choices is None or logits_nv.dtype != torch.float32:
+            return list(logits_nv)
+        known = [draw or LIKELIEST for draw in draws]
+        pairs = zip(known, self._choices.choose(logits_nv, known), strict=True)
+        return [Row(logits_nv, number, draw, *chosen) for number, (draw, chosen) in enumerate(pairs)]

@@ -167,18 +167,3 @@ def reach(model: LanguageModel) -> int | None:
                 return None
             farthest = max(farthest, layer.mixer.window)
     return farthest
-
-
-def token_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
-    """Bytes that are held for each token: keys and values of all layers in this type, and its id."""
-    numbers, scales = 0, 0
-    for layer in model.config.layers:
-        match layer.mixer:
-            case Attention(kv_heads=heads, head_dim=head_dim):
-                numbers += 2 * heads * head_dim
-                scales += 2 * heads if dtype == torch.int8 else 0
-            case LatentAttention() as latent:
-                # The kernels keep values as long as keys.
-                numbers += 2 * latent.heads * max(latent.plain_dim + latent.rotated_dim, latent.value_dim)
-                scales += 2 * latent.heads if dtype == torch.int8 else 0
-    return numbers * dtype.itemsize + 4 * scales + 8

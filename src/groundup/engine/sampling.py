@@ -1,12 +1,11 @@
 """What a request may ask of the choice of its tokens. `choose.py` has what happens with it, in which order."""
 
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
+
+from groundup.engine.ranges import COUNT, NATURAL, Range
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Sampling:
         for name, accepted in _RANGES.items():
             accepted.require(f"`{name}`", getattr(self, name))
         if self.best_of is not None:
-            _COUNT.require("`best_of`", self.best_of)
+            COUNT.require("`best_of`", self.best_of)
         self._check_token_ids()
         if not _is_list(self.stop) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"`stop` must be a list of texts that are not empty, not {self.stop!r}")
@@ -147,54 +146,27 @@ class Sampling:
             raise ValueError("`best_of` is for draws: with `beams` their number decides")
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Finite numbers from `low` to `high`; `low` itself is left out where it is `open`."""
-
-    kind: type[Integral] | type[Real]
-    low: float = -math.inf
-    high: float = math.inf
-    open: bool = False
-
-    def require(self, name: str, value: Any) -> None:
-        """Raises ValueError for a value that is none of these."""
-        is_number = isinstance(value, self.kind) and not isinstance(value, bool | Fraction)
-        # Integers of Python have no largest; what is beyond any float is no number here.
-        is_finite = is_number and abs(value) <= sys.float_info.max
-        if not is_finite or not self.low <= value <= self.high or (self.open and value == self.low):
-            raise ValueError(f"{name} must be {self._described()}, not {value!r}")
-
-    def _described(self) -> str:
-        words = "an integer" if self.kind is Integral else "a number"
-        if self.low > -math.inf:
-            words += f" above {self.low}" if self.open else f" of at least {self.low}"
-        if self.high < math.inf:
-            words += f" and at most {self.high}"
-        return words
-
-
-_COUNT = _Range(Integral, 1)
-_TOKEN_ID = _Range(Integral, 0)
+_TOKEN_ID = NATURAL
 # Within these, no logit becomes larger than float32 holds, which would leave nothing to choose by.
-_BIAS = _Range(Real, -1e9, 1e9)
+_BIAS = Range(Real, -1e9, 1e9)
 _RANGES = {
-    "max_tokens": _COUNT,
-    "min_tokens": _Range(Integral, 0),
-    "temperature": _Range(Real, 0),
-    "top_k": _Range(Integral, 0),
-    "top_p": _Range(Real, 0, 1, open=True),
-    "min_p": _Range(Real, 0, 1),
-    "typical_p": _Range(Real, 0, 1, open=True),
-    "repetition_penalty": _Range(Real, 1e-3, 1e3),
-    "frequency_penalty": _Range(Real, -2, 2),
-    "presence_penalty": _Range(Real, -2, 2),
-    "n": _COUNT,
-    "beams": _COUNT,
-    "length_penalty": _Range(Real, -10, 10),
-    "mirostat_tau": _Range(Real, 0),
-    "mirostat_eta": _Range(Real, 0, 1, open=True),
-    "seed": _Range(Integral, -(2**63), 2**63 - 1),
-    "logprobs": _Range(Integral, 0),
+    "max_tokens": COUNT,
+    "min_tokens": NATURAL,
+    "temperature": Range(Real, 0),
+    "top_k": NATURAL,
+    "top_p": Range(Real, 0, 1, open=True),
+    "min_p": Range(Real, 0, 1),
+    "typical_p": Range(Real, 0, 1, open=True),
+    "repetition_penalty": Range(Real, 1e-3, 1e3),
+    "frequency_penalty": Range(Real, -2, 2),
+    "presence_penalty": Range(Real, -2, 2),
+    "n": COUNT,
+    "beams": COUNT,
+    "length_penalty": Range(Real, -10, 10),
+    "mirostat_tau": Range(Real, 0),
+    "mirostat_eta": Range(Real, 0, 1, open=True),
+    "seed": Range(Integral, -(2**63), 2**63 - 1),
+    "logprobs": NATURAL,
 }
 
 

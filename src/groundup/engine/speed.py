@@ -12,10 +12,9 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from groundup.engine.choose import make_chooser
+from groundup.engine.asking import Listener
 from groundup.engine.completion import Heard, heard
 from groundup.engine.engine import Engine
-from groundup.engine.jobs import Writing
 from groundup.engine.sampling import Sampling
 from groundup.engine.speed_plan import Plan
 
@@ -152,29 +151,27 @@ class _Prompts:
 
 
 def _ask(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> list[Timeline]:
-    """Texts of `new_tokens` each, asked for at a time.
+    """Texts of `new_tokens` each, asked for at a time: no token ends them.
 
     The engine's thread notes the times itself: waking another one for every token would cost as much as some tokens do.
     """
-    sampling = Sampling(max_tokens=new_tokens)
+    times: list[list[float]] = []
     ended: SimpleQueue[Heard] = SimpleQueue()
 
-    def job(prompt: list[int], came: list[float]) -> Writing:
+    def listen() -> Listener:
+        came: list[float] = []
+        times.append(came)
+
         def tell(event: Heard) -> None:
             came.append(time.perf_counter())
             if isinstance(event, Exception) or event.ending is not None:
                 ended.put(event)
 
-        return Writing(prompt, new_tokens, make_chooser(sampling, prompt), engine._reader.text(()), tell)
+        return tell
 
-    times: list[list[float]] = [[] for _ in prompts]
-    jobs = [job(prompt, came) for prompt, came in zip(prompts, times, strict=True)]
     asked = time.perf_counter()
-    engine._desk.submit(jobs)
-    try:
+    _, jobs = engine._desk.begin(prompts, listen, Sampling(max_tokens=new_tokens), None, None, streams=True)
+    with engine._desk.awaited(jobs):
         for _ in jobs:
             heard(ended.get())
-    except BaseException:
-        engine._desk.cancel(jobs)
-        raise
     return [Timeline(asked, tuple(came)) for came in times]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from groundup.engine.quantized import use_kernels
+from groundup.engine.loading import use_kernels
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_model
 from groundup.model.encoder_decoder import EncoderDecoder

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from groundup.corpus.config import CorpusConfig
 from groundup.corpus.sources import read_documents
-from groundup.engine.quantized import use_kernels
+from groundup.engine.loading import use_kernels
 from groundup.errors import UserError
 from groundup.formats.folder import CONFIG, SHARDS, SINGLE, read_object
 from groundup.formats.huggingface import load_language_model, save_folder

@@ -6,16 +6,12 @@ result depends neither on the tokens around it nor on the number of threads, to 
 Shape suffixes: m tokens, n output channels, k input channels, h heads, d head dimension, s sequences.
 """
 
-import ctypes
-import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from groundup.engine.draws import Draw
 from groundup.engine.kernels import jobs, library
 from groundup.engine.kernels.checks import address, require_shape, require_within, round_up, rows_address
 from groundup.model.specs import Activation
@@ -208,30 +204,6 @@ def add(x: Tensor, y: Tensor) -> None:
     """x += y, in place."""
     require_shape("y", y, tuple(x.shape))
     library.call("add", jobs.AddJob(address("x", x), address("y", y), x.numel()))
-
-
-def choose(logits_mv: Tensor, draws: Sequence[Draw]) -> list[tuple[int, float, float]]:
-    """For each row a token, its log-probability, and log Σ exp of the row; the first two by its draw.
-
-    A row with an infinite number as its largest, or with something that is no number, has no number as its sum.
-    """
-    pointer, (rows, width) = rows_address("logits", logits_mv), logits_mv.shape
-    if len(draws) != rows or width == 0:
-        raise ValueError(f"{len(draws)} tokens cannot be drawn from logits of shape {(rows, width)}")
-    asked_type, chosen_type = _draw_arrays(rows)
-    asked, chosen = asked_type(), chosen_type()
-    for place, one in enumerate(draws):
-        if one.temperature > 0:  # zeros ask for the likeliest
-            asked[place] = jobs.DrawFields(*one)
-    pointers = pointer, ctypes.addressof(asked), ctypes.addressof(chosen)
-    library.call("choose", jobs.ChooseJob(*pointers, rows, width, logits_mv.stride(0)))
-    return [(one.token, one.logprob, one.normaliser) for one in chosen]
-
-
-@functools.cache
-def _draw_arrays(rows: int) -> tuple[type[ctypes.Array[jobs.DrawFields]], type[ctypes.Array[jobs.ChosenFields]]]:
-    """The types, which ctypes makes anew each time that nobody holds them."""
-    return jobs.DrawFields * rows, jobs.ChosenFields * rows
 
 
 def attend(

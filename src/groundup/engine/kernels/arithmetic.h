@@ -45,17 +45,34 @@ constexpr float kRounder = 12582912.0f;
 INLINE F round(F x) { return (x + kRounder) - kRounder; }
 INLINE I round_to_int(F x) { return (I)(x + kRounder) - (I)splat(kRounder); }  // |x| < 2²²
 
+constexpr float kLog2E = 1.44269504f;
+
 // eˣ within 2 units in the last place; 0 below -87.3, finite above 88.3, not a number where x is none.
 // x = n ln 2 + r with |r| ≤ ln 2 / 2, then Taylor's series of eʳ to the sixth power. exp(0) is exactly 1.
 INLINE F exp(F x) {
   const F bounded = x > 88.3f ? splat(88.3f) : x < -87.3f ? splat(-87.3f) : x;
-  const F n = round(bounded * 1.44269504f);
+  const F n = round(bounded * kLog2E);
   F r = fma(n, splat(-0.693359375f), bounded);
   r = fma(n, splat(2.12194440e-4f), r);
   F series = splat(1.0f / 720);
   for (const float factor : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) series = fma(series, r, splat(factor));
   const F power = (F)((round_to_int(n) + 127) << 23);
   return x < -87.3f ? splat(0.0f) : series * power;
+}
+
+INLINE F multiply_then_add(F a, F b, F c) { return a * b + c; }
+
+// 2 to the power of x < 127; 0 below -127, 1 for 0, and not a number where x is none. Within 2e-7 of itself from 2⁻¹²⁶ on.
+// x = n + f with |f| ≤ ½; 2ᶠ is the polynomial of fifth degree with the least largest error, 2ⁿ is added to its exponent.
+template <F (*multiply_add)(F, F, F)>
+INLINE F power_of_two(F x) {
+  const F bounded = max(splat(-127.0f), x);
+  const F shifted = bounded + kRounder, f = bounded - (shifted - kRounder);
+  F series = splat(0.00132647273f);
+  for (const float factor : {0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f}) {
+    series = multiply_add(series, f, splat(factor));
+  }
+  return (F)((I)series + ((I)shifted << 23));
 }
 
 INLINE F sigmoid(F x) { return 1.0f / (1.0f + exp(-x)); }

@@ -1,24 +1,30 @@
 // Attention of queries to keys and values in blocks. Included once for every level.
 //
-// A tile of up to 16 rows (a row is one head of one token, all of one key-value head) passes over the keys in spans of a
-// few strips of 16, from the first key that any of them sees, and keeps for each row the largest score so far, the sum
-// of weights and the weighted sum of values: the softmax of Milakov and Gimelshein 2018, in tiles as Dao et al. 2022.
+// A tile of up to 32 rows (a row is one head of one token, all of one key-value head) passes over the keys in spans of a
+// few strips of 16, from the first key that any of them sees, and keeps for each row a score that hardly any so far is
+// larger than, the sum of weights and the weighted sum of values: the softmax of Milakov and Gimelshein 2018, in tiles
+// as Dao et al. 2022.
 // Spans lie where they lie in the text and what a row does not see adds exact zeros, so a row's result depends on no
 // other row.
 
-constexpr int64_t kTile = 16;
+constexpr int64_t kTile = 32;
 constexpr int kStripVectors = kStrip / W;
 constexpr int64_t kSpanKeys = kSpan * kStrip;
 constexpr float kLowest = -1e38f;  // below every score, and finite: e to the difference of two of them is a number
+// Scores may be larger than the one that weights are made by, up to this: e⁸ is no matter for a float, and then few
+// spans make all smaller that was summed before.
+constexpr float kHeadroom = 8.0f;
+// Strips whose scores are summed at once.
+constexpr int kScored = kSpan > 1 ? 2 : 1;
 
 struct AttentionTile {
   int64_t sequence, kv_head, rows;
   int64_t first_key[kTile], end_key[kTile];  // what each row sees
   float* out[kTile];
-  float queries[kTile * kMaxHeadDim];  // times scale
-  float sums[kTile * kMaxHeadDim];     // of values, padded rows
-  float weights[kTile * kSpanKeys];
-  float largest[kTile];
+  alignas(64) float queries[kTile * kMaxHeadDim];  // times scale
+  alignas(64) float sums[kTile * kMaxHeadDim];     // of values, padded rows
+  alignas(64) float weights[kTile * kSpanKeys];
+  float largest[kTile];                      // the score that weights are made by
   F total[kTile];                            // of weights, lane by lane
   float wide_keys[kSpanKeys * kMaxHeadDim];  // of a span, if they are widened for all rows
   float wide_values[kSpanKeys * kMaxHeadDim];
@@ -117,28 +123,29 @@ static void begin_tile(const AttentionJob& job, const AttentionItem& item, Atten
 
 // One dimension of the products of kRows queries with kStrips strips of keys.
 template <int kRows, int kStrips, typename Element>
-INLINE void score_step(const float* queries, const Span<Element>& span, int64_t d, int64_t dim,
+INLINE void score_step(const float* queries, const Strip<Element>* strips, int64_t d, int64_t dim,
                        F (&scores)[kRows][kStrips * kStripVectors]) {
 #pragma GCC unroll 8
   for (int v = 0; v < kStrips * kStripVectors; ++v) {
-    const Strip<Element>& strip = span.strips[v / kStripVectors];
+    const Strip<Element>& strip = strips[v / kStripVectors];
     const F key = load(strip.keys + d * strip.key_stride + v % kStripVectors * W);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) scores[r][v] = fma(splat(queries[r * dim + d]), key, scores[r][v]);
   }
 }
 
-// Scores of kRows rows against kStrips strips; odd and even dimensions are summed apart, for two chains are faster.
+// Scores of kRows rows against kStrips strips from the first on; odd and even dimensions are summed apart, for two
+// chains are faster.
 template <int kRows, int kStrips, typename Element>
-static void score(AttentionTile& tile, int64_t first_row, const Span<Element>& span, int64_t dim) {
+static void score(AttentionTile& tile, int64_t first_row, const Span<Element>& span, int64_t first_strip, int64_t dim) {
   const float* queries = tile.queries + first_row * dim;
-  float* scores = tile.weights + first_row * kSpanKeys;
+  float* scores = tile.weights + first_row * kSpanKeys + first_strip * kStrip;
   F even[kRows][kStrips * kStripVectors] = {}, odd[kRows][kStrips * kStripVectors] = {};
   for (int64_t d = 0; d + 1 < dim; d += 2) {
-    score_step<kRows, kStrips>(queries, span, d, dim, even);
-    score_step<kRows, kStrips>(queries, span, d + 1, dim, odd);
+    score_step<kRows, kStrips>(queries, span.strips + first_strip, d, dim, even);
+    score_step<kRows, kStrips>(queries, span.strips + first_strip, d + 1, dim, odd);
   }
-  if (dim % 2) score_step<kRows, kStrips>(queries, span, dim - 1, dim, even);
+  if (dim % 2) score_step<kRows, kStrips>(queries, span.strips + first_strip, dim - 1, dim, even);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -155,34 +162,45 @@ INLINE F keep_weights(AttentionTile& tile, int64_t r, int64_t key, F weights, co
   return weights;
 }
 
-// From scores to weights e^(score - largest), in place; what was summed under a smaller largest score shrinks.
+// W scores of a strip from `lane` on, minus infinity for keys that the row does not see.
+template <typename Strip>
+INLINE F seen(const AttentionTile& tile, int64_t r, const Strip& strip, int64_t lane, F scores) {
+  const int64_t first = tile.first_key[r] - strip.begin - lane, end = tile.end_key[r] - strip.begin - lane;
+  if (first <= 0 && end >= W) return scores;
+  const auto from = static_cast<int32_t>(std::clamp<int64_t>(first, 0, W));
+  const auto until = static_cast<int32_t>(std::clamp<int64_t>(end, 0, W));
+  return (lanes() >= from) & (lanes() < until) ? scores : splat(-INFINITY);
+}
+
+// From scores to weights e^(score - largest), in place; what was summed under a much smaller largest one shrinks.
 template <typename Span>
 static void weigh(const AttentionJob& job, AttentionTile& tile, int64_t r, const Span& span, int64_t padded) {
   float* weights = tile.weights + r * kSpanKeys;
   const int64_t vectors = span.count * kStripVectors;
-  F scores[kSpan * kStripVectors], top = splat(tile.largest[r]);
+  F scores[kSpan * kStripVectors], top = splat(kLowest);
   for (int64_t v = 0; v < vectors; ++v) {
     const auto& strip = span.strips[v / kStripVectors];
-    // Bounds as lanes of the strip, cut so that they fit into 32 bits however far away they are.
-    const int32_t first = std::max<int64_t>(tile.first_key[r] - strip.begin, 0);
-    const int32_t end = std::clamp<int64_t>(tile.end_key[r] - strip.begin, 0, kStrip);
     const int64_t lane = v % kStripVectors * W;
     F x = load(weights + v * W);
     if (strip.key_scales != nullptr) x *= load(strip.key_scales + lane);
     if (job.softcap > 0) x = job.softcap * tanh(x / job.softcap);
-    const I index = lanes() + static_cast<int32_t>(lane);
-    scores[v] = (index >= first) & (index < end) ? x : splat(-INFINITY);
+    scores[v] = seen(tile, r, strip, lane, x);
     top = max(scores[v], top);
   }
-  const float largest = reduce_max(top);
-  if (largest > tile.largest[r]) {
+  const float largest = reduce_max(top);  // lower than any score where none is seen
+  F total = tile.total[r];
+  if (largest > tile.largest[r] + kHeadroom) {
     const F shrink = exp(splat(tile.largest[r] - largest));
     tile.largest[r] = largest;
-    tile.total[r] *= shrink;
+    total *= shrink;
     float* sums = tile.sums + r * padded;
     for (int64_t d = 0; d < padded; d += W) store(sums + d, load(sums + d) * shrink);
   }
-  for (int64_t v = 0; v < vectors; ++v) tile.total[r] += keep_weights(tile, r, v * W, exp(scores[v] - largest), span);
+  const F base = splat(tile.largest[r]);
+  for (int64_t v = 0; v < vectors; ++v) {
+    total += keep_weights(tile, r, v * W, power_of_two<fma>((scores[v] - base) * kLog2E), span);
+  }
+  tile.total[r] = total;
 }
 
 // sums += weights · values for kRows rows and kVectors vectors of the head from `d` on, over the keys that there are.
@@ -222,9 +240,9 @@ template <int kRows, typename Span>
 static void rows_past(const AttentionJob& job, AttentionTile& tile, int64_t r, int64_t rows, const Span& span) {
   if (rows == kRows) {
     const int64_t dim = job.blocks.head_dim, padded = (dim + kPanel - 1) / kPanel * kPanel;
-    static_assert(kSpan <= 2, "a span has one strip or all of them");
-    if (span.count == kSpan) score<kRows, kSpan>(tile, r, span, dim);
-    else score<kRows, 1>(tile, r, span, dim);
+    int64_t strip = 0;
+    for (; strip + kScored <= span.count; strip += kScored) score<kRows, kScored>(tile, r, span, strip, dim);
+    if (strip < span.count) score<kRows, 1>(tile, r, span, strip, dim);
     for (int i = 0; i < kRows; ++i) weigh(job, tile, r + i, span, padded);
     int64_t d = 0;
     for (; d + 4 * W <= padded; d += 4 * W) blend<kRows, 4>(tile, r, span, d, padded);

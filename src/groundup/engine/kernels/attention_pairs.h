@@ -68,22 +68,22 @@ static void pair_query(AttentionTile& tile, int64_t r, int64_t dim) {
 
 // As the weights of other spans, but rounded.
 INLINE F keep_weights(AttentionTile& tile, int64_t r, int64_t key, F weights, const Span<uint16_t>&) {
-  uint16_t narrow[W];
-  store(narrow, weights);
-  std::memcpy(tile.paired_weights + (r * kSpanKeys + key) / 2, narrow, sizeof narrow);
-  return load(narrow);
+  const H narrow = to_bfloat16(weights);
+  std::memcpy(tile.paired_weights + (r * kSpanKeys + key) / 2, &narrow, sizeof narrow);
+  return (F)(widen(narrow) << 16);
 }
 
-// Scores of kRows rows from r on against kStrips strips; pairs of dimensions are summed in two chains.
+// Scores of kRows rows from r on against kStrips strips from the first on; two chains of pairs of dimensions.
 template <int kRows, int kStrips, typename Pairs>
-static void score(AttentionTile& tile, int64_t r, const Pairs& span, int64_t dim) {
+static void score(AttentionTile& tile, int64_t r, const Pairs& span, int64_t first_strip, int64_t dim) {
   const int64_t pairs = (dim + 1) / 2;
   const uint32_t* queries = tile.paired_queries + r * pairs;
+  float* sums = tile.weights + r * kSpanKeys + first_strip * kStrip;
   F even[kRows][kStrips] = {}, odd[kRows][kStrips] = {};
   const auto step = [&](int64_t p, F(&scores)[kRows][kStrips]) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int v = 0; v < kStrips; ++v) {
-      const U keys = span.keys_of(v, p);
+      const U keys = span.keys_of(first_strip + v, p);
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) scores[i][v] = dot_pairs(scores[i][v], U{} + queries[i * pairs + p], keys);
     }
@@ -93,7 +93,7 @@ static void score(AttentionTile& tile, int64_t r, const Pairs& span, int64_t dim
 #pragma GCC unroll 4
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kStrips; ++v) store(tile.weights + (r + i) * kSpanKeys + v * W, even[i][v] + odd[i][v]);
+    for (int v = 0; v < kStrips; ++v) store(sums + i * kSpanKeys + v * W, even[i][v] + odd[i][v]);
   }
 }
 

@@ -62,21 +62,6 @@ static int64_t place_of_largest(const float* x, int64_t width) {
   return place;
 }
 
-INLINE F multiply_then_add(F a, F b, F c) { return a * b + c; }
-
-// 2 to the power of x ≤ 0, a number; 0 below -127. Within 2e-7 of itself from 2⁻¹²⁶ on, and 1 for 0.
-// x = n + f with |f| ≤ ½; 2ᶠ is the polynomial of fifth degree with the least largest error, 2ⁿ is added to its exponent.
-template <F (*multiply_add)(F, F, F)>
-INLINE F power_of_two(F x) {
-  const F bounded = max(x, splat(-127.0f));
-  const F shifted = bounded + kRounder, f = bounded - (shifted - kRounder);
-  F series = splat(0.00132647273f);
-  for (const float factor : {0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f}) {
-    series = multiply_add(series, f, splat(factor));
-  }
-  return (F)((I)series + ((I)shifted << 23));
-}
-
 // exp((x - peak) / temperature) of each number, and zeros behind the last up to a multiple of kLanes, into `weights`
 // unless that is null. Returns their sum.
 template <F (*multiply_add)(F, F, F)>

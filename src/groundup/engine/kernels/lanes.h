@@ -31,7 +31,7 @@ INLINE I splat(int32_t x) { return I{} + x; }
 // registers; a single token's tile has four independent chains of sums instead.
 constexpr int kTileRows = 6, kTilePanels = 2, kSinglePanels = 4;
 constexpr int kAttentionRows = 4;
-constexpr int64_t kSpan = 2;  // strips of keys that attention looks at together
+constexpr int64_t kSpan = 4;  // strips of keys that attention looks at together
 // What bytes are off by inside dot_bytes, to be taken back with the sum of the activations.
 constexpr int32_t kByteZero = 128;
 
@@ -57,6 +57,8 @@ INLINE I dot_bytes(I sums, B weights, I values) { return dot_nibbles(sums, weigh
 #if GROUNDUP_LEVEL == 3
 // sums + the products of the lower and of the upper bfloat16 of each number
 INLINE F dot_pairs(F sums, U a, U b) { return (F)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b); }
+// To the nearest, halves to even; what is below 2⁻¹²⁶ becomes 0.
+INLINE H to_bfloat16(F x) { return (H)_mm512_cvtneps_pbh((__m512)x); }
 #endif
 
 #elif GROUNDUP_LEVEL == 1

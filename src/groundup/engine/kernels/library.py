@@ -7,6 +7,7 @@ lock for the length of every call.
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from ctypes import POINTER, c_int
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,8 +20,6 @@ from groundup.hardware import Finding
 
 # Sets of instructions by the numbers that the library gives them, each larger than the one before.
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
-# The functions' names in the library, once and for all: Python remembers each string that an attribute is asked by.
-_SYMBOLS = {name: f"groundup_{name}" for name in FUNCTIONS}
 # Names one of them that is to be used instead of the largest.
 LEVEL_VARIABLE = "GROUNDUP_KERNELS"
 
@@ -58,7 +57,13 @@ def load() -> ctypes.CDLL:
 
 def call(name: str, job: ctypes.Structure) -> None:
     """Run one of the library's functions on its job."""
-    getattr(load(), _SYMBOLS[name])(job)
+    _function(name)(job)
+
+
+@functools.cache
+def _function(name: str) -> Callable[[ctypes.Structure], None]:
+    found: Callable[[ctypes.Structure], None] = getattr(load(), f"groundup_{name}")
+    return found
 
 
 def level() -> str:

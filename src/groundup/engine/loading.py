@@ -1,6 +1,7 @@
 """How the engine loads a model: on which device, in which type, and what computes its quantized matrices."""
 
 import re
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.errors import UserError
+from groundup.formats.folder import local_folder
 from groundup.formats.huggingface import load_model
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
@@ -26,6 +28,23 @@ KERNELS = Arithmetic(_linear, kernels.gather)
 
 FLOAT8_NAME = "fp8"
 ENGINE_FORMATS = (*WEIGHT_FORMATS, FLOAT8_NAME)
+
+
+def loaded(
+    model: str | PathLike[str] | LanguageModel | EncoderDecoder, quantize: str | None, device: str | None
+) -> tuple[LanguageModel | EncoderDecoder, Path | None]:
+    """A model, and the folder that it was loaded from; one that is given as such stays as it is, and has none.
+
+    Raises as `load_for_engine` does, and ValueError for a model that is to be quantized or moved.
+    """
+    if not isinstance(model, LanguageModel | EncoderDecoder):
+        folder = local_folder(model)
+        return load_for_engine(folder, quantize, device or "cpu"), folder
+    if quantize is not None:
+        raise ValueError("`quantize` is for folders; a model is quantized in place by `quantize_model`")
+    if device is not None:
+        raise ValueError("`device` is for folders; a model that is given as such is computed where it lies")
+    return model, None
 
 
 def use_kernels(model: LanguageModel) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TYPICAL, hot_decoder, random_ids, tiny_config
 
-from groundup.engine.cache import KeyValueCache
+from groundup.model.cache import KeyValueCache
 from groundup.model.language_model import LanguageModel
 
 

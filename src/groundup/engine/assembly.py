@@ -1,0 +1,104 @@
+"""What computes the texts of a model: blocks for its tokens, who comes next, and who runs it, made to fit each other.
+
+The engine's own model has such an assembly, and so has a draft that guesses for it.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from groundup.engine.blocks import BlockPool, blocks_for
+from groundup.engine.compiled import CacheType, cache_dtype
+from groundup.engine.kernels import STRIP
+from groundup.engine.kernels.checks import round_up
+from groundup.engine.layer_program import key_value_shape
+from groundup.engine.loading import use_kernels
+from groundup.engine.ranges import COUNT, NATURAL
+from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
+from groundup.engine.runners import block_size_of, runner_of
+from groundup.engine.scheduler import Scheduler
+from groundup.model.config import AudioConfig
+from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.language_model import LanguageModel
+from groundup.model.specs import Attention, LatentAttention
+
+# What the cache may hold by default, of keys and values.
+CACHE_BYTES = 2**30
+
+
+class Assembly(NamedTuple):
+    """The scheduler hands out blocks of the pool; the runner has memory for them, the host's included."""
+
+    pool: BlockPool
+    scheduler: Scheduler
+    runner: StepRunner
+
+
+def require_limits(step_tokens: int, most_running: int, cache_tokens: int | None, host_tokens: int | None) -> None:
+    """Raises ValueError, naming it, for a limit in which nothing can be computed; None stands for the usual one."""
+    for name, count in (("step_tokens", step_tokens), ("most_running", most_running)):
+        COUNT.require(f"`{name}`", count)
+    if most_running > step_tokens:
+        raise ValueError(
+            f"`most_running` must be at most `step_tokens` ({step_tokens}), not {most_running}: in each step every "
+            "running text gets a token"
+        )
+    if cache_tokens is not None:
+        COUNT.require("`cache_tokens`", cache_tokens)
+    if host_tokens is not None:
+        NATURAL.require("`host_tokens`", host_tokens)
+
+
+def assemble(
+    model: LanguageModel | EncoderDecoder,
+    step_tokens: int,
+    most_running: int,
+    *,
+    cache_tokens: int | None = None,
+    host_tokens: int | None = None,
+    cache_type: CacheType | None = None,
+    compile_layers: bool = False,
+) -> Assembly:
+    """An assembly for a model; the arguments are those of `Engine`, within limits that `require_limits` lets pass.
+
+    Raises ValueError for a type of cache that the model cannot have, and layers that cannot be compiled.
+    """
+    decoder = decoder_of(model)
+    use_kernels(decoder)
+    dtype = cache_dtype(decoder, cache_type)
+    if cache_tokens is None:
+        cache_tokens = _usual_cache_tokens(model, most_running, dtype)
+    if host_tokens is None:
+        host_tokens = 0 if model.device.type == "cpu" else cache_tokens
+    size = block_size_of(model)
+    pool = BlockPool(blocks_for(cache_tokens, size), host=blocks_for(host_tokens, size), block_size=size)
+    scheduler = Scheduler(
+        pool,
+        step_tokens,
+        most_running,
+        recurrent=is_recurrent(decoder),
+        whole_prompts=depends_on_the_longest(decoder),
+        reach=reach(decoder),
+    )
+    return Assembly(pool, scheduler, runner_of(model, pool, step_tokens, most_running, dtype, compile_layers))
+
+
+def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
+    """As many as fit into `CACHE_BYTES` and can be of use, but at least one text of full length and its source."""
+    longest = model.config.max_positions
+    if isinstance(model, EncoderDecoder):
+        encoder = model.config.encoder
+        longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
+    return max(longest, min(CACHE_BYTES // _token_bytes(decoder_of(model), dtype), most_running * longest))
+
+
+def _token_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
+    """Bytes that are held for each token, at most: keys and values of all layers in this type, and its id."""
+    numbers, scales = 0, 0
+    for layer in model.config.layers:
+        if isinstance(layer.mixer, Attention | LatentAttention):
+            # As the kernels keep them, who take most: values are filled up to whole strips.
+            heads, head_dim = key_value_shape(layer.mixer)
+            numbers += heads * (head_dim + round_up(head_dim, STRIP))
+            scales += 2 * heads if dtype == torch.int8 else 0
+    return numbers * dtype.itemsize + 4 * scales + 8

@@ -1,0 +1,75 @@
+"""Tokens that the library chooses from rows of logits.
+
+Shape suffixes: m rows, v vocabulary.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from groundup.engine.draws import LIKELIEST, Draw
+from groundup.engine.kernels import jobs, library
+from groundup.engine.kernels.checks import rows_address
+
+
+class Chosen(NamedTuple):
+    """A row's token, its log-probability, and log Σ exp of the row, in nats.
+
+    The normaliser is not a number where the row's largest is infinite, or something in it is not a number.
+    """
+
+    token: int
+    logprob: float
+    normaliser: float
+
+
+class Choices:
+    """Chooses for row after row, in memory that the library is told of once. Not for several threads.
+
+    What is asked for often stays what it was: a row that wants its likeliest token costs nothing to ask for.
+    """
+
+    def __init__(self) -> None:
+        self._job, self._logits_mv = jobs.ChooseJob(), torch.empty(0, 0)
+        self._make_room(16)
+
+    def choose(self, logits_mv: Tensor, draws: Sequence[Draw]) -> list[Chosen]:
+        """For each row what its draw says; logits are float32. The same tensor again is not looked at again."""
+        if logits_mv is not self._logits_mv:
+            self._read_from(logits_mv)
+        rows = self._job.rows
+        if len(draws) != rows:
+            raise ValueError(f"{len(draws)} tokens cannot be drawn from {rows} rows of logits")
+        for row, draw in enumerate(draws):
+            if draw is not self._told[row]:
+                self._draws[row], self._told[row] = jobs.DrawFields(*draw), draw
+        library.call("choose", self._job)
+        return [Chosen(one.token, one.logprob, one.normaliser) for one in self._chosen[:rows]]
+
+    def _read_from(self, logits_mv: Tensor) -> None:
+        """Have the library read these logits, which stay where they are as long as this holds them."""
+        pointer, (rows, width), job = rows_address("logits", logits_mv), logits_mv.shape, self._job
+        if width == 0:
+            raise ValueError(f"no token can be drawn from logits of shape {(rows, width)}")
+        if rows > len(self._told):
+            self._make_room(2 * rows)
+        job.logits, job.rows, job.width, job.stride = pointer, rows, width, logits_mv.stride(0)
+        self._logits_mv = logits_mv
+
+    def _make_room(self, rows: int) -> None:
+        draws_type, chosen_type = _array_types(rows)
+        # Zeros ask for the likeliest.
+        self._told, self._draws, chosen = [LIKELIEST] * rows, draws_type(), chosen_type()
+        self._job.draws, self._job.chosen = ctypes.addressof(self._draws), ctypes.addressof(chosen)
+        # Views of the array's elements, made once.
+        self._chosen = list(chosen)
+
+
+@functools.cache
+def _array_types(rows: int) -> tuple[type[ctypes.Array[jobs.DrawFields]], type[ctypes.Array[jobs.ChosenFields]]]:
+    """ctypes makes them anew each time that nobody holds them."""
+    return jobs.DrawFields * rows, jobs.ChosenFields * rows

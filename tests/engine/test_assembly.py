@@ -1,0 +1,97 @@
+"""What is assembled for a model: as much cache as was said, and limits in which something can be computed."""
+
+from typing import Any
+
+import pytest
+import torch
+from sourced import sourced_model
+from tiny import hot_decoder, tiny_config
+
+import groundup as gu
+from groundup.engine import assembly
+from groundup.engine.assembly import assemble
+from groundup.engine.blocks import BLOCK_TOKENS
+from groundup.engine.kernels import KeyValueBlocks
+from groundup.engine.paged import Slots
+from groundup.model.language_model import LanguageModel
+from groundup.quantize.convert import quantize_model
+from groundup.quantize.matrix import W8
+
+
+def _held_bytes(runner: Any) -> int:
+    """Of keys, values and token ids, once something has been computed."""
+    if hasattr(runner, "_key_values"):
+        layers: list[KeyValueBlocks] = runner._key_values
+        parts = [(each.keys, each.values, each.key_scales, each.value_scales) for each in layers]
+        return sum(tensor.nbytes for tensors in parts for tensor in tensors)
+    slots: list[Slots] = [runner._store.ids, *runner._store.keys, *runner._store.values]
+    return sum(each._values_hnk.nbytes for each in slots if each._values_hnk is not None)
+
+
+def _model(preset: str, quantized: bool) -> LanguageModel:
+    model = hot_decoder(tiny_config(preset, context=100), dtype=torch.float32)
+    if quantized:
+        quantize_model(model, W8)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("preset", "quantized", "cache_type"),
+    [
+        ("llama", False, None),
+        ("deepseek_v3", False, None),
+        ("llama", True, "float32"),
+        ("llama", True, None),
+        ("llama", True, "int8"),
+        ("deepseek_v3", True, None),
+        ("deepseek_v3", True, "int8"),
+    ],
+)
+def test_the_usual_cache_takes_the_memory_that_it_may(
+    preset: str, quantized: bool, cache_type: Any, compiled: None, monkeypatch: pytest.MonkeyPatch
+):
+    """No more but for the last block, and no less than half."""
+    monkeypatch.setattr(assembly, "CACHE_BYTES", 400_000)
+    engine = gu.Engine(_model(preset, quantized), stop_ids=[], most_running=500, cache_type=cache_type)
+    engine.generate([[1, 2, 3]], max_tokens=2)
+    held, blocks = _held_bytes(engine._loop._runner), engine._pool.count
+    assert held * (blocks - 1) / blocks <= 400_000
+    assert held >= 200_000
+
+
+def test_the_usual_cache_holds_a_text_of_full_length_however_small_it_may_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(assembly, "CACHE_BYTES", 1)
+    pool = assemble(_model("llama", quantized=False), 64, 4).pool
+    assert pool.tokens == 112  # 100 in whole blocks
+    (written,) = gu.Engine(_model("llama", quantized=False), stop_ids=[]).generate([[1] * 90], max_tokens=500)
+    assert len(written.tokens) == 10
+    # Of an encoder-decoder also its source: 100 tokens here, and of sound 30 places.
+    assert assemble(sourced_model("text"), 64, 4).pool.tokens == 208
+    assert assemble(sourced_model("sound"), 64, 4).pool.tokens == 144
+
+
+def test_the_usual_cache_is_no_larger_than_what_can_run_at_a_time():
+    pool = assemble(_model("llama", quantized=False), 64, most_running=3).pool
+    assert pool.tokens == 304 and pool.host == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"cache_tokens": 0}, "`cache_tokens` must be an integer of at least 1, not 0"),
+        ({"cache_tokens": "9"}, "`cache_tokens` must be an integer of at least 1, not '9'"),
+        ({"host_tokens": -1}, "`host_tokens` must be an integer of at least 0, not -1"),
+        ({"step_tokens": 2.5}, "`step_tokens` must be an integer of at least 1, not 2.5"),
+        ({"most_running": True}, "`most_running` must be an integer of at least 1, not True"),
+        ({"step_tokens": 8}, r"`most_running` must be at most `step_tokens` \(8\), not 64"),
+    ],
+)
+def test_limits_in_which_nothing_can_be_computed_are_refused_by_name(limits: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        gu.Engine(_model("llama", quantized=False), stop_ids=[], **limits)
+
+
+def test_limits_are_those_that_were_said():
+    model = _model("llama", quantized=False)
+    pool = assemble(model, 64, 4, cache_tokens=20, host_tokens=50).pool
+    assert (pool.count, pool.host, pool.block_size) == (2, 4, BLOCK_TOKENS)
