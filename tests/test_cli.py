@@ -117,6 +117,7 @@ def test_threads_are_set_before_any_library_is_loaded():
         (OSError(28, "No space left on device", "/x/y"), "the disk is full at /x/y"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
         (PermissionError(13, "Permission denied", "/root/x"), "no permission to use /root/x"),
+        (OSError(30, "Read-only file system", "/x/y"), "/x/y lies on a disk that is read-only: choose another"),
         (ModuleNotFoundError("No module named 'rich'", name="rich"), "`rich` is missing"),
         (ModuleNotFoundError("No module named 'groundup.x'", name="groundup.x"), None),
         (ValueError("a defect"), None),

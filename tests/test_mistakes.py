@@ -1,6 +1,7 @@
 """Mistakes of newcomers at the command line: one sentence that says what would be right, exit code 2, nothing left."""
 
 import io
+import math
 import shutil
 import signal
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import hot_model
 
 import groundup
@@ -38,6 +40,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = build_config(preset, depth=1, vocab_size=words.vocab_size, context=64, width=32, head_dim=16)
         groundup.save(hot_model(config, dtype=torch.float32), root / preset)
         words.save(root / preset)
+    for name, file, content in (
+        ("undecided", "generation_config.json", '{"eos_token_id": "x"}'),
+        ("unsummed", "summary.json", "[]"),
+    ):
+        shutil.copytree(root / "llama", root / name)
+        (root / name / file).write_text(content)
+    shutil.copytree(root / "llama", root / "numberless")
+    weights = load_file(root / "llama" / "model.safetensors")
+    save_file({name: math.nan * one for name, one in weights.items()}, root / "numberless" / "model.safetensors")
     for name, missing in (("wordless", "tokenizer.json"), ("weightless", "model.safetensors")):
         shutil.copytree(root / "llama", root / name)
         (root / name / missing).unlink()
@@ -76,12 +87,26 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "nowhere: there is no such folder; `groundup run pocket` makes runs/pocket",
     ),
     "a file as a model": (["sample", "text.txt"], "text.txt is a file; a model is a folder with config.json and"),
+    "a name beyond all names": (
+        ["quantize", "llama", "--out", 300 * "x", "--format", "w8", "--unmeasured"],
+        "xxx is too long a name",
+    ),
     "a file of a model": (["bench", "llama/config.json"], "llama/config.json is a file; a model is a folder with"),
     "a GGUF file as a model": (["chat", "fake.gguf"], "which `groundup export fake.gguf --to FOLDER` makes of it"),
     "a folder that is no model": (["quantize", "empty", *W8, "--unmeasured"], "empty holds no model to use here"),
     "a model without weights": (["bench", "weightless", *BENCH], "weightless has no model.safetensors"),
     "a model without words": (["sample", "wordless"], "wordless/tokenizer.json: no such file"),
     "a model that does not write": (["sample", "bert"], "bert holds a bert model, which cannot go on from a text"),
+    "a model of no numbers": (
+        ["bench", "numberless", *BENCH],
+        "the largest of the logits is nan: no token can be chosen",
+    ),
+    "an end that is no token": (["bench", "undecided", *BENCH], "`eos_token_id` must be token ids below"),
+    "no summary": (["quantize", "unsummed", *W8, "--unmeasured"], "unsummed/summary.json must hold a JSON object"),
+    "prompts beyond all memory": (
+        ["bench", "llama", "--prompt-tokens", "1" + 20 * "0"],
+        "this model holds texts of 64 tokens, which has no room for 1000",
+    ),
     "figures into a folder": (["bench", "llama", *BENCH, "--json", "empty"], "empty is a folder; name a file to write"),
     "drawing into a folder": (["bench", "llama", *BENCH, "--plot", "empty"], "empty is a folder; name a file to write"),
     "no value": (["bench", "llama", "--streams"], "expected at least one argument; `groundup bench --help` shows"),

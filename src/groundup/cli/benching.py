@@ -70,15 +70,18 @@ def _bench(flags: argparse.Namespace) -> None:
 
     from groundup.cli.speed_shown import Measured, speed_page, terminal_lines, terminal_table
     from groundup.engine.speed import measure
+    from groundup.formats.huggingface import read_config
     from groundup.hardware import describe, peak_memory_bytes
-    from groundup.model.language_model import LanguageModel
+    from groundup.model.config import ModelConfig
 
+    # Before the engine is made, whose cache has room for all of the plan.
+    _, config = read_config(folder)
+    if not isinstance(config, ModelConfig) or not config.causal:
+        raise UserError(f"{folder} holds a {config.family} model, which cannot go on from a text")
+    plan = plan.within(config.max_positions)
     begun = time.perf_counter()
     engine = _engine(folder, plan, flags.device, flags.compile_layers)
     load_seconds = time.perf_counter() - begun
-    if not isinstance(engine.model, LanguageModel) or not engine.model.config.causal:
-        raise UserError(f"{folder} holds a {engine.model.config.family} model, which cannot go on from a text")
-    plan = plan.within(engine.max_positions)
     with Progress("bench", total=plan.tokens, unit="tokens") as progress:
         speed = measure(engine, plan, lambda tokens, what: progress.advance(tokens, now=what))
     memory = peak_memory_bytes(engine.model.device)

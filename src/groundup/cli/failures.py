@@ -12,6 +12,8 @@ _OUT_OF_SPACE = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file would grow past this system's size limit (`ulimit -f`)",
 }
+# The same of a path that will not do.
+_NO_PLACE = {errno.EROFS: "lies on a disk that is read-only", errno.ENAMETOOLONG: "is too long a name"}
 
 
 def explain(error: BaseException) -> str | None:
@@ -28,6 +30,8 @@ def explain(error: BaseException) -> str | None:
         return f"the Python package `{error.name}` is missing: `pip install groundup` brings all that a run needs"
     if isinstance(error, PermissionError):
         return f"no permission to use {error.filename}: choose another folder or change its permissions"
+    if isinstance(error, OSError) and error.errno in _NO_PLACE:
+        return f"{error.filename} {_NO_PLACE[error.errno]}: choose another"
     return None
 
 

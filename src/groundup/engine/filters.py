@@ -12,6 +12,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from groundup.errors import UserError
+
 Floats = npt.NDArray[np.floating]
 Positions = npt.NDArray[np.int64]
 
@@ -25,6 +27,10 @@ _STEPS_PER_NAT = 100
 _STEPS = 4000
 # A number that any float can hold.
 _LARGE = 1e30
+
+
+class NoToken(UserError, ValueError):
+    """A model computed what is no number: its weights are none either, or too large for their type."""
 
 
 def top_k(logits_n: Floats, k: int) -> Positions:
@@ -116,11 +122,11 @@ def surprise_bits(logits_n: Floats) -> Floats:
 def log_normaliser(logits_n: Floats) -> float:
     """log Σ exp of the logits: what is taken off a logit to make it a log-probability.
 
-    Raises ValueError where the largest is no finite number.
+    Raises NoToken where the largest is no finite number.
     """
     peak = float(logits_n.max())
     if not math.isfinite(peak):
-        raise ValueError(f"the largest of the logits is {peak}: no token can be chosen from what the model computed")
+        raise NoToken(f"the largest of the logits is {peak}: no token can be chosen from what the model computed")
     return peak + math.log(float(weights(logits_n).sum()))
 
 

@@ -93,10 +93,19 @@ class Reader:
         return self._words.decode(ids) if isinstance(self._words, Tokenizer) else ""
 
     def usual_stops(self) -> Collection[int]:
-        """The tokens that end a text by the folder's generation settings or, without any, by the tokenizer."""
+        """The tokens that end a text by the folder's generation settings or, without any, by the tokenizer.
+
+        Raises UserError where the settings name what is no token of the model.
+        """
         found = self._settings.get("eos_token_id")
         if found is not None:
-            return [found] if isinstance(found, int) else found
+            named = found if isinstance(found, list) else [found]
+            if not all(type(one) is int and 0 <= one < self._config.vocab_size for one in named):
+                raise UserError(
+                    f"{self._folder}/{GENERATION}: `eos_token_id` must be token ids below {self._config.vocab_size}, "
+                    f"not {found!r}; mend it, or give the engine `stop_ids`"
+                )
+            return named
         return (self._words.eos_id, self._words.end_id) if isinstance(self._words, Tokenizer) else ()
 
     @cached_property

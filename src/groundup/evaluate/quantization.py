@@ -5,7 +5,6 @@ divergence of the next-token distributions, KL(before ‖ after): what a loss al
 of the vocabulary only. A model that nobody measured is never called good.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from groundup.corpus.config import CorpusConfig
 from groundup.corpus.sources import read_documents
 from groundup.engine.loading import use_kernels
 from groundup.errors import UserError
-from groundup.formats.folder import CONFIG, SHARDS, SINGLE
+from groundup.formats.folder import CONFIG, SHARDS, SINGLE, read_object
 from groundup.formats.huggingface import load_language_model, save_folder
 from groundup.model.language_model import LanguageModel
 from groundup.model.parts import widen
@@ -233,7 +232,7 @@ def _quantize(model: LanguageModel, format: WeightFormat, quantize: Quantize) ->
 def _trained_for(folder: Path) -> str | None:
     """The format that a folder's weights were trained for, if for any: unrounded, nobody was to use them."""
     path = folder / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary = read_object(path) if path.exists() else {}
     found: str | None = summary.get("quantize")
     return found
 
