@@ -162,7 +162,7 @@ class Request:
             (job,), (found,) = self.jobs, self.told
             logits_tv = logits_of(job.prompt).log_softmax(-1)
             expected = [float(logits_v[token]) for logits_v, token in zip(logits_tv, job.prompt[1:], strict=False)]
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close([one.logprob for one in found], expected, rtol=1e-9, atol=1e-9)
 
 
 # Requests for whatever a workload may be; with those of other sources, where there are any.

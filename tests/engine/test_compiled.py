@@ -227,7 +227,7 @@ def test_scores_are_of_the_head_that_the_adapter_makes():
     hidden_td = runner.run(scheduler.schedule())
     logits_tv = runner.logits(hidden_td, [adapter] * 20).log_softmax(-1)
     expected_t = logits_tv[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
-    found_t = torch.tensor(runner.log_probabilities(hidden_td, ids[1:], adapter))
+    found_t = torch.tensor([choice.logprob for choice in runner.score(hidden_td, ids[1:], adapter, top=0)])
     torch.testing.assert_close(found_t, expected_t, rtol=1e-5, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from talking import is_free
 from tiny import greedy, hot_decoder, random_ids, tiny_config
 
 import groundup as gu
-from groundup.engine.choose import make_chooser
+from groundup.engine.choose import Choice, make_chooser
 from groundup.engine.sampling import Sampling
 from groundup.model.cache import KeyValueCache
 from groundup.model.language_model import LanguageModel
@@ -98,7 +98,7 @@ def test_prompts_tell_their_log_probabilities_and_change_nothing_else(preset: st
     model = hot_decoder(tiny_config(preset, context=100))
     plain, engine = (gu.Engine(model, stop_ids=[], step_tokens=24, most_running=4) for _ in range(2))
     asked = {"n": 2, "temperature": 1.0, "seed": 3, "max_tokens": 9}
-    expected, found = plain.generate(PROMPTS, **asked), engine.generate(PROMPTS, echo=True, **asked)
+    expected, found = plain.generate(PROMPTS, **asked), engine.generate(PROMPTS, echo=True, logprobs=3, **asked)
     for one, other in zip(found, expected, strict=True):
         with torch.no_grad():
             log_probs_tv = model(torch.tensor([one.prompt]))[0].log_softmax(-1)
@@ -106,9 +106,29 @@ def test_prompts_tell_their_log_probabilities_and_change_nothing_else(preset: st
         torch.testing.assert_close(torch.tensor(one.prompt_logprobs).double(), wanted_t, rtol=1e-5, atol=1e-5)
         assert one.tokens == other.tokens and one.cached == (len(one.prompt) - 1) // 16 * 16
         assert other.prompt_logprobs is None
+        assert [choice.token for choice in one.prompt_choices] == one.prompt[1:]
+        _check_likeliest(one.prompt_choices, log_probs_tv[:-1], count=3)
     awaited = asyncio.run(engine.agenerate(PROMPTS[:1], echo=True, beams=2, max_tokens=3))
     assert awaited[0].prompt_logprobs == pytest.approx(found[0].prompt_logprobs, rel=1e-9)
     assert is_free(engine)
+
+
+def _check_likeliest(choices: list[Choice], log_probs_tv: torch.Tensor, count: int):
+    for choice, log_probs_v in zip(choices, log_probs_tv, strict=True):
+        top = log_probs_v.topk(count)
+        assert [token for token, _ in choice.top] == top.indices.tolist()
+        assert [logprob for _, logprob in choice.top] == pytest.approx(top.values.tolist(), abs=1e-5)
+
+
+def test_scores_tell_the_likeliest_tokens(model: LanguageModel):
+    engine, text = gu.Engine(model, stop_ids=[], step_tokens=20, most_running=2), random_ids(61, seed=3).tolist()
+    (score,) = engine.score([text], logprobs=4)
+    with torch.no_grad():
+        _check_likeliest(score.choices, model(torch.tensor([text]))[0, :-1].log_softmax(-1), count=4)
+    (plain,) = asyncio.run(engine.ascore([text]))
+    assert plain.logprobs == pytest.approx(score.logprobs, rel=1e-9) and not any(choice.top for choice in plain.choices)
+    with pytest.raises(ValueError, match="`logprobs` must be an integer of at least 0, not -1"):
+        engine.score([text], logprobs=-1)
 
 
 def test_a_prompt_whose_log_probabilities_nobody_waits_for_begins_no_answer(model: LanguageModel):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from groundup.engine.beaming import Beaming
 from groundup.engine.blocks import BlockPool
-from groundup.engine.choose import Chooser, make_chooser
+from groundup.engine.choose import Choice, Chooser, make_chooser
 from groundup.engine.completion import Heard
 from groundup.engine.constrain import Constraint
 from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Job, Loop
 from groundup.engine.prompts import Pair, Prompt, Reader
+from groundup.engine.ranges import NATURAL
 from groundup.engine.runner import decoder_of, depends_on_the_longest
 from groundup.engine.sampling import Sampling
 from groundup.engine.source import Source
@@ -27,8 +28,8 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 
-# What the log-probabilities of a text's tokens are told to, in nats, of all but the first.
-ScoreListener = Callable[[list[float] | Exception], None]
+# What a text's tokens, all but the first, are told to as choices.
+ScoreListener = Callable[[list[Choice] | Exception], None]
 # What a text's pieces are told to, one after the other.
 Listener = Callable[[Heard], None]
 # Gives a new one for whoever waits for a text.
@@ -64,7 +65,7 @@ class Desk:
         """Have texts written; returns the prompts' token ids, and the jobs.
 
         streams: whether somebody reads the text as it comes; otherwise it is spelled at its end.
-        echo: gives a new listener for the log-probabilities of each prompt, if somebody wants these too.
+        echo: gives a new listener for the tokens of each prompt, if somebody wants these as choices too.
         """
         require_decoder(self._model)
         if constraint is not None and not isinstance(constraint, Constraint):
@@ -83,7 +84,7 @@ class Desk:
         if echo is None:
             self.submit(leaders)
             return [leader.prompt for leader in leaders], [*jobs]
-        scorings = [self._before(leader, echo()) for leader in leaders]
+        scorings = [self._before(leader, echo(), sampling.logprobs) for leader in leaders]
         self.submit(scorings)
         return [leader.prompt for leader in leaders], [*scorings, *jobs]
 
@@ -92,12 +93,14 @@ class Desk:
         texts: Sequence[Prompt],
         adapter: str | None,
         listen: Callable[[], ScoreListener],
+        top: int,
     ) -> list[Scoring]:
-        """Have texts scored; listen: gives a new listener for each."""
+        """Have texts scored; listen: gives a new listener for each. top: see `Scoring`."""
         require_decoder(self._model)
+        NATURAL.require("`logprobs`", top)
         read = [self._reader.read(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
         adapted = self._adapter(adapter)
-        jobs = [Scoring(ids, listen(), adapted, source) for ids, source in read]
+        jobs = [Scoring(ids, listen(), adapted, source, top=top) for ids, source in read]
         for job in jobs:
             require_room(job, self._pool, self._most_running)
         self.submit(jobs)
@@ -142,17 +145,17 @@ class Desk:
                 self._worker.do(partial(self._loop.cancel, job))
             raise
 
-    def _before(self, leader: Writing | Beaming, tell: ScoreListener) -> Scoring:
+    def _before(self, leader: Writing | Beaming, tell: ScoreListener, top: int) -> Scoring:
         """Scores a prompt and then has its answer begun, which finds the prompt in the cache."""
 
-        def told(found: list[float] | Exception) -> None:
+        def told(found: list[Choice] | Exception) -> None:
             tell(found)
             if isinstance(found, Exception):
                 leader.fail(found)
             else:
                 self._loop.begin(leader)
 
-        return Scoring(leader.prompt, told, leader.adapter, leader.source)
+        return Scoring(leader.prompt, told, leader.adapter, leader.source, top=top)
 
     def _adapter(self, name: str | None) -> Adapter | None:
         """Raises ValueError if there is none of this name."""

@@ -118,8 +118,9 @@ class Chooser:
         """
         if self._is_settled_by(logits):
             self.answer.append(logits.token)
-            top = self._likeliest(*self._read(logits)) if self.sampling.logprobs else []
-            return Choice(logits.token, logits.logprob, top)
+            if self.sampling.logprobs:
+                return self._choice(logits.token, *self._read(logits))
+            return Choice(logits.token, logits.logprob, [])
         values_v, normaliser = self._read(logits)
         adjusted_v = self._adjusted(values_v)
         token = self._chosen(adjusted_v)
@@ -275,10 +276,11 @@ class Chooser:
         self.answer.append(token)
 
     def _choice(self, token: int, logits_v: Floats, normaliser: float) -> Choice:
-        top = self._likeliest(logits_v, normaliser) if self.sampling.logprobs else []
-        return Choice(token, float(logits_v[token]) - normaliser, top)
+        return choice_of(token, logits_v, normaliser, self.sampling.logprobs)
 
-    def _likeliest(self, logits_v: Floats, normaliser: float) -> list[tuple[int, float]]:
-        """As many tokens as are to be told of, likeliest first, with their log-probabilities."""
-        top = filters.largest(logits_v, self.sampling.logprobs)
-        return [(int(one), float(logits_v[one]) - normaliser) for one in top]
+
+def choice_of(token: int, logits_v: Floats, normaliser: float, top: int) -> Choice:
+    """A token that was chosen, with so many of the likeliest. normaliser: log Σ exp of the logits."""
+    likeliest = filters.largest(logits_v, top) if top else ()
+    found = [(int(one), float(logits_v[one]) - normaliser) for one in likeliest]
+    return Choice(token, float(logits_v[token]) - normaliser, found)

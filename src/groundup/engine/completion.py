@@ -25,7 +25,7 @@ class Completion:
     text: what they spell, up to a stop string; empty where the engine has no tokenizer.
     choices: of each token, with its log-probability. ending: `stop`, or `length` where it was cut short.
     cached: tokens of the prompt that did not have to be computed for the text.
-    prompt_logprobs: of each token of the prompt but the first, in nats, where they were asked for.
+    prompt_choices: likewise of each token of the prompt but the first, where they were asked for.
     """
 
     prompt: list[int]
@@ -34,20 +34,30 @@ class Completion:
     choices: list[Choice]
     ending: Ending
     cached: int
-    prompt_logprobs: list[float] | None = None
+    prompt_choices: list[Choice] | None = None
 
     @property
     def logprobs(self) -> list[float]:
         """Of each token, in nats."""
         return [choice.logprob for choice in self.choices]
 
+    @property
+    def prompt_logprobs(self) -> list[float] | None:
+        """Of each token of the prompt but the first, in nats, where they were asked for."""
+        return None if self.prompt_choices is None else [choice.logprob for choice in self.prompt_choices]
+
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a text is. logprobs: of each of its tokens but the first, given those before it, in nats."""
+    """How likely a text is. choices: of each of its tokens but the first, given those before it."""
 
     tokens: list[int]
-    logprobs: list[float]
+    choices: list[Choice]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Of each token but the first, in nats."""
+        return [choice.logprob for choice in self.choices]
 
     @property
     def total(self) -> float:
@@ -60,12 +70,12 @@ def completions(
     texts: Sequence[Sequence[Piece]],
     sampling: Sampling,
     spell: Spell,
-    echoes: Sequence[list[float]] = (),
+    echoes: Sequence[list[Choice]] = (),
 ) -> list[Completion]:
     """What is given of the texts that were written, `sampling.written` for each prompt in turn.
 
     spell: the text of token ids, where no stop strings had it made on the way.
-    echoes: the log-probabilities of each prompt, where they were asked for.
+    echoes: the tokens of each prompt as choices, where they were asked for.
     """
     found: list[Completion] = []
     for number, prompt in enumerate(prompts):
@@ -78,7 +88,7 @@ def completions(
 
 
 def _completion(
-    prompt: list[int], pieces: Sequence[Piece], spell: Spell | None, echo: list[float] | None
+    prompt: list[int], pieces: Sequence[Piece], spell: Spell | None, echo: list[Choice] | None
 ) -> Completion:
     """All pieces of a text as one."""
     choices = [piece.choice for piece in pieces if piece.choice is not None]

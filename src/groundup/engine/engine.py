@@ -19,6 +19,7 @@ from torch import Tensor
 
 from groundup.engine.asking import Desk, asked, listed, of_one_text
 from groundup.engine.assembly import assemble, require_limits
+from groundup.engine.choose import Choice
 from groundup.engine.compiled import CacheType
 from groundup.engine.completion import (
     AwaitedInboxes,
@@ -160,12 +161,12 @@ class Engine:
         sampling, or options that are its fields: without `stop_token_ids` texts end at the engine's own.
         constraint: the form that each text must have, see `engine/constrain.py`.
         adapter: the name of the one that the model is to have for these texts.
-        echo: whether the prompts' own log-probabilities are wanted, too.
+        echo: whether the prompts' own log-probabilities are wanted, too, with as many of the likeliest tokens.
         Raises ValueError, naming the prompt, before anything is computed if one is empty, too long or not of this
         vocabulary.
         """
         wanted = asked(sampling, options, self.stop_ids)
-        texts, echoes = Inboxes[Sequence[Piece]](), Inboxes[list[float]]()
+        texts, echoes = Inboxes[Sequence[Piece]](), Inboxes[list[Choice]]()
         listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
         all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
         with self._desk.awaited(jobs):
@@ -216,16 +217,17 @@ class Engine:
     def _reply(self, written: Completion) -> Reply:
         return replace(parse_assistant(self.tokenizer, written.tokens), complete=written.ending == "stop")
 
-    def score(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
+    def score(self, texts: Sequence[Prompt], adapter: str | None = None, logprobs: int = 0) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
 
         texts: to encoder-decoders a `Pair` each, whose target is scored. adapter: as for `generate`.
+        logprobs: of how many of the likeliest tokens the log-probabilities are told with each token.
         Raises ValueError as `generate` does.
         """
-        scores = Inboxes[list[float]]()
-        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open)
+        scores = Inboxes[list[Choice]]()
+        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open, logprobs)
         with self._desk.awaited(jobs):
-            return [Score(job.prompt, logprobs) for job, logprobs in zip(jobs, scores.heard(), strict=True)]
+            return [Score(job.prompt, choices) for job, choices in zip(jobs, scores.heard(), strict=True)]
 
     def embed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """A vector for each text, (texts, width), of what leaves the layers: the mean over its tokens, or its last.
@@ -252,7 +254,7 @@ class Engine:
     ) -> list[Completion]:
         """As `generate`. If the task that awaits it is cancelled, so is all of it, and its memory is free at once."""
         wanted = asked(sampling, options, self.stop_ids)
-        texts, echoes = AwaitedInboxes[Sequence[Piece]](), AwaitedInboxes[list[float]]()
+        texts, echoes = AwaitedInboxes[Sequence[Piece]](), AwaitedInboxes[list[Choice]]()
         listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
         all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
         with self._desk.awaited(jobs):
@@ -264,12 +266,12 @@ class Engine:
         (written,) = await self.agenerate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
         return self._reply(written)
 
-    async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Score]:
+    async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None, logprobs: int = 0) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
-        scores = AwaitedInboxes[list[float]]()
-        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open)
+        scores = AwaitedInboxes[list[Choice]]()
+        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open, logprobs)
         with self._desk.awaited(jobs):
-            return [Score(job.prompt, logprobs) for job, logprobs in zip(jobs, await scores.heard(), strict=True)]
+            return [Score(job.prompt, choices) for job, choices in zip(jobs, await scores.heard(), strict=True)]
 
     async def aembed(self, texts: Sequence[Prompt], pooling: Pooling = "mean", adapter: str | None = None) -> Tensor:
         """As `embed`. If the task that awaits it is cancelled, so are the batches that have not begun."""

@@ -122,15 +122,17 @@ class Writing:
 class Scoring:
     """A text that is being scored.
 
-    tell: is given the log-probabilities of all tokens but the first, in nats, or an error.
+    tell: is given all tokens but the first as choices, or an error.
+    top: of how many of the likeliest tokens each of these tells.
     """
 
     prompt: list[int]
-    tell: Callable[[list[float] | Exception], None]
+    tell: Callable[[list[Choice] | Exception], None]
     adapter: Adapter | None = None
     source: Source | None = None
     sequence: Computed | None = None
-    found: list[float] = field(default_factory=list)
+    top: int = 0
+    found: list[Choice] = field(default_factory=list)
 
     @property
     def most_tokens(self) -> int:

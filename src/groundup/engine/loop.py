@@ -189,7 +189,7 @@ class Loop:
     def _score(self, job: Scoring, chunk: Chunk, hidden_td: Tensor) -> None:
         next_ids = chunk.sequence.tokens[chunk.start + 1 : chunk.start + chunk.length + 1]
         # Those found before the text gave way to another, and was computed anew, are found again.
-        job.found[chunk.start :] = self._runner.log_probabilities(hidden_td, next_ids, chunk.sequence.adapter)
+        job.found[chunk.start :] = self._runner.score(hidden_td, next_ids, chunk.sequence.adapter, job.top)
         if chunk.is_last:
             job.tell(job.found)
             self._end(job)

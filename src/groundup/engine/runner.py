@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from groundup.engine.choose import Choice, choice_of
 from groundup.engine.encoding import Encoding
 from groundup.engine.paged import PagedStore, StepCache, lay_out
 from groundup.engine.sequence import Chunk, Step
@@ -58,16 +59,25 @@ class StepRunner(ABC):
             return widen(self.model.logits(hidden_nd[None])[0]).cpu()
 
     @torch.no_grad()
-    def log_probabilities(self, hidden_nd: Tensor, next_ids: list[int], adapter: Adapter | None) -> list[float]:
-        """Of each of the tokens that came next in a text, in nats; computed as the trainer's loss is."""
-        found: list[float] = []
+    def score(self, hidden_nd: Tensor, next_ids: list[int], adapter: Adapter | None, top: int) -> list[Choice]:
+        """The tokens that came next in a text, with so many of the likeliest; computed as the trainer's loss is."""
+        found: list[Choice] = []
         for start in range(0, len(next_ids), HEAD_TOKENS):
             with self.adapters.applied([adapter], hidden_nd.device):
                 logits_nv = widen(self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0])
-            ids_n1 = torch.tensor(next_ids[start : start + HEAD_TOKENS], device=logits_nv.device)[:, None]
-            chosen_n = logits_nv[: len(ids_n1)].gather(1, ids_n1)[:, 0]
-            found += (chosen_n - logits_nv[: len(ids_n1)].logsumexp(-1)).tolist()
+            ids = next_ids[start : start + HEAD_TOKENS]
+            found += choices_of(logits_nv[: len(ids)], ids, top)
         return found
+
+
+def choices_of(logits_nv: Tensor, ids: list[int], top: int) -> list[Choice]:
+    """Tokens that were chosen from these logits, as choices."""
+    normaliser_n = logits_nv.logsumexp(-1)
+    if top:
+        rows = zip(ids, logits_nv.cpu().numpy(), normaliser_n.tolist(), strict=True)
+        return [choice_of(token, logits_v, normaliser, top) for token, logits_v, normaliser in rows]
+    chosen_n = logits_nv.gather(1, torch.tensor(ids, device=logits_nv.device)[:, None])[:, 0]
+    return [Choice(token, logprob, []) for token, logprob in zip(ids, (chosen_n - normaliser_n).tolist(), strict=True)]
 
 
 class Runner(StepRunner):
