@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <thread>
@@ -175,6 +176,51 @@ void mixtures() {
   require_finite(sum.get(), rows * width, "combine");
 }
 
+// So many numbers of 32 or 16 bits, in memory that ends behind the last of them.
+std::unique_ptr<float[]> floats(int64_t count, int32_t bits) {
+  if (bits == 32) return random<float>(count);
+  auto wide = random<float>(count), narrow = std::make_unique<float[]>(count / 2);
+  const auto* halves = reinterpret_cast<const char*>(wide.get());
+  for (int64_t i = 0; i < count; ++i) std::memcpy(reinterpret_cast<char*>(narrow.get()) + 2 * i, halves + 4 * i + 2, 2);
+  return narrow;
+}
+
+// Two linear maps and a table, and two adapters, of which the second leaves the first map alone.
+void adapters() {
+  const int64_t tokens = up_to(20), width = up_to(300), outputs = up_to(150), rows = up_to(9);
+  auto x = random<float>(tokens * width), out = random<float>(3 * tokens * outputs);
+  std::vector<int64_t> ids(tokens), places[2];
+  for (int64_t& id : ids) id = draw() % rows;
+  for (int64_t i = 0; i < tokens; ++i) places[draw() % 2].push_back(i);
+  std::vector<AdaptJob> jobs;
+  for (int64_t i = 0; i < 3; ++i) {
+    const bool is_table = i == 2;
+    jobs.push_back({is_table ? nullptr : x.get(), is_table ? ids.data() : nullptr, out.get() + i * tokens * outputs,
+                    is_table ? rows : width, outputs, i});
+  }
+  std::vector<LowRank> changes[2];
+  std::vector<std::unique_ptr<float[]>> kept;
+  std::vector<AdaptedTokens> adapted;
+  for (int64_t a = 0; a < 2; ++a) {
+    const int64_t rank = 4 * up_to(6);
+    for (int64_t i = 0; i < 3; ++i) {
+      const int32_t down_bits = i < 2 && draw() % 2 ? 16 : 32, up_bits = draw() % 2 ? 16 : 32;
+      kept.push_back(floats((i < 2 ? padded(width, 16) : rows) * rank, down_bits));
+      kept.push_back(floats(padded(outputs, kRowMultiple) * rank, up_bits));
+      const void* down = a == 1 && i == 0 ? nullptr : kept[kept.size() - 2].get();
+      changes[a].push_back({down, kept.back().get(), rank, down_bits, up_bits});
+    }
+    if (!places[a].empty()) adapted.push_back({changes[a].data(), places[a].data(), int64_t(places[a].size())});
+  }
+  if (adapted.size() == 1 && draw() % 2) adapted[0].tokens = nullptr;
+  const Instruction instruction{kAdapt, jobs.data(), 3};
+  ProgramJob program{};
+  program.instructions = &instruction, program.count = 1, program.tokens = tokens;
+  program.adapted = adapted.data(), program.adapters = int64_t(adapted.size());
+  groundup_program(&program);
+  require_finite(out.get(), 3 * tokens * outputs, "adapters");
+}
+
 // Two matrices for each of three groups, one of which has no rows.
 void grouped() {
   const int64_t rows = up_to(20), columns = padded(up_to(300), 32), outputs = up_to(100), stride = padded(columns, 128);
@@ -234,7 +280,7 @@ int main() {
     if (!groundup_set_level(level)) continue;
     for (const int threads : {1, 3}) {
       groundup_set_threads(threads);
-      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), choose(), mixtures(), grouped(), attention();
+      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), choose(), mixtures(), grouped(), adapters(), attention();
     }
   }
   std::vector<std::thread> callers;  // several threads ask the pool at once

@@ -4,13 +4,11 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from adapted import BOTH, merged_with, write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -20,7 +18,7 @@ import groundup as gu
 from groundup.engine.jobs import Scoring
 from groundup.errors import UserError
 from groundup.model.language_model import LanguageModel
-from groundup.model.lora import Adapter, Adapters, LowRank
+from groundup.model.lora import Adapter, LowRank
 
 BASE = random_ids(60, seed=3).tolist()
 PROMPTS = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 33)]
@@ -30,18 +28,6 @@ PROMPTS = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 
 def model() -> LanguageModel:
     """In float64, where rounding never decides between two tokens."""
     return hot_decoder(tiny_config("llama", kv_heads=1, context=100))
-
-
-@pytest.fixture(scope="module")
-def folders(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("adapters")
-    return {kind: write_adapter(root / kind, model, kind) for kind in BOTH}
-
-
-@pytest.fixture(scope="module")
-def merged(model: LanguageModel, folders: dict[str, Path]) -> dict[str | None, LanguageModel]:
-    """What each adapter should make of the model."""
-    return {None: model} | {kind: merged_with(model, folders[kind], kind) for kind in BOTH}
 
 
 @pytest.fixture
@@ -244,58 +230,6 @@ def test_embedding_and_head_can_be_changed(tied: bool, tmp_path: Path):
     assert greedy(model, PROMPTS[0], 9) != greedy(merged, PROMPTS[0], 9)
     (scored,) = engine.score([BASE], adapter="outer")
     torch.testing.assert_close(scored.logprobs, _scores(merged, BASE), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("preset", ["mixtral", "mamba", "qwen3_next", "deepseek_v3", "gpt2", "groundup"])
-@torch.no_grad()
-def test_any_layer_can_be_changed_for_some_rows_alone(preset: str):
-    """Every linear layer of every kind of layer, against a copy with the products added to its weights."""
-    model = hot_decoder(tiny_config(preset))
-    changed, changes = deepcopy(model), {}
-    generator = torch.Generator().manual_seed(5)
-    for name, module in model.named_modules():
-        if type(module).__name__ == "Linear" and name != "head":
-            outputs, inputs = module.weight.shape
-            down, up = (
-                torch.randn(shape, generator=generator, dtype=torch.float64) / shape[1] ** 0.5
-                for shape in ((2, inputs), (outputs, 2))
-            )
-            changes[name] = LowRank(down, 0.5 * up)
-            changed.get_submodule(name).weight += 0.5 * up @ down
-    assert changes
-    adapters, adapter = Adapters(model), Adapter("one", changes)
-    ids = random_ids(3, 20)
-    plain, other = model(ids), changed(ids)
-    adapters.add(adapter)
-    with adapters.applied([None, adapter, None], model.device):
-        torch.testing.assert_close(model(ids), torch.stack((plain[0], other[1], plain[2])), rtol=1e-9, atol=1e-9)
-    with adapters.applied([adapter] * 3, model.device):
-        torch.testing.assert_close(model(ids), other, rtol=1e-9, atol=1e-9)
-    assert torch.equal(model(ids), plain)
-    adapters.remove(adapter)
-    assert _hooks(model) == 0
-    assert not torch.allclose(plain, other)
-
-
-@torch.no_grad()
-def test_what_one_thread_applies_no_other_thread_sees(model: LanguageModel):
-    changes = {"layers.0.mixer.query": LowRank(torch.ones(1, 32).double(), torch.ones(32, 1).double())}
-    adapters, adapter = Adapters(model), Adapter("one", changes)
-    ids = random_ids(1, 9)
-    plain, found = model(ids), []
-
-    def run() -> None:
-        with torch.no_grad():
-            found.append(model(ids))
-
-    adapters.add(adapter)
-    with adapters.applied([adapter], model.device):
-        other = threading.Thread(target=run)
-        other.start()
-        other.join()
-        assert not torch.allclose(model(ids), plain)
-    adapters.remove(adapter)
-    assert torch.equal(found[0], plain)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,7 +7,8 @@ Shape suffixes: m tokens, d model width, s sequences, p positions, f frequencies
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +16,11 @@ from torch import Tensor
 from groundup.engine.blocks import BLOCK_TOKENS, Copy, blocks_for
 from groundup.engine.head_program import HeadRunner
 from groundup.engine.kernels import KeyValueBlocks, library
+from groundup.engine.kernels.low_rank import AdaptedTokens
 from groundup.engine.kernels.program import Program
-from groundup.engine.layer_program import Adapt, LayerWriter, is_writable, key_value_shape
+from groundup.engine.layer_program import LayerWriter, is_writable, key_value_shape
 from groundup.engine.norm_program import write_norm
-from groundup.engine.offered import Lookups, Offered, is_looked_up, is_offerable
+from groundup.engine.offered import Lookups, Offered, is_offerable
 from groundup.engine.paged import at_once
 from groundup.engine.runner import StepRunner, depends_on_the_longest
 from groundup.engine.sequence import Chunk, Step
@@ -64,7 +66,7 @@ class CompiledRunner(StepRunner):
 
     def __init__(self, model: LanguageModel, blocks: int, most_tokens: int, dtype: torch.dtype) -> None:
         super().__init__(model)
-        self._blocks, self._most_tokens = blocks, most_tokens
+        self._blocks = blocks
         self._key_values = [
             KeyValueBlocks.empty(blocks, *key_value_shape(attention), BLOCK_TOKENS, dtype)
             for attention in (layer.mixer for layer in model.config.layers)
@@ -73,38 +75,35 @@ class CompiledRunner(StepRunner):
         self._lookups = Lookups(model)
         longest = min(blocks, blocks_for(model.config.max_positions))
         self._memory = StepMemory(most_tokens, longest, BLOCK_TOKENS)
-        self._plain = self._write(None)
-        # The same with a stop behind each linear map, written when an adapter is first used.
-        self._adaptable: _Written | None = None
-        self._adapters_of_step: Sequence[tuple[Adapter, Tensor | None]] = ()
-        self._head = HeadRunner(model, self._plain.leaves_md)
+        self._program = Program(most_tokens)
+        self._offered = Offered(self._program, model)
+        self._leaves_md = self._write()
+        self._head = HeadRunner(model, self._leaves_md)
 
     def run(self, step: Step) -> Tensor:
         self._copy(step.copies)
-        if not any(chunk.sequence.adapter for chunk in step.chunks):
-            return self._through(self._plain, step.chunks)
-        adapters_m = [chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]
-        if self._adaptable is None:
-            self._adaptable = self._write(self._adapt)
-        with self.adapters.applied(adapters_m, self.model.device) as self._adapters_of_step:
-            hidden_md = self._through(self._adaptable, step.chunks)
-        self._adapters_of_step = ()  # or those that are dropped would be kept
-        return hidden_md
+        with self._applied([chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]) as adapted:
+            return self._through(step.chunks, adapted)
 
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
-        if self._head.computes(hidden_nd) and not any(adapters):
-            return self._head.logits(hidden_nd)
-        return super().logits(hidden_nd, adapters)
+        if not self._head.computes(hidden_nd):
+            return super().logits(hidden_nd, adapters)
+        with self._applied(adapters) as adapted:
+            return self._head.logits(hidden_nd, adapted)
 
-    def _through(self, written: "_Written", chunks: list[Chunk]) -> Tensor:
+    def _applied(self, adapters_m: Sequence[Adapter | None]) -> AbstractContextManager[Sequence[AdaptedTokens]]:
+        """Within it, what Python computes (routers, say) is adapted; programs are to be told what it yields."""
+        return self.adapters.applied(adapters_m, self.model.device) if any(adapters_m) else nullcontext(())
+
+    def _through(self, chunks: list[Chunk], adapted: Sequence[AdaptedTokens]) -> Tensor:
         """The final activations of all tokens, each of them a row of one call for the adapters."""
         ids, memory = step_ids(chunks), self._memory
         memory.fill(chunks)
-        entered_md = None if written.looks_up else self._entered(ids)
+        entered_md = None if self._offered.looks_up else self._entered(ids)
         ngrams_md = self._lookups.ngrams(chunks, memory.positions_m[: len(ids)])
-        written.offered.tell(ids, entered_md, ngrams_md, self._lookups.followers(chunks))
-        written.program.run(memory)
-        return self.model.leave(written.leaves_md[: len(ids)])
+        self._offered.tell(ids, entered_md, ngrams_md, self._lookups.followers(chunks))
+        self._program.run(memory, adapted)
+        return self.model.leave(self._leaves_md[: len(ids)])
 
     @torch.no_grad()
     def _entered(self, ids: list[int]) -> Tensor:
@@ -118,22 +117,11 @@ class CompiledRunner(StepRunner):
             for one in self._key_values:
                 one.copy(sources, targets)
 
-    def _adapt(self, name: str, x_mk: Tensor, out_mn: Tensor) -> None:
-        for adapter, rows in self._adapters_of_step:
-            change = adapter.changes.get(name)
-            if change is None:
-                continue
-            if rows is None:
-                out_mn += change.of(x_mk)
-            else:
-                out_mn.index_add_(0, rows, change.of(x_mk[rows]).to(out_mn.dtype))
-
-    def _write(self, adapt: Adapt | None) -> "_Written":
-        program, model = Program(self._most_tokens), self.model
-        x_md, offered = program.buffer("x", model.width), Offered(program, model)
-        # Adapters of the table hear of what the model looks up.
-        looks_up = adapt is None and is_looked_up(model)
-        offered.enter(x_md, looks_up)
+    def _write(self) -> Tensor:
+        """Write the layers; returns the buffer of what leaves them."""
+        program, offered, model = self._program, self._offered, self.model
+        x_md = program.buffer("x", model.width)
+        offered.enter(x_md)
         tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         for number, (layer, key_values) in enumerate(zip(model.layers, self._key_values, strict=True)):
             assert isinstance(layer, Block)
@@ -144,20 +132,11 @@ class CompiledRunner(StepRunner):
                 tables[spec.rope, spec.head_dim] = _turning_tables(spec.rope, spec.head_dim, rows)
             turning = None if spec.rope is None else tables[spec.rope, spec.head_dim]
             offered.mix(layer, number, x_md)
-            LayerWriter(program, layer, f"layers.{number}", turning, key_values, offered, adapt).write(x_md)
+            LayerWriter(program, layer, f"layers.{number}", turning, key_values, offered).write(x_md)
         leaves_md = x_md if model.final_norm is None else program.buffer("hidden", model.width)
         write_norm(program, model.final_norm, x_md, leaves_md)
         offered.point(leaves_md, model.head_matrix)
-        return _Written(program, leaves_md, offered, looks_up)
-
-
-class _Written(NamedTuple):
-    """The layers as a program, the buffer of what leaves them, and whether it looks up what enters them."""
-
-    program: Program
-    leaves_md: Tensor
-    offered: Offered
-    looks_up: bool
+        return leaves_md
 
 
 def is_compilable(model: LanguageModel) -> bool:

@@ -3,18 +3,23 @@
 Shape suffixes: m tokens of a step, n tokens, d width of the head, v vocabulary.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from groundup.engine.kernels.low_rank import AdaptedTokens
 from groundup.engine.kernels.program import Product, Program
 from groundup.model.language_model import LanguageModel, softcap
 from groundup.quantize.modules import QuantizedMatrixModule
 
 # Tokens whose logits are computed at a time: there are no more texts in most steps, and their guesses.
 MOST_ROWS = 128
+# What adapters know the head by: see `Adapter.changes`.
+HEAD_PRODUCT = "head_product"
 
 
 class HeadRunner:
-    """Computes logits of up to `MOST_ROWS` tokens, without adapters, if the head is quantized.
+    """Computes logits of up to `MOST_ROWS` tokens, if the head is quantized.
 
     leaves_md: the buffer of what leaves the layers. What is asked for mostly stands at its beginning.
     """
@@ -31,15 +36,16 @@ class HeadRunner:
             self._first_rows = [logits_nv[:rows] for rows in range(len(logits_nv) + 1)]
             product = Product(head.matrix, None if bias_v is None else bias_v.detach().float(), logits_nv)
             self._program.linear(self._program.quantize(self._hidden_nd), product)
+            self._program.adapt(self._hidden_nd, {HEAD_PRODUCT: logits_nv})
 
     def computes(self, hidden_nd: Tensor) -> bool:
         return self._program is not None and len(hidden_nd) <= self._program.tokens
 
-    def logits(self, hidden_nd: Tensor) -> Tensor:
+    def logits(self, hidden_nd: Tensor, adapted: Sequence[AdaptedTokens]) -> Tensor:
         """(n, vocab), valid until the next call; what stood at the beginning of `leaves_md` is overwritten."""
         assert self._program is not None
         rows = len(hidden_nd)
         if hidden_nd.data_ptr() != self._hidden_nd.data_ptr():
             self._hidden_nd[:rows] = hidden_nd
-        self._program.run_rows(rows)
+        self._program.run_rows(rows, adapted)
         return softcap(self._first_rows[rows], self._softcap)

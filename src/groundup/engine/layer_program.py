@@ -23,9 +23,6 @@ from groundup.model.specs import Attention, Experts, LatentAttention, LayerSpec
 from groundup.model.stack import Block
 from groundup.quantize.modules import QuantizedLinear
 
-# What adapters add to the output (m, n) of the linear map of this name, given its input (m, k).
-Adapt = Callable[[str, Tensor, Tensor], None]
-
 
 class LayerWriter:
     """Writes one layer, as `Block.forward` has it. Sums are made where they stand: x becomes the layer's output."""
@@ -38,10 +35,9 @@ class LayerWriter:
         turning: tuple[Tensor, Tensor] | None,
         key_values: KeyValueBlocks,
         offered: Offered,
-        adapt: Adapt | None,
     ) -> None:
         self._program, self._layer, self._name = program, layer, name
-        self._turning, self._key_values, self._offered, self._adapt = turning, key_values, offered, adapt
+        self._turning, self._key_values, self._offered = turning, key_values, offered
 
     def write(self, x_md: Tensor) -> None:
         """Append the layer's instructions, for a buffer (tokens, width)."""
@@ -163,7 +159,7 @@ class LayerWriter:
             self._program.add(out_md, shared_md)
 
     def _linear(self, x_mk: Tensor, outs: dict[str, Tensor], residual_mn: Tensor | None = None) -> None:
-        """The linear maps of these names, all of x; what adapters add comes behind."""
+        """The linear maps of these names, all of x, with what adapters add to them."""
         products = []
         for name, out_mn in outs.items():
             linear = self._layer.get_submodule(name)
@@ -171,14 +167,7 @@ class LayerWriter:
             bias_n = None if linear.bias is None else linear.bias.detach().float()
             products.append(Product(linear.matrix, bias_n, out_mn, residual_mn))
         self._program.linear(self._program.quantize(x_mk), *products)
-        adapt = self._adapt
-        if adapt is not None:
-
-            def add(tokens: int) -> None:
-                for name, out_mn in outs.items():
-                    adapt(f"{self._name}.{name}", x_mk[:tokens], out_mn[:tokens])
-
-            self._program.call(add)
+        self._program.adapt(x_mk, {f"{self._name}.{name}": out_mn for name, out_mn in outs.items()})
 
 
 def _scale(x_md: Tensor, gate_m1: Tensor) -> None:

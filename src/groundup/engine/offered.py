@@ -77,6 +77,7 @@ class Offered:
     def __init__(self, program: Program, model: LanguageModel) -> None:
         self._program, self._model = program, model
         self._heads, vocabulary = model.induction, model.config.vocab_size
+        self.looks_up = _is_looked_up(model)
         # Buffers of what enters the first layer.
         self._entered: list[Tensor] = []
         lengths, followers = (0, 0) if self._heads is None else (len(self._heads.spec.lengths), self._heads.spec.terms)
@@ -90,12 +91,13 @@ class Offered:
         if self._heads is not None:
             self._gather_followers(self._heads.table)
 
-    def enter(self, x_md: Tensor, looks_up: bool) -> None:
-        """Have what enters the layers looked up by the program, or told; x: the buffer of the first layer's input."""
+    def enter(self, x_md: Tensor) -> None:
+        """Have what enters the layers looked up by the program, if it can; x: the buffer of the first layer's input."""
         self._entered += [x_md, *self._streams_jmd[:1]]
-        if looks_up:
+        if self.looks_up:
             for out_md in self._entered:
                 self._program.gather(matrix_of(self._model.embedding), self._ids, out_md[None])
+                self._program.adapt_table("embedding", self._ids, out_md)
                 write_norm(self._program, self._model.embedding_norm, out_md, out_md)
 
     def tell(
@@ -155,7 +157,7 @@ def matrix_of(table: nn.Module) -> QuantizedMatrix:
     return table.matrix
 
 
-def is_looked_up(model: LanguageModel) -> bool:
+def _is_looked_up(model: LanguageModel) -> bool:
     """Whether a program can look up what enters the layers; else the model computes it."""
     beside = (model.config.embedding_scale, model.config.learned_positions, model.embedding_in, model.token_types)
     return isinstance(model.embedding, QuantizedMatrixModule) and all(one is None for one in beside)

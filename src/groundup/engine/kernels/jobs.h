@@ -15,6 +15,8 @@ constexpr int64_t kSumColumns = 32;
 constexpr int64_t kStrip = 16;
 constexpr int64_t kMaxHeadDim = 512;
 constexpr int64_t kMaxStreams = 64;
+// What ranks of adapters are padded to a multiple of.
+constexpr int64_t kRankMultiple = 4;
 
 // A quantized matrix, packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
 // unsigned around 8 or 128; `scales` [n/16][k/group][16], half precision with 4 bits and float32 with 8.
@@ -159,6 +161,46 @@ struct CombineJob {
   int64_t choices;
 };
 
+// What an adapter adds to a linear map, up · (down · x), with its scale in `up`; nothing where `down` is null. Both are
+// padded with zeros: k to a multiple of 16, n of 64. What is read next lies behind what is read now, as `up` behind `down`.
+struct LowRank {
+  const void* down;   // [rank/4][k/16][4][16]; of a table [rows of the table][rank] float32
+  const void* up;     // [n/16][rank][16]
+  int64_t rank;       // a multiple of 4, with zeros
+  int32_t down_bits;  // 32: float32, 16: bfloat16
+  int32_t up_bits;
+};
+
+// The maps of one input to which adapters may add: an instruction has one of these for each.
+struct AdaptJob {
+  const float* input;  // [m][width], or null where a table's rows are looked up:
+  const int64_t* ids;  // [m]
+  float* out;          // [m][outputs]
+  int64_t width;
+  int64_t outputs;
+  int64_t number;  // of the map in `AdaptedTokens`
+};
+
+// Tokens of a step that have the same adapter.
+struct AdaptedTokens {
+  const LowRank* changes;  // of all maps by their numbers
+  const int64_t* tokens;   // [count], or null: all
+  int64_t count;
+};
+
+// out[m] += up · (down · input[m]) for the tokens of one adapter and for one map.
+struct LowRankJob {
+  LowRank change;
+  const float* input;
+  const int64_t* ids;     // likewise
+  const int64_t* tokens;  // likewise
+  float* between;         // [count][rank]
+  float* out;
+  int64_t count;
+  int64_t width;
+  int64_t outputs;
+};
+
 // How a row's token is chosen: see Draw in draws.py.
 struct Draw {
   double temperature;  // 0: the likeliest
@@ -232,13 +274,13 @@ struct AttentionJob {
 // are heads, those of quantized activations mostly 1, the `count` of a sum is the width. `tokens` and the tables below hold for all of them.
 enum Operation : int64_t {
   kQuantize, kLinear, kNorm, kRope, kActivate, kAdd, kStore, kAttend, kGather, kMix, kGate, kCombine, kGrouped,
-  kOperations
+  kAdapt, kOperations
 };
 
 struct Instruction {
   int64_t operation;
   const void* job;
-  int64_t jobs;  // products of the same activations that are shared out as one: `job` is an array of so many
+  int64_t jobs;  // products of the same activations that are shared out as one, or maps that are adapted: of an array
 };
 
 // Products that see different rows of the same activations: product i those of group i % groups, from starts[i % groups]
@@ -261,4 +303,6 @@ struct ProgramJob {
   const int32_t* block_table;
   const int32_t* query_starts;
   const int32_t* key_counts;  // see AttentionJob
+  const AdaptedTokens* adapted;
+  int64_t adapters;  // of which there are so many
 };

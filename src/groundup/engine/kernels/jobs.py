@@ -154,18 +154,38 @@ class GroupedJob(ctypes.Structure):
     _fields_ = (("products", c_void_p), ("count", c_int64), ("groups", c_int64), ("starts", c_void_p))
 
 
+class LowRankFields(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("down", "up")),
+        ("rank", c_int64),
+        *((name, c_int32) for name in ("down_bits", "up_bits")),
+    )
+
+
+class AdaptJob(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("input", "ids", "out")),
+        *((name, c_int64) for name in ("width", "outputs", "number")),
+    )
+
+
+class AdaptedTokensFields(ctypes.Structure):
+    _fields_ = (("changes", c_void_p), ("tokens", c_void_p), ("count", c_int64))
+
+
 class ProgramJob(ctypes.Structure):
     _fields_ = (
         ("instructions", c_void_p),
         *((name, c_int64) for name in ("count", "tokens", "sequences", "table_stride")),
-        *((name, c_void_p) for name in ("positions", "slots", "block_table", "query_starts", "key_counts")),
+        *((name, c_void_p) for name in ("positions", "slots", "block_table", "query_starts", "key_counts", "adapted")),
+        ("adapters", c_int64),
     )
 
 
 # The operations of a program, by the numbers that the library gives them.
 OPERATIONS = (
     *(QuantizeJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob),
-    *(GatherJob, MixJob, GateJob, CombineJob, GroupedJob),
+    *(GatherJob, MixJob, GateJob, CombineJob, GroupedJob, AdaptJob),
 )
 
 # The library's functions, without `groundup_`, and what each is told.

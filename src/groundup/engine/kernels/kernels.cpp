@@ -5,13 +5,14 @@
 // and nowhere else, so that a number does not depend on what the compiler made of the loop around it.
 //
 // jobs.h: what a call is told; pool.h: threads; packing.h: the layout of weights; lanes.h, arithmetic.h: one register
-// and what is made of it; linear.h, pointwise.h, store.h, attention.h, choose.h: the kernels; program.h: many of them in
+// and what is made of it; linear.h, low_rank.h, pointwise.h, store.h, attention.h, choose.h: the kernels; program.h: many of them in
 // one call. Callers check sizes: nothing is checked here.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -36,6 +37,10 @@ struct Kernels {
   int64_t (*linear_items)(const LinearJob&);
   void (*linear_nibbles)(const LinearJob&, int64_t, int64_t);
   void (*linear_bytes)(const LinearJob&, int64_t, int64_t);
+  int64_t (*down_items)(const LowRankJob&);
+  void (*down)(const LowRankJob&, int64_t, int64_t);
+  int64_t (*up_items)(const LowRankJob&);
+  void (*up)(const LowRankJob&, int64_t, int64_t);
   void (*norm)(const NormJob&, int64_t, int64_t);
   void (*rope)(const RopeJob&, int64_t, int64_t);
   void (*activate)(const ActivateJob&, int64_t, int64_t);
@@ -160,35 +165,49 @@ void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t i
 // Rows of this many numbers that are worth a chunk.
 int64_t rows_worthwhile(int64_t width) { return std::max<int64_t>(1, kWorthwhile / std::max<int64_t>(1, width)); }
 
-// Products of the same activations, shared out as one.
-struct Linears {
-  const LinearJob* jobs;
+// Jobs of one kernel that are shared out as one.
+template <typename Job>
+struct Several {
+  const Job* jobs;
   int64_t count;
+  int64_t (*items)(const Job&);
+  void (*kernel)(const Job&, int64_t, int64_t);
 };
 
-int64_t linears_items(const Linears& all) {
-  int64_t items = 0;
-  for (int64_t i = 0; i < all.count; ++i) items += chosen().linear_items(all.jobs[i]);
-  return items;
-}
-
-void linears(const Linears& all, int64_t begin, int64_t end) {
+template <typename Job>
+void several(const Several<Job>& all, int64_t begin, int64_t end) {
   for (int64_t i = 0; i < all.count && end > 0; ++i) {
-    const LinearJob& job = all.jobs[i];
-    const int64_t items = chosen().linear_items(job);
-    const auto kernel = job.weight.bits == 4 ? chosen().linear_nibbles : chosen().linear_bytes;
-    if (begin < items) kernel(job, begin, std::min(end, items));
+    const int64_t items = all.items(all.jobs[i]);
+    if (begin < items) all.kernel(all.jobs[i], begin, std::min(end, items));
     begin = std::max<int64_t>(0, begin - items), end -= items;
   }
+}
+
+template <typename Job>
+void run(const Several<Job>& all, int64_t grain) {
+  int64_t items = 0;
+  for (int64_t i = 0; i < all.count; ++i) items += all.items(all.jobs[i]);
+  run(several<Job>, all, items, grain);
+}
+
+void linear(const LinearJob& job, int64_t begin, int64_t end) {
+  (job.weight.bits == 4 ? chosen().linear_nibbles : chosen().linear_bytes)(job, begin, end);
 }
 
 void perform(const GatherJob& job) { run(packing::gather, job, job.count, rows_worthwhile(job.width)); }
 
 void perform(const QuantizeJob& job) { run(chosen().quantize, job, job.out.rows, rows_worthwhile(job.width)); }
 
-void perform(const Linears& all) { run(linears, all, linears_items(all), 1); }
+void perform(const LinearJob* jobs, int64_t count) {
+  run(Several<LinearJob>{jobs, count, chosen().linear_items, linear}, 1);
+}
 
-void perform(const LinearJob& job) { perform(Linears{&job, 1}); }
+void perform(const LinearJob& job) { perform(&job, 1); }
+
+void perform(const LowRankJob* jobs, int64_t count) {
+  run(Several<LowRankJob>{jobs, count, chosen().down_items, chosen().down}, rows_worthwhile(kRankMultiple * jobs->width));
+  run(Several<LowRankJob>{jobs, count, chosen().up_items, chosen().up}, rows_worthwhile(kRowMultiple * jobs->change.rank));
+}
 
 void perform(const NormJob& job) { run(chosen().norm, job, job.rows, rows_worthwhile(job.width)); }
 

@@ -2,6 +2,7 @@
 #include "lanes.h"
 #include "arithmetic.h"
 #include "linear.h"
+#include "low_rank.h"
 #include "pointwise.h"
 #include "store.h"
 #include "attention.h"
@@ -11,6 +12,6 @@
 #undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
-    quantize, linear_items, linear<true>, linear<false>, norm, rope, activate, add, mix, gate, combine, choose,
+    quantize, linear_items, linear<true>, linear<false>, down_items, down, up_items, up, norm, rope, activate, add, mix, gate, combine, choose,
     store, attention_items, attend,
 };

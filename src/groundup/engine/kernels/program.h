@@ -77,7 +77,7 @@ inline void perform_linears(const Instruction& instruction, const ProgramJob& st
   for (int64_t i = 0; i < instruction.jobs; ++i) {
     jobs[i] = fitted(static_cast<const LinearJob*>(instruction.job)[i], step);
   }
-  perform(Linears{jobs, instruction.jobs});
+  perform(jobs, instruction.jobs);
 }
 
 inline void perform_grouped(const GroupedJob& job) {
@@ -91,7 +91,26 @@ inline void perform_grouped(const GroupedJob& job) {
     input.running_sums += begin * (input.stride / kSumColumns + 1);
     jobs.back().out += begin * jobs.back().out_stride;
   }
-  perform(Linears{jobs.data(), static_cast<int64_t>(jobs.size())});
+  perform(jobs.data(), static_cast<int64_t>(jobs.size()));
+}
+
+inline void perform_adapt(const Instruction& instruction, const ProgramJob& step) {
+  std::vector<LowRankJob> jobs;
+  int64_t numbers = 0;
+  for (int64_t a = 0; a < step.adapters; ++a) {
+    const AdaptedTokens& adapted = step.adapted[a];
+    for (int64_t i = 0; i < instruction.jobs; ++i) {
+      const AdaptJob& job = static_cast<const AdaptJob*>(instruction.job)[i];
+      const LowRank& change = adapted.changes[job.number];
+      if (change.down == nullptr) continue;
+      jobs.push_back({change, job.input, job.ids, adapted.tokens, nullptr, job.out, adapted.count, job.width, job.outputs});
+      numbers += adapted.count * change.rank;
+    }
+  }
+  if (jobs.empty()) return;
+  const std::unique_ptr<float[]> between(new float[numbers]);
+  for (LowRankJob& job : jobs) numbers -= job.count * job.change.rank, job.between = between.get() + numbers;
+  perform(jobs.data(), static_cast<int64_t>(jobs.size()));
 }
 
 inline void perform(const ProgramJob& step) {
@@ -111,6 +130,7 @@ inline void perform(const ProgramJob& step) {
       case kGate: perform_as<GateJob>(instruction, step); break;
       case kCombine: perform_as<CombineJob>(instruction, step); break;
       case kGrouped: perform_grouped(*static_cast<const GroupedJob*>(instruction.job)); break;
+      case kAdapt: perform_adapt(instruction, step); break;
     }
   }
 }

@@ -9,7 +9,7 @@ Shape suffixes: m tokens, k channels, s sequences, p positions, f frequencies.
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from groundup.engine.kernels import (
     matrix_fields,
 )
 from groundup.engine.kernels.checks import address, require_shape
+from groundup.engine.kernels.low_rank import AdaptedMaps, AdaptedTokens, MapShape
 from groundup.engine.kernels.tables import Tables
 from groundup.model.specs import Activation, FeedForward
 from groundup.quantize.matrix import QuantizedMatrix
@@ -75,6 +76,7 @@ class Program:
         self._buffers: dict[tuple[str, int], Tensor] = {}
         self._has_numbers = False
         self._quantized: dict[tuple[int, int], Activations] = {}
+        self._maps = AdaptedMaps()
         # What instructions point to lives as long as they do.
         self._kept: list[Any] = []
 
@@ -117,6 +119,26 @@ class Program:
                     self._require_rows(name, rows, each.matrix.rows)
         fields = [_linear_job(x, each) for each in products]
         self._append((jobs.LinearJob * len(fields))(*fields), x, products, count=len(fields))
+
+    def adapt(self, x_mk: Tensor, outs: Mapping[str, Tensor]) -> None:
+        """To what linear maps of these names make of x, (m, outputs), add what the tokens' adapters do."""
+        self._require_rows("x", x_mk)
+        for name, out_mn in outs.items():
+            self._require_rows(name, out_mn, out_mn.shape[1])
+        shapes = {name: MapShape(x_mk.shape[1], out_mn.shape[1], is_table=False) for name, out_mn in outs.items()}
+        fields = [
+            jobs.AdaptJob(x_mk.data_ptr(), None, outs[name].data_ptr(), *shapes[name][:2], number)
+            for name, number in zip(outs, self._maps.add(shapes), strict=True)
+        ]
+        self._append((jobs.AdaptJob * len(fields))(*fields), x_mk, outs, count=len(fields))
+
+    def adapt_table(self, name: str, ids: Numbers, out_mk: Tensor) -> None:
+        """To vectors of the table of this name, add what the tokens' adapters have for them."""
+        self._require_rows("out", out_mk)
+        ids_nm, shape = ids.values_nm, MapShape(ids.below, out_mk.shape[1], is_table=True)
+        require_shape("ids", ids_nm, (1, self.tokens))
+        (number,) = self._maps.add({name: shape})
+        self._append(jobs.AdaptJob(None, ids_nm.data_ptr(), out_mk.data_ptr(), *shape[:2], number), ids, out_mk)
 
     def grouped(self, x: Activations, starts: Tensor, *products: Sequence[Product]) -> None:
         """In each list of products, the first is of the rows starts[0] … starts[1] - 1 of x, and so on.
@@ -314,31 +336,36 @@ class Program:
         self._parts.append(function)
         self._written = None
 
-    def run(self, tables: Tables) -> None:
-        """Do all of it for the tokens that the tables are of; what goes in must stand in its buffer."""
+    def run(self, tables: Tables, adapted: Sequence[AdaptedTokens] = ()) -> None:
+        """Do all of it for the tokens that the tables are of; what goes in must stand in its buffer.
+
+        adapted: the adapters of some tokens; places are those of this run.
+        """
         if tables.tokens > self.tokens:
             raise ValueError(f"{tables.tokens} tokens do not fit a program for {self.tokens}")
         if tables.end_position > self._positions:
             raise ValueError(f"a token stands beyond the {self._positions} positions that there are tables for")
         if tables.end_slot > self._slots:
             raise ValueError(f"a token's keys lie beyond the {self._slots} slots that there are")
-        self._perform(tables.tokens, tables.sequences, tables.table_stride, *tables.pointers)
+        self._perform(adapted, tables.tokens, tables.sequences, tables.table_stride, *tables.pointers)
 
-    def run_rows(self, rows: int) -> None:
+    def run_rows(self, rows: int, adapted: Sequence[AdaptedTokens] = ()) -> None:
         """Do all of it for so many rows, which belong to no text: for programs without rope, keys and values."""
         if rows > self.tokens or self._positions != math.inf or self._slots != math.inf or self._has_numbers:
             raise ValueError(f"{rows} rows do not fit a program for {self.tokens}, or it wants to know their places")
-        self._perform(rows, 0, 0)
+        self._perform(adapted, rows, 0, 0, *[None] * 5)
 
-    def _perform(self, tokens: int, *about: int) -> None:
-        """about: the other fields of a `ProgramJob`."""
+    def _perform(self, adapted: Sequence[AdaptedTokens], tokens: int, *about: int | None) -> None:
+        """about: the next fields of a `ProgramJob`."""
         if self._written is None:
             self._written = [part if callable(part) else (jobs.Instruction * len(part))(*part) for part in self._parts]
+        fields = self._maps.fields(adapted, tokens)
+        more = ctypes.addressof(fields), len(fields)
         for part in self._written:
             if callable(part):
                 part(tokens)
             else:
-                library.call("program", jobs.ProgramJob(ctypes.addressof(part), len(part), tokens, *about))
+                library.call("program", jobs.ProgramJob(ctypes.addressof(part), len(part), tokens, *about, *more))
 
     def _append(self, job: Any, *kept: Any, count: int = 1) -> None:
         kind = job._type_ if isinstance(job, ctypes.Array) else type(job)
