@@ -171,6 +171,12 @@ def test_a_mistake_is_told_in_a_sentence_and_leaves_nothing(name: str, place: Pa
     assert sorted(place.iterdir()) == before and list((place / "empty").iterdir()) == []
 
 
+def test_a_run_that_was_not_fine_tuned_names_the_model_it_has(place: Path, capsys: pytest.CaptureFixture[str]):
+    (place / "llama").rename(place / "empty" / "04-pretrain")
+    said = "empty holds no model to use here: `groundup sft --out empty` makes one, or name empty/04-pretrain"
+    assert said in _told(["quantize", "empty", *W8, "--unmeasured"], capsys)
+
+
 def test_a_script_of_other_bytes_than_text_is_refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
     assert "the input is not UTF-8 text (byte 3)" in _told(["chat", "llama"], capsys)

@@ -15,6 +15,7 @@ from groundup.align.config import SftConfig
 from groundup.align.conversations import (
     REFUSAL,
     Conversation,
+    Split,
     build_conversations,
     read_conversations,
     write_conversations,
@@ -70,6 +71,44 @@ def test_refusals_are_given_where_no_document_speaks_of_it(train: list[Conversat
         for name in named:
             assert not any(f"{name}(" in document for document in _documents(conversation))
     assert not any(one.answer == REFUSAL for one in train if one.mode != "unanswerable")
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("groups", ["modules", "passages"])
+def test_a_prompt_does_not_tell_that_its_question_is_unanswerable(
+    code_passages: pa.Table, groups: str, split: Split
+) -> None:
+    """Documents are two to four, each as often, and small talk precedes them alike: within four standard errors."""
+    table = code_passages
+    if groups == "passages":  # each passage is alone in its own, where no other document can be drawn from
+        table = table.set_column(table.column_names.index("group"), "group", table["id"])
+    config = SftConfig(
+        questions_per_passage=20, heldout_questions_per_passage=100, document_share=0.5, unanswerable_share=0.5
+    )
+    conversations = list(build_conversations(table, config, split))
+    openings = {}
+    for mode in ("with passage", "unanswerable"):
+        asked = [one for one in conversations if one.mode == mode]
+        counts = Counter(len(_documents(one)) for one in asked)
+        error = (1 / 3 * 2 / 3 / len(asked)) ** 0.5
+        assert counts.keys() == {2, 3, 4}
+        assert all(len(set(_documents(one))) == len(_documents(one)) for one in asked)
+        assert all(abs(count / len(asked) - 1 / 3) < 4 * error for count in counts.values())
+        openings[mode] = np.array([one.messages[0]["role"] != "document" for one in asked], dtype=float)
+    answered, refused = openings["with passage"], openings["unanswerable"]
+    error = (answered.var() / answered.size + refused.var() / refused.size) ** 0.5
+    assert abs(answered.mean() - refused.mean()) < 4 * error
+
+
+def test_documents_of_unanswerable_questions_are_as_long_as_those_of_others(code_passages: pa.Table) -> None:
+    """All of a prompt's characters, on average, to a twentieth: one document fewer is a third."""
+    config = SftConfig(questions_per_passage=20, document_share=0.5, unanswerable_share=0.5)
+    conversations = list(build_conversations(code_passages, config, "train"))
+    answered, refused = (
+        np.mean([len("".join(_documents(one))) for one in conversations if one.mode == mode])
+        for mode in ("with passage", "unanswerable")
+    )
+    assert refused == pytest.approx(answered, rel=0.05)
 
 
 def test_closed_book_questions_have_no_document(train: list[Conversation]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from groundup.engine.loop import Worker
+from groundup.engine.worker import Worker
 from groundup.errors import UserError
 
 

@@ -164,23 +164,21 @@ def _about_passage(passage: Passage, number: int, material: _Material) -> Conver
     if not questions:
         return None
     question = draw.choices(questions, [KIND_WEIGHT.get(question.kind, 1) for question in questions])[0]
-    documents: list[str] = []
-    if mode != "closed book":
-        documents = _draw_others(passage, question, material, limits[1:], draw)
-        if mode == "with passage":
-            documents.insert(draw.randint(0, len(documents)), visible)
-        elif not documents:
-            return None
+    documents = [] if mode == "closed book" else _draw_documents(passage, question, mode, material, limits, draw)
+    if mode != "closed book" and not documents:
+        return None
     messages: list[Message] = [{"role": "document", "content": document} for document in documents]
     answer = REFUSAL if mode == "unanswerable" else question.answer
-    if draw.random() >= config.multi_turn_share:
-        messages += _exchange(question.text, answer)
-    elif mode != "unanswerable" and (earlier := _earlier_question(question, questions, draw)):
-        messages += [*_exchange(earlier.text, earlier.answer), *_exchange(question.follow_up, answer)]
-    else:
+    has_earlier_turn = draw.random() < config.multi_turn_share
+    earlier = _earlier_question(question, questions, draw) if has_earlier_turn else None
+    if has_earlier_turn and earlier is None:
         openings = [exchange for exchange in material.exchanges if exchange[1] != FAREWELL]
         opening = _exchange(*draw.choice(openings)) if openings else []
         messages = [*opening, *messages, *_exchange(question.text, answer)]
+    elif earlier is not None and mode != "unanswerable":
+        messages += [*_exchange(earlier.text, earlier.answer), *_exchange(question.follow_up, answer)]
+    else:  # where no document answers, an earlier question has no answer either, and small talk instead would tell
+        messages += _exchange(question.text, answer)
     return Conversation(key, question.kind, mode, material.split, passage.group, tuple(messages), answer)
 
 
@@ -197,17 +195,44 @@ def _draw_limits(characters: int, draw: Random) -> list[int]:
     return [int(characters * weight / sum(weights)) for weight in weights]
 
 
-def _draw_others(
-    passage: Passage, question: Question, material: _Material, limits: Sequence[int], draw: Random
+def _draw_documents(
+    passage: Passage, question: Question, mode: Mode, material: _Material, limits: Sequence[int], draw: Random
 ) -> list[str]:
-    """Documents that do not hold the question's subject; about half come from the same group and look alike."""
+    """The passage, as far as the first limit lets it be shown, among others that do not hold the question's subject.
+
+    Of an unanswerable question, one more of the others in place of the passage, so that their number does not tell;
+    nothing where there is no such document.
+    """
+    documents = _draw_others(passage, question, material, limits[1:], [], draw)
+    in_place = [passage.shown(limits[0])]
+    if mode == "unanswerable":
+        in_place = _draw_others(passage, question, material, limits[:1], documents, draw)
+    if not in_place:
+        return []
+    documents.insert(draw.randint(0, len(documents)), *in_place)
+    return documents
+
+
+def _draw_others(
+    passage: Passage,
+    question: Question,
+    material: _Material,
+    limits: Sequence[int],
+    shown: Sequence[str],
+    draw: Random,
+) -> list[str]:
+    """Documents without the question's subject and beside those `shown`, one for each limit if there are so many.
+
+    About half come from the same group and look alike, where it has any.
+    """
     documents: list[str] = []
     for limit in limits:
-        pool = material.by_group[passage.group] if draw.random() < 0.5 else material.passages
-        for _ in range(10):  # attempts; in a small group a common word may leave no document
-            other = draw.choice(pool)
+        near = [material.by_group[passage.group]] if draw.random() < 0.5 else []
+        # Attempts: a common word may stand in all documents of a small group, or in all there are.
+        for other in (draw.choice(pool) for pool in (*near, material.passages) for _ in range(10)):
             document = other.shown(limit)
-            if other.id != passage.id and question.subject not in document and document not in documents:
+            is_new = document not in documents and document not in shown
+            if other.id != passage.id and question.subject not in document and is_new:
                 documents.append(document)
                 break
     return documents

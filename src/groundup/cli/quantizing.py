@@ -77,6 +77,12 @@ def _lines(record: dict[str, Any]) -> list[str]:
     """The record as a person reads it."""
     before, after = record["bytes_before"] / 1e6, record["bytes_after"] / 1e6
     lines = [f"size            {before:,.1f} MB → {after:,.1f} MB ({record['format']}, {record['method']})"]
+    trained_for = record["trained_for"]
+    if trained_for is not None and (trained_for, "nearest") != (record["format"], record["method"]):
+        lines.append(
+            f"trained for {trained_for}: these are not the numbers that it learned with, which --format {trained_for} "
+            "without --calibration writes"
+        )
     if not record["measured"]:
         return [*lines, "not measured: nobody knows what this model has lost"]
     lines += [
@@ -85,10 +91,10 @@ def _lines(record: dict[str, Any]) -> list[str]:
         f"KL divergence   {record['kl_divergence_nats']:.5f} nats a token",
         f"held-out text   {record['texts']['heldout']['bytes']:,} bytes, windows of {record['context']} tokens",
     ]
-    if record["trained_for"] is not None:
+    if trained_for is not None:
         lines.append(
-            f"trained for {record['trained_for']}: before are its own weights, unrounded; what it would be had it not "
-            "been trained so is not measured here"
+            f"trained for {trained_for}: before are its own weights, unrounded; what it would be had it not been "
+            "trained so is not measured here"
         )
     if not record["good"]:
         lines.append(

@@ -67,7 +67,9 @@ def find_model(path: Path, stage: str) -> Path:
         raise UserError(f"{path} is a file; a model is a folder with config.json and model.safetensors{made}")
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; `groundup run pocket` makes runs/pocket")
-    raise UserError(f"{path} holds no model to use here: `groundup {stage} --out {path}` makes one")
+    others = [path / each.folder for each in STAGES if (path / each.folder / "config.json").is_file()]
+    named = f", or name {others[-1]}" if others else ""
+    raise UserError(f"{path} holds no model to use here: `groundup {stage} --out {path}` makes one{named}")
 
 
 def _add_adapter(verb: Parser) -> None:

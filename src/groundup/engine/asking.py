@@ -16,12 +16,13 @@ from groundup.engine.completion import Heard
 from groundup.engine.constrain import Constraint
 from groundup.engine.embedding import EMBED_BATCH, POOLINGS, Pooling, batches_of
 from groundup.engine.jobs import Scoring, Writing
-from groundup.engine.loop import Job, Loop, Worker
+from groundup.engine.loop import Job, Loop
 from groundup.engine.prompts import Pair, Prompt, Reader
 from groundup.engine.runner import decoder_of, depends_on_the_longest
 from groundup.engine.sampling import Sampling
 from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
+from groundup.engine.worker import Worker
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter

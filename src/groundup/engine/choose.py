@@ -17,8 +17,7 @@ Shape suffixes: v vocabulary, n candidates.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
@@ -26,16 +25,14 @@ import numpy.typing as npt
 import torch
 
 from groundup.engine import filters
+from groundup.engine.candidates import Candidates, divided
 from groundup.engine.constrain import Constraint
 from groundup.engine.draws import LIKELIEST, Draw, uniform
-from groundup.engine.filters import Floats, Positions
+from groundup.engine.filters import Floats
 from groundup.engine.mirostat import Mirostat
 from groundup.engine.penalties import Integers, TokenCounts, banned_endings, penalise
 from groundup.engine.rows import Logits, Row, RowReader
 from groundup.engine.sampling import Sampling
-
-# Below this, a temperature is no float32 any more; no two different logits are as near to each other.
-_COLDEST = 1e-30
 
 
 class Choice(NamedTuple):
@@ -98,7 +95,7 @@ class Chooser:
         self._constraint = constraint
         self._bias_ids = np.array(list(sampling.logit_bias), dtype=np.int64)
         self._bias = np.array(list(sampling.logit_bias.values()))
-        self._filters = _kept_of(sampling, mirostat)
+        self._candidates = Candidates(sampling, mirostat)
         self._vocab_size: int | None = None
         self.end_ids = frozenset(sampling.stop_token_ids) | frozenset(() if constraint is None else constraint.end_ids)
         # Until so many tokens are there, stop tokens are banned.
@@ -150,7 +147,7 @@ class Chooser:
         adjusted_v = self._adjusted(self._read(logits)[0])
         if self.sampling.temperature == 0:
             return Distribution(np.array([adjusted_v.argmax()]), np.ones(1))
-        ids_n, logits_n = self._candidates(adjusted_v)
+        ids_n, logits_n = self._candidates.of(adjusted_v)
         probabilities_n = filters.probabilities(logits_n)
         drawn = np.flatnonzero(probabilities_n)
         return Distribution(drawn if ids_n is None else ids_n[drawn], probabilities_n[drawn])
@@ -262,31 +259,16 @@ class Chooser:
             (row,) = RowReader().read(torch.from_numpy(np.ascontiguousarray(logits_v))[None], [self._own_draw()])
             if isinstance(row, Row):
                 return row.token
-        ids_n, logits_n = self._candidates(logits_v)
+        ids_n, logits_n = self._candidates.of(logits_v)
         drawn = filters.draw(filters.weights(logits_n), self.number())
         return drawn if ids_n is None else int(ids_n[drawn])
-
-    def _candidates(self, logits_v: Floats) -> tuple[Integers | None, Floats]:
-        """Ids in ascending order (None: all) of what to draw from, and their logits by the temperature."""
-        sampling = self.sampling
-        ids_n: Integers | None = None
-        if 0 < sampling.top_k < len(logits_v):
-            # Before the division, which changes no order, so that it is one of k numbers.
-            ids_n = filters.top_k(logits_v, sampling.top_k)
-            logits_n = _divided(logits_v[ids_n].astype(np.float64), sampling.temperature)
-        else:
-            logits_n = _divided(logits_v, sampling.temperature)
-        for kept_of in self._filters:
-            kept = kept_of(logits_n)
-            ids_n, logits_n = kept if ids_n is None else ids_n[kept], logits_n[kept]
-        return ids_n, logits_n
 
     def _append(self, token: int, adjusted_v: Floats) -> None:
         """The answer has one more token. Raises ValueError where the constraint has none to follow."""
         if self._constraint is not None:
             self._constraint.accept(token)
         if self._mirostat is not None:
-            logits_v = _divided(adjusted_v, self.sampling.temperature)
+            logits_v = divided(adjusted_v, self.sampling.temperature)
             self._mirostat.observe(float(filters.surprise_bits(logits_v)[token]))
         if self._counts is not None:
             self._counts.add(token)
@@ -300,24 +282,3 @@ class Chooser:
         """As many tokens as are to be told of, likeliest first, with their log-probabilities."""
         top = filters.largest(logits_v, self.sampling.logprobs)
         return [(int(one), float(logits_v[one]) - normaliser) for one in top]
-
-
-def _kept_of(sampling: Sampling, mirostat: Mirostat | None) -> list[Callable[[Floats], Positions]]:
-    """The filters that read probabilities, in their order."""
-    chosen: list[Callable[[Floats], Positions]] = []
-    if sampling.top_p < 1:
-        chosen.append(partial(filters.top_p, p=sampling.top_p))
-    if sampling.min_p > 0:
-        chosen.append(partial(filters.min_p, p=sampling.min_p))
-    if sampling.typical_p < 1:
-        chosen.append(partial(filters.typical_p, p=sampling.typical_p))
-    if mirostat is not None:
-        chosen.append(lambda logits_n: mirostat.keep(filters.surprise_bits(logits_n)))
-    return chosen
-
-
-def _divided(logits_n: Floats, temperature: float) -> Floats:
-    """The logits by the temperature, the largest moved to 0, so that the least temperature leads to no infinity."""
-    divided_n = logits_n - logits_n.max()
-    divided_n /= max(temperature, _COLDEST)
-    return divided_n

@@ -38,11 +38,12 @@ from groundup.engine.embedding import Pooling, in_order
 from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
 from groundup.engine.loading import loaded
-from groundup.engine.loop import Loop, Worker
+from groundup.engine.loop import Loop
 from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt, listed_ids
 from groundup.engine.runner import decoder_of
 from groundup.engine.sampling import Sampling
+from groundup.engine.worker import Worker
 from groundup.formats.peft import read_adapter
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel

@@ -73,6 +73,12 @@ class QuantizeConfig:
             raise UserError("the method `calibrated` needs --calibration texts, of the kind that the model will see")
         if self.method == "nearest" and self.calibration:
             raise UserError("the method `nearest` looks at no text; leave --calibration away")
+        read = {Path(path).resolve() for path in self.calibration}
+        if twice := [path for path in self.heldout if Path(path).resolve() in read]:
+            raise UserError(
+                f"{', '.join(twice)}: text that a model was calibrated on does not show what it has lost; give others "
+                "as --heldout"
+            )
         for name in ("context", "calibration_windows"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be positive, not {getattr(self, name)}")
