@@ -93,6 +93,29 @@ def test_a_draft_that_reads_the_sources_saves_steps(kind: str):
     check_alone(model, kind, *requests)
 
 
+def test_nothing_is_guessed_of_a_text_whose_source_is_to_be_read_again():
+    """Two texts give way; the older takes the whole of the next steps, while one token of the younger is left."""
+    model = sourced_model("text")
+    guesser = DraftGuesser(Runner(deepcopy(model), 40), Scheduler(BlockPool(40), 200, 4))
+    loop, scheduler = _loop(model, 40, 5, 2, guesser=guesser)
+    requests = [Request(0, 40, 1, 20, source=0), Request(0, 15, 1, 20, source=2)]
+    for number, request in enumerate(requests):
+        begin(request, loop, number, "text")
+    younger = requests[1].jobs[0]
+    while not younger.written:
+        loop.step()
+    assert (younger.sequence.pending, len(younger.sequence.tokens)) == (1, 17)
+    for _ in requests:
+        scheduler._preempt_youngest()
+    loop.step()
+    assert (younger.sequence.pending, younger.sequence.unread) == (1, 40)
+    while younger.sequence.unread:
+        assert younger.sequence.pending == 1
+        loop.step()
+    finish(loop)
+    check_alone(model, "text", *requests)
+
+
 def test_a_draft_reads_the_source_of_copies_once():
     draft, read = deepcopy(sourced_model("text")), []
     draft.encoder.layers[0].register_forward_pre_hook(lambda _, given: read.append(len(given[0])))

@@ -129,7 +129,7 @@ class Loop:
     def _guess(self) -> None:
         """Guesses behind the texts whose next token comes in this step."""
         if self._speculation is not None:
-            ready = [self._jobs[sequence] for sequence in self._scheduler.running if sequence.pending == 1]
+            ready = [self._jobs[sequence] for sequence in self._scheduler.running if sequence.is_written]
             self._speculation.propose([job for job in ready if isinstance(job, Writing) and job.written > 0])
 
     def _write(self, ready: Sequence[tuple[Writing | Beaming, Text]], hidden_nd: Tensor) -> None:
