@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,7 +27,7 @@ from groundup.engine.kernels import (
 )
 from groundup.engine.kernels.checks import address, require_shape
 from groundup.engine.kernels.low_rank import AdaptedMaps, AdaptedTokens, MapShape
-from groundup.engine.kernels.tables import Tables
+from groundup.engine.kernels.tables import Numbers, Tables
 from groundup.model.specs import Activation, FeedForward
 from groundup.quantize.matrix import QuantizedMatrix
 
@@ -44,22 +42,6 @@ class Product(NamedTuple):
     bias_n: Tensor | None
     out_mn: Tensor
     residual_mn: Tensor | None = None
-
-
-class Numbers:
-    """int64 (count, tokens), told before a run: each is at least `least` and less than `below`."""
-
-    def __init__(self, count: int, tokens: int, least: int, below: int) -> None:
-        self.values_nm = torch.zeros(count, tokens, dtype=torch.int64)
-        self.least, self.below = least, below
-        self._rows: list[npt.NDArray[np.int64]] = list(self.values_nm.numpy())
-
-    def tell(self, *rows: Sequence[int]) -> None:
-        """The numbers of the first tokens. Raises ValueError for those out of range."""
-        for row, told in zip(self._rows, rows, strict=True):
-            if min(told) < self.least or max(told) >= self.below:
-                raise ValueError(f"numbers of {min(told)} … {max(told)} are not in {self.least} … {self.below - 1}")
-            row[: len(told)] = told
 
 
 class Program:

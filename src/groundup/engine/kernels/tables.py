@@ -1,12 +1,14 @@
-"""What a run of a program is about: where the tokens of a step stand, and what they see.
+"""What a run of a program is about: where the tokens of a step stand, what they see, and numbers that each has.
 
 Shape suffixes: m tokens, s sequences.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 
 class Tables(Protocol):
@@ -70,3 +72,19 @@ class StepTables(NamedTuple):
     @property
     def pointers(self) -> tuple[int, ...]:
         return tuple(each.ctypes.data for each in self)
+
+
+class Numbers:
+    """int64 (count, tokens), told before a run: each is at least `least` and less than `below`."""
+
+    def __init__(self, count: int, tokens: int, least: int, below: int) -> None:
+        self.values_nm = torch.zeros(count, tokens, dtype=torch.int64)
+        self.least, self.below = least, below
+        self._rows: list[npt.NDArray[np.int64]] = list(self.values_nm.numpy())
+
+    def tell(self, *rows: Sequence[int]) -> None:
+        """The numbers of the first tokens. Raises ValueError for those out of range."""
+        for row, told in zip(self._rows, rows, strict=True):
+            if min(told) < self.least or max(told) >= self.below:
+                raise ValueError(f"numbers of {min(told)} … {max(told)} are not in {self.least} … {self.below - 1}")
+            row[: len(told)] = told
