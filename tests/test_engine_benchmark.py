@@ -31,7 +31,7 @@ def test_the_benchmark_runs_and_its_ratios_are_those_of_its_rounds(tmp_path: Pat
     assert [row["what"] for row in speeds] == ["prefill", "1 stream", "3 streams"]
     for row, key in zip(speeds, ("prefill", "1", "3"), strict=True):
         ours, theirs = (statistics.mean(run[key] for run in rounds[name]) for name in ("groundup", "transformers"))
-        assert ours > 0 and theirs > 0
+        # No more than that: from a whole time a part is taken off, which beside others may have been the longer one.
         assert row["groundup"] == pytest.approx(ours) and row["÷ transformers"] == pytest.approx(ours / theirs)
     for row in starts:
         parts = [row[part] for part in ("process and libraries", "load", "first token")]
