@@ -82,7 +82,10 @@ class CompiledRunner(StepRunner):
 
     def run(self, step: Step) -> Tensor:
         self._copy(step.copies)
-        with self._applied([chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]) as adapted:
+        adapters_m: list[Adapter | None] = []
+        if any(chunk.sequence.adapter for chunk in step.chunks):
+            adapters_m = [chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]
+        with self._applied(adapters_m) as adapted:
             return self._through(step.chunks, adapted)
 
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:

@@ -66,11 +66,11 @@ class StepRunner(ABC):
             with self.adapters.applied([adapter], hidden_nd.device):
                 logits_nv = widen(self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0])
             ids = next_ids[start : start + HEAD_TOKENS]
-            found += choices_of(logits_nv[: len(ids)], ids, top)
+            found += _choices_of(logits_nv[: len(ids)], ids, top)
         return found
 
 
-def choices_of(logits_nv: Tensor, ids: list[int], top: int) -> list[Choice]:
+def _choices_of(logits_nv: Tensor, ids: list[int], top: int) -> list[Choice]:
     """Tokens that were chosen from these logits, as choices."""
     normaliser_n = logits_nv.logsumexp(-1)
     if top:

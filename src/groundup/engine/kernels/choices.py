@@ -35,7 +35,7 @@ class Choices:
 
     def __init__(self) -> None:
         self._job, self._logits_mv = jobs.ChooseJob(), torch.empty(0, 0)
-        self._make_room(16)
+        self._told: list[Draw] = []
 
     def choose(self, logits_mv: Tensor, draws: Sequence[Draw]) -> list[Chosen]:
         """For each row what its draw says; logits are float32. The same tensor again is not looked at again."""
@@ -56,7 +56,7 @@ class Choices:
         if width == 0:
             raise ValueError(f"no token can be drawn from logits of shape {(rows, width)}")
         if rows > len(self._told):
-            self._make_room(2 * rows)
+            self._make_room(max(rows, 2 * len(self._told)))
         job.logits, job.rows, job.width, job.stride = pointer, rows, width, logits_mv.stride(0)
         self._logits_mv = logits_mv
 

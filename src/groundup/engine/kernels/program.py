@@ -341,8 +341,8 @@ class Program:
         """about: the next fields of a `ProgramJob`."""
         if self._written is None:
             self._written = [part if callable(part) else (jobs.Instruction * len(part))(*part) for part in self._parts]
-        fields = self._maps.fields(adapted, tokens)
-        more = ctypes.addressof(fields), len(fields)
+        fields = self._maps.fields(adapted, tokens) if adapted else None
+        more = (None, 0) if fields is None else (ctypes.addressof(fields), len(fields))
         for part in self._written:
             if callable(part):
                 part(tokens)
