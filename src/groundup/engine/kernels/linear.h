@@ -55,6 +55,7 @@ struct Tile {
   // Columns begin … end - 1. Unless they are the last, what was summed so far waits in `partial` for the next.
   void run(int64_t begin, int64_t end, int32_t* partial) const {
     const bool is_first = begin == 0, is_last = end == job.weight.columns;
+    if (is_last) fetch_to_write();
     Totals totals;
     if constexpr (kNibbles) {
       if (is_first) clear(totals);
@@ -89,6 +90,17 @@ struct Tile {
   INLINE_MEMBER void copy(int32_t* to, const Vector (&from)[kRows][kVectors]) const {
 #pragma GCC unroll 32
     for (int i = 0; i < kRows * kVectors; ++i) std::memcpy(to + i * W, &from[i / kVectors][i % kVectors], 4 * W);
+  }
+
+  // Has what the results overwrite come from memory while they are computed.
+  INLINE_MEMBER void fetch_to_write() const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) {
+        __builtin_prefetch(job.out + (row + r) * job.out_stride + (panel + p) * kPanel, 1, 3);
+      }
+    }
   }
 
   INLINE_MEMBER void add_group(Totals& totals, int64_t g) const {

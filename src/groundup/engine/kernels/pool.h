@@ -108,9 +108,15 @@ class Pool {
 
   void serve(int own) {
     while (true) {
-      const auto deadline = std::chrono::steady_clock::now() + kSpin;
-      while (!claim(own) && std::chrono::steady_clock::now() < deadline) pause();
-      while (claim(own)) {}
+      auto deadline = std::chrono::steady_clock::now() + kSpin;
+      while (std::chrono::steady_clock::now() < deadline) {
+        if (!claim(own)) {
+          pause();
+          continue;
+        }
+        while (claim(own)) {}
+        deadline = std::chrono::steady_clock::now() + kSpin;
+      }
       std::unique_lock<std::mutex> lock(sleep_);
       sleepers_.fetch_add(1);  // before it looks once more, so that either it sees the job or the caller sees it
       wake_.wait(lock, [this] { return stopping_ || is_any_left(); });
