@@ -25,8 +25,12 @@ namespace pool {
 
 using Work = void (*)(const void* job, int64_t begin, int64_t end);
 
-// Longer than the Python between two calls takes, shorter than anybody notices on an idle machine.
+using Clock = std::chrono::steady_clock;
+
+// A thread that waits keeps its core to itself for as long as most jobs of others take, then gives it to whoever wants it,
+// then sleeps: later than the Python between two steps takes, sooner than anybody notices on an idle machine.
 constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kAwake = std::chrono::milliseconds(1);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -34,6 +38,11 @@ inline void pause() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+inline void wait_a_moment(Clock::duration waited) {
+  if (waited < kSpin) pause();
+  else std::this_thread::yield();
 }
 
 class Pool {
@@ -66,11 +75,8 @@ class Pool {
       wake_.notify_all();
     }
     while (claim(0)) {}
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
-    while (unfinished_.load(std::memory_order_acquire) > 0) {
-      if (std::chrono::steady_clock::now() < deadline) pause();
-      else std::this_thread::yield();
-    }
+    const auto since = Clock::now();
+    while (unfinished_.load(std::memory_order_acquire) > 0) wait_a_moment(Clock::now() - since);
   }
 
   int threads() const { return static_cast<int>(lanes_.size()); }
@@ -108,14 +114,10 @@ class Pool {
 
   void serve(int own) {
     while (true) {
-      auto deadline = std::chrono::steady_clock::now() + kSpin;
-      while (std::chrono::steady_clock::now() < deadline) {
-        if (!claim(own)) {
-          pause();
-          continue;
-        }
-        while (claim(own)) {}
-        deadline = std::chrono::steady_clock::now() + kSpin;
+      auto since = Clock::now();
+      for (auto now = since; now - since < kAwake; now = Clock::now()) {
+        if (claim(own)) since = Clock::now();
+        else wait_a_moment(now - since);
       }
       std::unique_lock<std::mutex> lock(sleep_);
       sleepers_.fetch_add(1);  // before it looks once more, so that either it sees the job or the caller sees it
