@@ -21,7 +21,7 @@ HEAD_PRODUCT = "head_product"
 class HeadRunner:
     """Computes logits of up to `MOST_ROWS` tokens, if the head is quantized.
 
-    leaves_md: the buffer of what leaves the layers. What is asked for mostly stands at its beginning.
+    leaves_md: the buffer of what leaves the layers.
     """
 
     def __init__(self, model: LanguageModel, leaves_md: Tensor) -> None:
@@ -38,14 +38,17 @@ class HeadRunner:
             self._program.linear(self._program.quantize(self._hidden_nd), product)
             self._program.adapt(self._hidden_nd, {HEAD_PRODUCT: logits_nv})
 
-    def computes(self, hidden_nd: Tensor) -> bool:
-        return self._program is not None and len(hidden_nd) <= self._program.tokens
+    def computes(self, rows: int) -> bool:
+        return self._program is not None and rows <= self._program.tokens
 
-    def logits(self, hidden_nd: Tensor, adapted: Sequence[AdaptedTokens]) -> Tensor:
-        """(n, vocab), valid until the next call; what stood at the beginning of `leaves_md` is overwritten."""
+    def logits(self, hidden_nd: Tensor | None, rows: int, adapted: Sequence[AdaptedTokens]) -> Tensor:
+        """(n, vocab), valid until the next call.
+
+        hidden_nd: of n = `rows` tokens, which overwrite what stood at the beginning of `leaves_md`; None: the tokens
+        that stand there.
+        """
         assert self._program is not None
-        rows = len(hidden_nd)
-        if hidden_nd.data_ptr() != self._hidden_nd.data_ptr():
+        if hidden_nd is not None:
             self._hidden_nd[:rows] = hidden_nd
         self._program.run_rows(rows, adapted)
         return softcap(self._first_rows[rows], self._softcap)

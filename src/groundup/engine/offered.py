@@ -36,13 +36,13 @@ class Lookups:
         self._places: WeakKeyDictionary[Text, EarlierPlaces] = WeakKeyDictionary()
 
     def ngrams(self, chunks: Sequence[Chunk], positions_m: npt.NDArray[np.int32]) -> Tensor | None:
-        """The sums of n-gram vectors, (m, d), or None where the model has none."""
+        """The sums of n-gram vectors, (m, d), or None where the model has none. positions_m: of these tokens and more."""
         ngrams = self._model.ngrams
         if ngrams is None:
             return None
         distances = range(len(ngrams.tables), -1, -1)
         stream_mt = torch.stack([torch.from_numpy(earlier_tokens(chunks, distance)) for distance in distances], dim=1)
-        positions_m1 = torch.from_numpy(positions_m).long()[:, None]
+        positions_m1 = torch.from_numpy(positions_m).long()[: len(stream_mt), None]
         rows_m1d: Tensor = ngrams(stream_mt, positions_m1, torch.float32)
         return rows_m1d[:, 0]
 

@@ -6,7 +6,6 @@ Shape suffixes: n rows, v vocabulary.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from groundup.engine.draws import LIKELIEST, Draw
@@ -56,7 +55,7 @@ class RowReader:
 
         draws: of each row; the likeliest token is chosen where there is none.
         """
-        if self._choices is None or logits_nv.dtype != torch.float32:
+        if self._choices is None or not self._choices.reads(logits_nv):
             return list(logits_nv)
         known = [draw or LIKELIEST for draw in draws]
         pairs = zip(known, self._choices.choose(logits_nv, known), strict=True)

@@ -48,8 +48,8 @@ class Activations:
 class KeyValueBlocks:
     """Keys (blocks, kv_heads, head_dim, block_size) and values (…, block_size, head_dim padded to 16).
 
-    In bfloat16 numbers that are summed over stand in pairs: keys (…, head_dim / 2, block_size, 2 dimensions), with a zero
-    beside the last one of an odd number, and values (…, block_size / 2, head_dim padded to 16, 2 tokens).
+    In bfloat16 numbers that are summed over stand in pairs: keys (…, head_dim / 2, block_size, 2 dimensions), with a
+    zero beside the last one of an odd number, and values (…, block_size / 2, head_dim padded to 16, 2 tokens).
     key_scales, value_scales: (blocks, kv_heads, block_size) float32 where they are int8, else empty.
     """
 

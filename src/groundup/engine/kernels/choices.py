@@ -37,6 +37,10 @@ class Choices:
         self._job, self._logits_mv = jobs.ChooseJob(), torch.empty(0, 0)
         self._told: list[Draw] = []
 
+    def reads(self, logits_mv: Tensor) -> bool:
+        """Whether the library reads such logits: those of the last step it does, without a look at them."""
+        return logits_mv is self._logits_mv or logits_mv.dtype == torch.float32
+
     def choose(self, logits_mv: Tensor, draws: Sequence[Draw]) -> list[Chosen]:
         """For each row what its draw says; logits are float32. The same tensor again is not looked at again."""
         if logits_mv is not self._logits_mv:
