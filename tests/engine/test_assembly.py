@@ -1,5 +1,6 @@
 """What is assembled for a model: as much cache as was said, and limits in which something can be computed."""
 
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from groundup.engine.assembly import assemble
 from groundup.engine.blocks import BLOCK_TOKENS
 from groundup.engine.kernels import KeyValueBlocks
 from groundup.engine.paged import Slots
+from groundup.hardware import usable_memory_bytes
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import W8
@@ -95,3 +97,26 @@ def test_limits_are_those_that_were_said():
     model = _model("llama", quantized=False)
     pool = assemble(model, 64, 4, cache_tokens=20, host_tokens=50).pool
     assert (pool.count, pool.host, pool.block_size) == (2, 4, BLOCK_TOKENS)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("tokens", [10**15, 10**30])
+def test_a_cache_that_no_memory_has_room_for_is_refused_in_a_sentence(tokens: int, quantized: bool, compiled: None):
+    """The size is that of keys and values, or of one layer's: never more than what would be taken."""
+    with pytest.raises(ValueError, match=f"`cache_tokens`.*: room for {tokens} tokens takes at least") as found:
+        gu.Engine(_model("llama", quantized), stop_ids=[], cache_tokens=tokens)
+    size, machine = re.findall(r"([\d,.]+) GiB", str(found.value))
+    # Two layers of one kv head, or more, of at least 8 numbers in 2 bytes.
+    assert float(size.replace(",", "")) >= tokens * 2 * 2 * 8 * 2 / 2**30 - 1
+    assert float(machine.replace(",", "")) == pytest.approx(usable_memory_bytes() / 2**30, abs=0.06)
+    assert isinstance(found.value.__cause__, MemoryError | OverflowError | RuntimeError)
+
+
+def test_a_layer_that_finds_no_memory_for_its_keys_says_so_to_whoever_asked():
+    """Shapes of the model in PyTorch are known when the first keys are written; the engine is of use afterwards."""
+    slots = Slots(10**14)
+    with pytest.raises(ValueError, match=f"`cache_tokens`: room for {16 * 10**14 + 1} tokens takes at least") as found:
+        slots.write(torch.tensor([[0]]), torch.zeros(1, 2, 1, 8))
+    assert isinstance(found.value.__cause__, RuntimeError)
+    with pytest.raises(ValueError, match="`host_tokens`: room for"):
+        Slots(1, 10**14).write(torch.tensor([[0]]), torch.zeros(1, 2, 1, 8))

@@ -6,6 +6,7 @@ only fill up a step write to it.
 Shape suffixes: m new tokens of all texts, h heads, j kv heads, k head dimension, p blocks, b tokens of a block.
 """
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.blocks import Copy
+from groundup.engine.cache_memory import memory_for
 from groundup.engine.paged import at_once
 from groundup.engine.paged_attention import Places, attend_to_blocks
 from groundup.model.context import Visibility
@@ -22,22 +24,27 @@ from groundup.model.specs import Attention
 
 
 class DeviceStore:
-    """What the layers of a model remember, in its own type."""
+    """What the layers of a model remember, in its own type. Raises ValueError where there is no memory for it."""
 
     def __init__(self, model: LanguageModel, blocks: int, host_blocks: int, block_size: int) -> None:
         self.block_size, self.padding_block = block_size, blocks
         self._blocks = blocks
         dtype, device = model.compute_dtype or model.embedding.dtype, model.device
 
-        def memory(spec: Attention, count: int, place: torch.device, pinned: bool) -> Tensor:
-            # Zeros: what nobody has written to is multiplied by zero where a text ends within a block, which makes
-            # nothing of any number but of one that is none.
-            shape = (2, count, block_size, spec.kv_heads, spec.head_dim)
-            return torch.zeros(shape, dtype=dtype, device=place, pin_memory=pinned)
+        shapes = [(block_size, layer.attention.kv_heads, layer.attention.head_dim) for layer in model.config.layers]
 
-        specs, is_far = [layer.attention for layer in model.config.layers], device.type == "cuda" and host_blocks > 0
-        self._device = [memory(spec, blocks + 1, device, pinned=False) for spec in specs]
-        self._host = [memory(spec, host_blocks, torch.device("cpu"), pinned=is_far) for spec in specs]
+        def memory(setting: str, count: int, place: torch.device, pinned: bool) -> list[Tensor]:
+            numbers = 2 * count * sum(map(math.prod, shapes))
+            with memory_for(setting, count * block_size, numbers * dtype.itemsize, place):
+                # Zeros: what nobody has written to is multiplied by zero where a text ends within a block, which makes
+                # nothing of any number but of one that is none.
+                return [
+                    torch.zeros((2, count, *shape), dtype=dtype, device=place, pin_memory=pinned) for shape in shapes
+                ]
+
+        is_far = device.type == "cuda" and host_blocks > 0
+        self._device = memory("`cache_tokens`", blocks + 1, device, pinned=False)
+        self._host = memory("`host_tokens`", host_blocks, torch.device("cpu"), pinned=is_far)
 
     def copy(self, copies: Items[Copy]) -> None:
         """Copy blocks one after the other, before a step writes to them."""

@@ -75,7 +75,8 @@ class Engine:
         float16. A model that is given as such is computed where it lies, in its own type.
     compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.
     Raises UserError for a folder that cannot be read or holds a model of another kind, and for a device that is not
-    there; ValueError for limits that nothing can be computed in and for a model that does not go with `speculate`.
+    there; ValueError for limits that nothing can be computed in, for more `cache_tokens` or `host_tokens` than there is
+    memory for, and for a model that does not go with `speculate`.
     """
 
     def __init__(
