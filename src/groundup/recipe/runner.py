@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from groundup.errors import UserError
 from groundup.recipe.lineage import write_lineage
@@ -89,11 +89,7 @@ def open_run(folder: Path, stages: Sequence[Stage] = STAGES) -> Iterator["Run"]:
 
     Raises UserError if another process holds it, or if the path is no place for a folder.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is a file or lies in one: name a folder with --out") from None
-    with open(folder / ".lock", "a+") as lock:
+    with _lock_file(folder) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,6 +99,17 @@ def open_run(folder: Path, stages: Sequence[Stage] = STAGES) -> Iterator["Run"]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield Run(folder, stages)
+
+
+def _lock_file(folder: Path) -> TextIO:
+    """A file in the run folder, both made if absent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / ".lock", "a+")
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder} is a file or lies in one: name a folder with --out") from None
+    except FileNotFoundError:  # though all folders above it are there: some file systems (/proc) take nothing
+        raise UserError(f"{folder}: nothing can be written there; name another folder with --out") from None
 
 
 class Run:
