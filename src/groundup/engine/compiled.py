@@ -46,7 +46,7 @@ def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.
 
     Raises ValueError if the model cannot have the one that is wanted.
     """
-    if wanted is not None and wanted not in CACHE_TYPES:
+    if wanted is not None and wanted not in tuple(CACHE_TYPES):
         raise ValueError(f"`cache_type` must be one of {', '.join(CACHE_TYPES)}, not {wanted!r}")
     if is_compilable(model):
         return CACHE_TYPES[wanted or "bfloat16"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from groundup.engine.asking import Desk, asked, listed, of_one_text
+from groundup.engine.asking import Desk, asked, of_one_text
 from groundup.engine.assembly import assemble, require_limits
 from groundup.engine.choose import Choice
 from groundup.engine.compiled import CacheType
@@ -38,7 +38,7 @@ from groundup.engine.draft import DraftModel, speculation_of
 from groundup.engine.embedding import Pooling, in_order
 from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
-from groundup.engine.loading import loaded
+from groundup.engine.loading import loaded, require_adapter
 from groundup.engine.loop import Loop
 from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt, listed_ids
@@ -132,9 +132,10 @@ class Engine:
     def add_adapter(self, name: str, folder: str | PathLike[str]) -> None:
         """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
 
-        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken, and
-        for an encoder-decoder.
+        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken or no
+        text, and for an encoder-decoder.
         """
+        require_adapter(name, folder)
         if isinstance(self.model, EncoderDecoder):
             family = self.model.config.family
             raise ValueError(f"adapters are for decoders and encoders; a {family} model is both and can have none here")
@@ -169,7 +170,7 @@ class Engine:
         wanted = asked(sampling, options, self.stop_ids)
         texts, echoes = Inboxes[Sequence[Piece]](), Inboxes[list[Choice]]()
         listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        all_ids, jobs = self._desk.begin(prompts, listen, wanted, constraint, adapter, echo=listen_to_prompt)
         with self._desk.awaited(jobs):
             return completions(all_ids, texts.heard(), wanted, self._reader.spell, echoes.heard())
 
@@ -226,7 +227,7 @@ class Engine:
         Raises ValueError as `generate` does.
         """
         scores = Inboxes[list[Choice]]()
-        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open, logprobs)
+        jobs = self._desk.begin_scores(texts, adapter, scores.open, logprobs)
         with self._desk.awaited(jobs):
             return [Score(job.prompt, choices) for job, choices in zip(jobs, scores.heard(), strict=True)]
 
@@ -257,7 +258,7 @@ class Engine:
         wanted = asked(sampling, options, self.stop_ids)
         texts, echoes = AwaitedInboxes[Sequence[Piece]](), AwaitedInboxes[list[Choice]]()
         listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        all_ids, jobs = self._desk.begin(prompts, listen, wanted, constraint, adapter, echo=listen_to_prompt)
         with self._desk.awaited(jobs):
             return completions(all_ids, await texts.heard(), wanted, self._reader.spell, await echoes.heard())
 
@@ -270,7 +271,7 @@ class Engine:
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None, logprobs: int = 0) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
         scores = AwaitedInboxes[list[Choice]]()
-        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open, logprobs)
+        jobs = self._desk.begin_scores(texts, adapter, scores.open, logprobs)
         with self._desk.awaited(jobs):
             return [Score(job.prompt, choices) for job, choices in zip(jobs, await scores.heard(), strict=True)]
 
