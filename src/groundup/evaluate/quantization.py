@@ -229,10 +229,13 @@ def _quantize(model: LanguageModel, format: WeightFormat, quantize: Quantize) ->
 
 
 def _trained_for(folder: Path) -> str | None:
-    """The format that a folder's weights were trained for, if for any: unrounded, nobody was to use them."""
+    """The format that a folder's weights were trained for, if for any: unrounded, nobody was to use them.
+
+    A run may have been too short for a single step that rounds.
+    """
     path = folder / "summary.json"
     summary = read_object(path) if path.exists() else {}
-    found: str | None = summary.get("quantize")
+    found: str | None = None if summary.get("rounded_steps") == 0 else summary.get("quantize")
     return found
 
 

@@ -11,7 +11,6 @@ two of these steps is mended by the next run, and the ledger ends as that of an 
 import fcntl
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -25,7 +24,7 @@ from groundup.recipe.stages import STAGES, Stage, load
 from groundup.recipe.stamp import Stamp, finish_stamp, read_stamp, write_stamp
 from groundup.record.cost import Meter
 from groundup.record.ledger import Ledger, Record
-from groundup.record.metrics import format_duration, is_silent
+from groundup.record.metrics import format_duration, say
 from groundup.settings import write_table
 from groundup.storage import finish_folder, hash_folder, hash_value, working_folder
 
@@ -215,9 +214,3 @@ def _make(stage: Stage, config: Any, inputs: Mapping[str, Path], out: Path, want
     finish_folder(working, out)
     say(f"{title}: done in {format_duration(meter.cost()['wall_seconds']['value'])}")
     return finished
-
-
-def say(text: str) -> None:
-    """One line about the course of a run, on stderr; none if the user wants quiet."""
-    if not is_silent():
-        print(text, file=sys.stderr, flush=True)
