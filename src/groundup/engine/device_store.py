@@ -17,7 +17,7 @@ from torch import Tensor
 from groundup.engine.blocks import Copy
 from groundup.engine.cache_memory import memory_for
 from groundup.engine.paged import at_once
-from groundup.engine.paged_attention import Places, attend_to_blocks
+from groundup.engine.paged_attention import AttentionTables, attend_to_blocks
 from groundup.model.context import Visibility
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Attention
@@ -54,9 +54,9 @@ class DeviceStore:
             for source, target in zip(sources, targets, strict=True):
                 target[:, tos] = source[:, froms].to(target.device)
 
-    def cache(self, places: Places) -> "StepBlocks":
+    def cache(self, tables: AttentionTables) -> "StepBlocks":
         """The model's cache for one step."""
-        return StepBlocks([LayerBlocks(memory[0], memory[1], places) for memory in self._device], places.most_keys)
+        return StepBlocks([LayerBlocks(memory[0], memory[1], tables) for memory in self._device], tables.most_keys)
 
     def _memories(self, blocks: Items[int]) -> tuple[list[Tensor], list[int]]:
         """The memories of all layers in which these blocks lie, and their places there."""
@@ -70,7 +70,7 @@ class LayerBlocks:
 
     keys_pbjk: Tensor
     values_pbjk: Tensor
-    places: Places
+    tables: AttentionTables
     state: tuple[Tensor, ...] | None = None
     load: Tensor | None = None
 
@@ -91,9 +91,9 @@ class LayerBlocks:
         if bias_hts is not None:
             raise ValueError("nothing can be added to the scores of attention to blocks")
         for memory, new_bhtk in ((self.keys_pbjk, k_bhtk), (self.values_pbjk, v_bhtk)):
-            memory.flatten(0, 1).index_copy_(0, self.places.slots_m, new_bhtk[0].transpose(0, 1))
+            memory.flatten(0, 1).index_copy_(0, self.tables.slots_m, new_bhtk[0].transpose(0, 1))
         q_mhk = q_bhtk[0].transpose(0, 1)
-        out_mhk = attend_to_blocks(spec, q_mhk, self.keys_pbjk, self.values_pbjk, self.places, sinks_h)
+        out_mhk = attend_to_blocks(spec, q_mhk, self.keys_pbjk, self.values_pbjk, self.tables, sinks_h)
         return out_mhk.transpose(0, 1)[None]
 
     def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
