@@ -4,7 +4,6 @@ import io
 import math
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -21,15 +20,6 @@ from groundup.tokens.tokenizer import Tokenizer, train
 
 BENCH = ["--streams", "1", "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1"]
 W8 = ["--out", "new", "--format", "w8"]
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    """Put back the handlers that `main` sets."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
