@@ -10,9 +10,10 @@ from tiny import hot_decoder, tiny_config
 
 import groundup as gu
 from groundup.engine import assembly
-from groundup.engine.assembly import assemble
+from groundup.engine.assembly import assemble, cache_tokens_for
 from groundup.engine.blocks import BLOCK_TOKENS
 from groundup.engine.kernels import KeyValueBlocks
+from groundup.engine.kernels.checks import round_up
 from groundup.engine.paged import Slots
 from groundup.hardware import usable_memory_bytes
 from groundup.model.language_model import LanguageModel
@@ -91,6 +92,17 @@ def test_the_usual_cache_is_no_larger_than_what_can_run_at_a_time():
 def test_limits_in_which_nothing_can_be_computed_are_refused_by_name(limits: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         gu.Engine(_model("llama", quantized=False), stop_ids=[], **limits)
+
+
+@pytest.mark.parametrize("tokens", [31, 32, 33])
+def test_texts_for_which_a_cache_was_measured_are_computed_at_a_time(tokens: int):
+    """With the blocks of the prompts alone, the last one would wait until another has ended."""
+    model, cpu = _model("llama", quantized=False), torch.device("cpu")
+    for cache_tokens, together in ((cache_tokens_for(3, tokens, cpu), 3), (3 * round_up(tokens, BLOCK_TOKENS), 2)):
+        scheduler = assemble(model, 64 * 3, 3, cache_tokens=cache_tokens).scheduler
+        for number in range(3):
+            scheduler.add([number] * tokens, tokens)
+        assert len(scheduler.schedule().chunks) == together
 
 
 def test_limits_are_those_that_were_said():

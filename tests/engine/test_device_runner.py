@@ -227,7 +227,7 @@ def test_what_only_a_gpu_does_is_refused_elsewhere(tmp_path: Path):
 def test_a_folder_for_a_device_comes_in_a_type_that_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`meta` stands for the device: it has no numbers, but types."""
     gu.save(hot_decoder(tiny_config("llama"), dtype=torch.float32), tmp_path)
-    monkeypatch.setattr(loading, "_device", lambda name: torch.device(name))
+    monkeypatch.setattr(loading, "device_of", lambda name: torch.device(name))
     moved = loading.load_for_engine(tmp_path, None, "meta")
     assert moved.device.type == "meta" and {one.dtype for one in moved.parameters()} == {torch.bfloat16}
     assert loading.load_for_engine(tmp_path, "w8", "meta").final_norm.weight.dtype == torch.float32

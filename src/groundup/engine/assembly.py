@@ -16,7 +16,7 @@ from groundup.engine.layer_program import key_value_shape
 from groundup.engine.loading import use_kernels
 from groundup.engine.ranges import COUNT, NATURAL
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
-from groundup.engine.runners import block_size_of, runner_of
+from groundup.engine.runners import block_size_of, largest_block_size, runner_of
 from groundup.engine.scheduler import Scheduler
 from groundup.model.config import AudioConfig
 from groundup.model.encoder_decoder import EncoderDecoder
@@ -88,6 +88,13 @@ def assemble(
         reach=reach(decoder),
     )
     return Assembly(pool, scheduler, runner)
+
+
+def cache_tokens_for(texts: int, tokens: int, device: torch.device) -> int:
+    """`cache_tokens` with which so many texts of so many tokens are computed at a time, none waiting for another."""
+    size = largest_block_size(device)
+    # A text is admitted only where each running one could get another block.
+    return texts * (blocks_for(tokens, size) + 1) * size
 
 
 def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:

@@ -78,7 +78,7 @@ def load_for_engine(folder: Path, quantize: str | None, device: str) -> Language
     """
     if quantize is not None and quantize not in ENGINE_FORMATS:
         raise ValueError(f"`quantize` must be one of {', '.join(ENGINE_FORMATS)} or None, not {quantize!r}")
-    place = _device(device)
+    place = device_of(device)
     if quantize == FLOAT8_NAME and not _multiplies_float8(place):
         raise ValueError("`quantize` 'fp8' is for GPUs of compute capability 8.9 and above; here w8 and w4 are there")
     model = load_model(folder)
@@ -95,7 +95,7 @@ def load_for_engine(folder: Path, quantize: str | None, device: str) -> Language
     return model
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """Raises UserError for one that is not there."""
     if name == "cpu":
         return torch.device(name)

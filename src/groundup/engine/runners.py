@@ -16,6 +16,11 @@ def block_size_of(model: LanguageModel | EncoderDecoder) -> int:
     return KERNEL_BLOCK_TOKENS if isinstance(model, LanguageModel) and runs_on_device(model) else BLOCK_TOKENS
 
 
+def largest_block_size(device: torch.device) -> int:
+    """The same of whichever model on this device, at most."""
+    return BLOCK_TOKENS if device.type == "cpu" else KERNEL_BLOCK_TOKENS
+
+
 def runner_of(
     model: LanguageModel | EncoderDecoder,
     blocks: int,
