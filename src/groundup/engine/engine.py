@@ -7,7 +7,7 @@ together, and beginnings that they share are computed once. What a request gets 
 import asyncio
 from asyncio import wrap_future
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from groundup.engine.asking import Desk, asked, of_one_text
+from groundup.engine.asking import Desk, Listen, asked, of_one_text
 from groundup.engine.assembly import assemble, require_limits
 from groundup.engine.choose import Choice
 from groundup.engine.compiled import CacheType
@@ -194,9 +194,27 @@ class Engine:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._desk.begin([prompt], lambda: inbox.put, wanted, constraint, adapter, streams=True)
-        with self._desk.awaited(jobs):
+        with self.telling([prompt], lambda: inbox.put, wanted, constraint, adapter):
             yield from pieces_of(inbox)
+
+    @contextmanager
+    def telling(
+        self,
+        prompts: Sequence[Prompt],
+        listen: Listen,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        adapter: str | None = None,
+    ) -> Iterator[None]:
+        """Within it texts are written, and what they gain is told in the engine's thread itself, which wakes nobody up.
+
+        listen: gives for each text in turn what is told its pieces, and the error if one ends it; it must not raise.
+        sampling: as it stands, so that no text ends at other stop tokens than it has.
+        What is not finished is given up where an error leaves this. Raises ValueError as `generate` does.
+        """
+        _, jobs = self._desk.begin(prompts, listen, sampling, constraint, adapter, streams=True)
+        with self._desk.awaited(jobs):
+            yield
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """The assistant's reply to a conversation, see `tokens/chat.py`; `reply.message()` continues it.
@@ -304,7 +322,6 @@ class Engine:
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._desk.begin([prompt], lambda: tell, wanted, constraint, adapter, streams=True)
-        with self._desk.awaited(jobs):
+        with self.telling([prompt], lambda: tell, wanted, constraint, adapter):
             async for piece in awaited_pieces_of(inbox):
                 yield piece
