@@ -247,7 +247,8 @@ void grouped() {
 void attention() {
   const int64_t sequences = up_to(3), kv_heads = up_to(3), heads = kv_heads * up_to(5), dim = up_to(140);
   const int64_t size = 16 * up_to(3), most = up_to(4), pool = sequences * most, bits = 8 << draw() % 3;
-  auto keys = random<float>(pool * kv_heads * dim * size * bits / 32);
+  const int64_t key_dims = bits == 16 ? padded(dim, 2) : dim;
+  auto keys = random<float>(pool * kv_heads * key_dims * size * bits / 32);
   auto values = random<float>(pool * kv_heads * size * padded(dim, 16) * bits / 32);
   auto key_scales = random<float>(pool * kv_heads * size), value_scales = random<float>(pool * kv_heads * size);
   const KeyValueBlocks blocks{keys.get(), values.get(), bits == 8 ? key_scales.get() : nullptr,

@@ -184,8 +184,10 @@ def test_bfloat16_is_rounded_to_the_nearest(compiled: None):
     )
     blocks = KeyValueBlocks.empty(1, 1, 1, 512, torch.bfloat16)
     blocks.store(numbers[:, None, None], -numbers[:, None, None], torch.arange(len(numbers)))
-    torch.testing.assert_close(blocks.keys[0, 0, 0, : len(numbers)], numbers.bfloat16(), rtol=0, atol=0, equal_nan=True)
-    values = blocks.values[0, 0, : len(numbers), 0]
+    keys, beside = blocks.keys[0, 0, 0, : len(numbers)].unbind(-1)
+    torch.testing.assert_close(keys, numbers.bfloat16(), rtol=0, atol=0, equal_nan=True)
+    assert not beside.any()
+    values = blocks.values[0, 0, :, 0].flatten()[: len(numbers)]
     torch.testing.assert_close(values, -numbers.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 

@@ -48,6 +48,8 @@ class Activations:
 class KeyValueBlocks:
     """Keys (blocks, kv_heads, head_dim, block_size) and values (…, block_size, head_dim padded to 16).
 
+    In bfloat16 numbers that are summed over stand in pairs: keys (…, head_dim / 2, block_size, 2 dimensions), with a zero
+    beside the last one of an odd number, and values (…, block_size / 2, head_dim padded to 16, 2 tokens).
     key_scales, value_scales: (blocks, kv_heads, block_size) float32 where they are int8, else empty.
     """
 
@@ -68,8 +70,13 @@ class KeyValueBlocks:
             raise ValueError(f"heads must have 1 to {MOST_HEAD_DIM} dimensions, not {head_dim}")
         if dtype not in (torch.float32, torch.bfloat16, torch.int8):
             raise ValueError(f"keys and values are kept in float32, bfloat16 or int8, not {dtype}")
-        keys = torch.empty(blocks, kv_heads, head_dim, block_size, dtype=dtype)
-        values = torch.empty(blocks, kv_heads, block_size, round_up(head_dim, STRIP), dtype=dtype)
+        padded = round_up(head_dim, STRIP)
+        if dtype == torch.bfloat16:
+            keys = torch.empty(blocks, kv_heads, (head_dim + 1) // 2, block_size, 2, dtype=dtype)
+            values = torch.empty(blocks, kv_heads, block_size // 2, padded, 2, dtype=dtype)
+        else:
+            keys = torch.empty(blocks, kv_heads, head_dim, block_size, dtype=dtype)
+            values = torch.empty(blocks, kv_heads, block_size, padded, dtype=dtype)
         scaled = (blocks, kv_heads, block_size) if dtype == torch.int8 else (0,)
         return cls(head_dim, keys, values, torch.empty(scaled), torch.empty(scaled))
 

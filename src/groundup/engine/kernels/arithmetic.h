@@ -31,6 +31,36 @@ INLINE void store(float* to, F x, int64_t left) {
   else if (left > 0) std::memcpy(to, &x, left * sizeof(float));
 }
 
+template <typename Vector>
+INLINE Vector load_as(const void* from) {
+  Vector x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+// Calls `each` with the place of every vector of `width` numbers, and how many of its numbers there are: known when this is
+// compiled for all but the last.
+template <typename Each>
+INLINE void each_vector(int64_t width, const Each& each) {
+  int64_t i = 0;
+  for (; i + W <= width; i += W) each(i, std::integral_constant<int64_t, W>{});
+  if (i < width) each(i, width - i);
+}
+
+// The same for sums, and which of kChains sums a vector may be added to: one alone would wait for each of its additions.
+constexpr int kChains = 4;
+template <typename Each>
+INLINE void each_chained(int64_t width, const Each& each) {
+  int64_t i = 0;
+  for (; i + kChains * W <= width; i += kChains * W) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) each(i + c * W, std::integral_constant<int64_t, W>{}, c);
+  }
+  for (; i < width; i += W) each(i, width - i, 0);
+}
+
+INLINE F total_of(const F (&chains)[kChains]) { return (chains[0] + chains[1]) + (chains[2] + chains[3]); }
+
 INLINE I lanes() {  // 0, 1, 2, …
   I out;
   for (int i = 0; i < W; ++i) out[i] = i;
@@ -38,6 +68,7 @@ INLINE I lanes() {  // 0, 1, 2, …
 }
 
 INLINE F max(F a, F b) { return a > b ? a : b; }
+INLINE I max(I a, I b) { return a > b ? a : b; }
 INLINE F abs(F x) { return (F)((I)x & 0x7fffffff); }
 
 // Adding 1.5 · 2²³ leaves no bits behind the point: the sum's last bits are the nearest integer, halves to even.
@@ -75,7 +106,11 @@ INLINE F power_of_two(F x) {
   return (F)((I)series + ((I)shifted << 23));
 }
 
-INLINE F sigmoid(F x) { return 1.0f / (1.0f + exp(-x)); }
+// e⁻ˣ is taken as e⁸⁷ at most: what is below -87 hardly differs from 0.
+INLINE F sigmoid(F x) {
+  const F power = -kLog2E * x;
+  return 1.0f / (1.0f + power_of_two<fma>(power > 126.0f ? splat(126.0f) : power));
+}
 INLINE F tanh(F x) { return 1.0f - 2.0f / (1.0f + exp(x + x)); }  // absolute error 2e-7
 
 // Within 2e-7: Abramowitz and Stegun, formula 7.1.26.
@@ -97,14 +132,14 @@ struct Scale {
 };
 
 static Scale scale_of(const float* x, int64_t width) {
-  F largest = {}, broken = {};
-  for (int64_t i = 0; i < width; i += W) {
-    const F part = load(x + i, width - i);
-    largest = max(largest, abs(part));
-    broken += part * 0.0f;
-  }
-  const float top = reduce_max(largest);
-  const bool is_finite = reduce_add(broken) == 0.0f;
-  if (!is_finite) return {NAN, 0.0f, false};
+  constexpr int32_t kInfinite = 0x7f800000;  // the bits of what is not finite are no less, those of numbers rise with them
+  I largest[kChains] = {};
+  each_chained(width, [&](int64_t i, auto left, int chain) __attribute__((always_inline)) {
+    const I size = (I)load(x + i, left) & 0x7fffffff;
+    largest[chain] = max(largest[chain], size);
+  });
+  const I all = max(max(largest[0], largest[1]), max(largest[2], largest[3]));
+  const float top = reduce_max((F)(all > kInfinite ? splat(kInfinite) : all));
+  if (top == INFINITY) return {NAN, 0.0f, false};
   return top > kSmallest ? Scale{top / 127.0f, 127.0f / top, true} : Scale{0.0f, 0.0f, true};
 }

@@ -29,9 +29,8 @@ struct AttentionTile {
   float wide_keys[kSpanKeys * kMaxHeadDim];  // of a span, if they are widened for all rows
   float wide_values[kSpanKeys * kMaxHeadDim];
 #if GROUNDUP_LEVEL == 3
-  // Queries, weights and a span in bfloat16, two numbers of a sum side by side.
+  // Queries and weights in bfloat16, two numbers of a sum side by side.
   uint32_t paired_queries[kTile * kMaxHeadDim / 2], paired_weights[kTile * kSpanKeys / 2];
-  uint32_t paired_keys[kSpanKeys * kMaxHeadDim / 2], paired_values[kSpanKeys * kMaxHeadDim / 2];
 #endif
 };
 
@@ -79,14 +78,6 @@ static int64_t first_key_of(const AttentionJob& job, int64_t sequence, int64_t r
   return job.window > 0 ? std::max<int64_t>(0, end_key_of(job, sequence, row) - job.window) : 0;
 }
 
-// Keys and values of a strip, and their scales if they are int8: the first `there` of its keys exist.
-template <typename Element>
-struct Strip {
-  const Element *keys, *values;
-  int64_t key_stride, begin, there;
-  const float *key_scales, *value_scales;  // or null
-};
-
 // Strips that follow each other and whose keys a row is weighed against together.
 template <typename Element>
 struct Span {
@@ -128,7 +119,7 @@ INLINE void score_step(const float* queries, const Strip<Element>* strips, int64
 #pragma GCC unroll 8
   for (int v = 0; v < kStrips * kStripVectors; ++v) {
     const Strip<Element>& strip = strips[v / kStripVectors];
-    const F key = load(strip.keys + d * strip.key_stride + v % kStripVectors * W);
+    const F key = keys_at(strip, d, v % kStripVectors * W);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) scores[r][v] = fma(splat(queries[r * dim + d]), key, scores[r][v]);
   }
@@ -215,11 +206,10 @@ static void blend(AttentionTile& tile, int64_t first_row, const Span<Element>& s
     for (int v = 0; v < kVectors; ++v) total[r][v] = load(sums + r * padded + d + v * W);
   }
   for (int64_t i = 0; i < span.count; ++i) {
-    const Element* values = span.strips[i].values + d;
     for (int64_t j = 0; j < span.strips[i].there; ++j) {
       F value[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) value[v] = load(values + j * padded + v * W);
+      for (int v = 0; v < kVectors; ++v) value[v] = values_at(span.strips[i], j, d + v * W, padded);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         const F weight = splat(weights[r * kSpanKeys + i * kStrip + j]);
@@ -267,9 +257,11 @@ static Span<float> widened(AttentionTile& tile, const Span<Element>& span, int64
     const Strip<Element>& strip = span.strips[s];
     float *keys = tile.wide_keys + s * kStrip * dim, *values = tile.wide_values + s * kStrip * padded;
     for (int64_t d = 0; d < dim; ++d) {
-      for (int v = 0; v < kStrip; v += W) store(keys + d * kStrip + v, load(strip.keys + d * strip.key_stride + v));
+      for (int v = 0; v < kStrip; v += W) store(keys + d * kStrip + v, keys_at(strip, d, v));
     }
-    for (int64_t i = 0; i < strip.there * padded; i += W) store(values + i, load(strip.values + i));
+    for (int64_t i = 0; i < strip.there; ++i) {
+      for (int64_t d = 0; d < padded; d += W) store(values + i * padded + d, values_at(strip, i, d, padded));
+    }
     wide.strips[s] = {keys, values, kStrip, strip.begin, strip.there, strip.key_scales, strip.value_scales};
   }
   return wide;
@@ -282,12 +274,14 @@ static Strip<Element> strip_at(const AttentionJob& job, int64_t sequence, int64_
   const int64_t padded = (blocks.head_dim + kPanel - 1) / kPanel * kPanel;
   const int64_t block = job.block_table[sequence * job.table_stride + begin / blocks.block_size];
   const int64_t head = (block * blocks.kv_heads + kv_head) * blocks.block_size, slot = begin % blocks.block_size;
-  const auto* keys = static_cast<const Element*>(blocks.keys) + head * blocks.head_dim + slot;
+  constexpr int64_t beside = kBeside<Element>;
+  const auto* keys = static_cast<const Element*>(blocks.keys) + head * key_dims<Element>(blocks.head_dim) + slot * beside;
   const auto* values = static_cast<const Element*>(blocks.values) + (head + slot) * padded;
   const bool scaled = std::is_same_v<Element, int8_t>;
   const float *key_scales = scaled ? blocks.key_scales + head + slot : nullptr,
               *value_scales = scaled ? blocks.value_scales + head + slot : nullptr;
-  return {keys, values, blocks.block_size, begin, std::min(kStrip, end - begin), key_scales, value_scales};
+  const int64_t stride = blocks.block_size * beside, there = std::min(kStrip, end - begin);
+  return {keys, values, stride, begin, there, key_scales, value_scales};
 }
 
 // Has the block that begins at a strip, or holds it, fetched from memory.
@@ -298,7 +292,7 @@ static void fetch(const KeyValueBlocks& blocks, const Strip<Element>& strip) {
     constexpr int64_t kLine = 64 / sizeof(Element);
     for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
   };
-  lines(strip.keys - slot, blocks.block_size * blocks.head_dim);
+  lines(strip.keys - slot * kBeside<Element>, blocks.block_size * key_dims<Element>(blocks.head_dim));
   lines(strip.values - slot * padded, blocks.block_size * padded);
 }
 
@@ -316,20 +310,13 @@ static void fetch_behind(const AttentionJob& job, const AttentionTile& tile, int
   }
 }
 
-// A tile past a span, whose numbers are first made such as they are multiplied best if there are many rows for them. A
-// row's result does not depend on that.
+// A tile past a span. A row's result does not depend on whether its numbers are widened for all rows.
 template <typename Element>
 static void pass(const AttentionJob& job, AttentionTile& tile, const Span<Element>& span, int64_t dim, int64_t padded) {
-  const bool is_worthwhile = tile.rows > kAttentionRows;
 #if GROUNDUP_LEVEL == 3
-  if constexpr (std::is_same_v<Element, uint16_t>) {
-    const LoosePairs loose{span, dim, padded};
-    if (is_worthwhile) tile_past(job, tile, kept(tile, loose));
-    else tile_past(job, tile, loose);
-    return;
-  }
+  if constexpr (std::is_same_v<Element, uint16_t>) return tile_past(job, tile, Pairs{span, padded});
 #endif
-  if (std::is_same_v<Element, float> || !is_worthwhile) tile_past(job, tile, span);
+  if (std::is_same_v<Element, float> || tile.rows <= kAttentionRows) tile_past(job, tile, span);
   else tile_past(job, tile, widened(tile, span, dim, padded));
 }
 

@@ -4,59 +4,18 @@
 // Numbers that are summed over, dimensions of a key and keys of a value, stand side by side. Queries and weights are
 // rounded to bfloat16 too; the sum of weights is that of the rounded ones, so that these still make 1 together.
 
-INLINE U paired(H first, H second) { return widen(first) | widen(second) << 16; }
+// A span as it lies in its blocks.
+struct Pairs : Span<uint16_t> {
+  int64_t padded;
 
-INLINE H load_halves(const uint16_t* from) {
-  H x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
-INLINE U load(const uint32_t* from) {
-  U x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
-// A span whose numbers are paired as they are needed: of two dimensions the keys of a strip, of two keys the values of a
-// head. Where the last dimension or key has no other beside it, zeros stand there.
-struct LoosePairs : Span<uint16_t> {
-  int64_t dim, padded;
-
+  // Two dimensions of the keys of a strip; two values of a strip in W dimensions from d on.
   INLINE_MEMBER U keys_of(int64_t strip, int64_t pair) const {
-    const Strip<uint16_t>& from = strips[strip];
-    const uint16_t* first = from.keys + 2 * pair * from.key_stride;
-    return paired(load_halves(first), 2 * pair + 1 < dim ? load_halves(first + from.key_stride) : H{});
+    return load_as<U>(strips[strip].keys + pair * strips[strip].key_stride);
   }
-  INLINE_MEMBER U values_of(int64_t pair, int64_t d) const {
-    const Strip<uint16_t>& from = strips[2 * pair / kStrip];
-    const int64_t key = 2 * pair % kStrip;
-    const uint16_t* first = from.values + key * padded + d;
-    if (key >= from.there) return U{};
-    return paired(load_halves(first), key + 1 < from.there ? load_halves(first + padded) : H{});
+  INLINE_MEMBER U values_of(int64_t strip, int64_t pair, int64_t d) const {
+    return load_as<U>(strips[strip].values + 2 * (pair * padded + d));
   }
 };
-
-// The same in the tile's memory: cheaper once than for every few rows again.
-struct KeptPairs : Span<uint16_t> {
-  const uint32_t *keys, *values;
-  int64_t pairs, padded;
-
-  INLINE_MEMBER U keys_of(int64_t strip, int64_t pair) const { return load(keys + (strip * pairs + pair) * kStrip); }
-  INLINE_MEMBER U values_of(int64_t pair, int64_t d) const { return load(values + pair * padded + d); }
-};
-
-static KeptPairs kept(AttentionTile& tile, const LoosePairs& span) {
-  const int64_t pairs = (span.dim + 1) / 2;
-  const auto keep = [](uint32_t* to, U both) { std::memcpy(to, &both, sizeof both); };
-  for (int64_t s = 0; s < span.count; ++s) {
-    for (int64_t p = 0; p < pairs; ++p) keep(tile.paired_keys + (s * pairs + p) * kStrip, span.keys_of(s, p));
-  }
-  for (int64_t p = 0; p < span.count * kStrip / 2; ++p) {
-    for (int64_t d = 0; d < span.padded; d += W) keep(tile.paired_values + p * span.padded + d, span.values_of(p, d));
-  }
-  return {span, tile.paired_keys, tile.paired_values, pairs, span.padded};
-}
 
 // The query of row r, and zero behind its last dimension if that has no other beside it.
 static void pair_query(AttentionTile& tile, int64_t r, int64_t dim) {
@@ -74,7 +33,7 @@ INLINE F keep_weights(AttentionTile& tile, int64_t r, int64_t key, F weights, co
 }
 
 // Scores of kRows rows from r on against kStrips strips from the first on; two chains of pairs of dimensions.
-template <int kRows, int kStrips, typename Pairs>
+template <int kRows, int kStrips>
 static void score(AttentionTile& tile, int64_t r, const Pairs& span, int64_t first_strip, int64_t dim) {
   const int64_t pairs = (dim + 1) / 2;
   const uint32_t* queries = tile.paired_queries + r * pairs;
@@ -98,26 +57,31 @@ static void score(AttentionTile& tile, int64_t r, const Pairs& span, int64_t fir
 }
 
 // sums += weights · values for kRows rows from r on and kVectors vectors of the head from `d` on.
-template <int kRows, int kVectors, typename Pairs>
+template <int kRows, int kVectors>
 static void blend(AttentionTile& tile, int64_t r, const Pairs& span, int64_t d, int64_t padded) {
   float* sums = tile.sums + r * padded + d;
-  const uint32_t* weights = tile.paired_weights + r * kSpanKeys / 2;
   F total[kRows][kVectors];
 #pragma GCC unroll 4
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) total[i][v] = load(sums + i * padded + v * W);
   }
-  for (int64_t p = 0; p < span.count * kStrip / 2; ++p) {
-    U values[kVectors];
+  for (int64_t s = 0; s < span.count; ++s) {
+    const uint32_t* weights = tile.paired_weights + (r * kSpanKeys + s * kStrip) / 2;
+    const auto step = [&](int64_t p, uint32_t mask) __attribute__((always_inline)) {
+      U values[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) values[v] = span.values_of(p, d + v * W);
+      for (int v = 0; v < kVectors; ++v) values[v] = span.values_of(s, p, d + v * W) & mask;
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      const U weight = U{} + weights[i * kSpanKeys / 2 + p];
+      for (int i = 0; i < kRows; ++i) {
+        const U weight = U{} + weights[i * kSpanKeys / 2 + p];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) total[i][v] = dot_pairs(total[i][v], weight, values[v]);
-    }
+        for (int v = 0; v < kVectors; ++v) total[i][v] = dot_pairs(total[i][v], weight, values[v]);
+      }
+    };
+    const int64_t there = span.strips[s].there;
+    for (int64_t p = 0; p < there / 2; ++p) step(p, ~0u);
+    if (there % 2) step(there / 2, 0xffff);  // beside the last key there is none
   }
 #pragma GCC unroll 4
   for (int i = 0; i < kRows; ++i) {

@@ -227,8 +227,10 @@ struct ChooseJob {
 };
 
 // Blocks of keys and values. Keys lie transposed, so that scores need no sums across a register:
-// keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16]. As int8, a
-// head's key or value of one token is -127 … 127 times a scale of its own: [block][kv_head][block_size].
+// keys [block][kv_head][head_dim][block_size], values [block][kv_head][block_size][head_dim padded to 16]. As bfloat16,
+// numbers that are summed over stand in pairs: keys [block][kv_head][head_dim / 2, upwards][block_size][2 dimensions],
+// values [block][kv_head][block_size / 2][head_dim padded to 16][2 slots]. As int8, a head's key or value of one token is
+// -127 … 127 times a scale of its own: [block][kv_head][block_size].
 struct KeyValueBlocks {
   void* keys;
   void* values;

@@ -29,7 +29,7 @@ namespace {
 // Below this a row of activations counts as zero; 127 divided by it is still finite.
 constexpr float kSmallest = 1e-30f;
 // Numbers below which a thread's help costs more than it brings.
-constexpr int64_t kWorthwhile = 16384;
+constexpr int64_t kWorthwhile = 4096;
 
 // The kernels of one level. Each works on the items begin … end - 1 of its job.
 struct Kernels {
@@ -190,13 +190,37 @@ void run(const Several<Job>& all, int64_t grain) {
   run(several<Job>, all, items, grain);
 }
 
+// The rows of a job that are worked on each by itself, of so many numbers.
+template <typename Job>
+struct Rows {
+  void (*kernel)(const Job&, int64_t, int64_t);
+  int64_t count, width;
+};
+
+Rows<GatherJob> rows_of(const GatherJob& job) { return {packing::gather, job.count, job.width}; }
+Rows<QuantizeJob> rows_of(const QuantizeJob& job) { return {chosen().quantize, job.out.rows, job.width}; }
+Rows<NormJob> rows_of(const NormJob& job) { return {chosen().norm, job.rows, job.width}; }
+Rows<RopeJob> rows_of(const RopeJob& job) { return {chosen().rope, job.rows, job.heads * job.dims}; }
+Rows<ActivateJob> rows_of(const ActivateJob& job) { return {chosen().activate, job.rows, job.width}; }
+Rows<AddJob> rows_of(const AddJob& job) { return {chosen().add, job.count, 1}; }
+Rows<MixJob> rows_of(const MixJob& job) { return {chosen().mix, job.rows, job.width * (1 + job.terms)}; }
+Rows<GateJob> rows_of(const GateJob& job) { return {chosen().gate, job.rows, job.heads * job.head_dim}; }
+Rows<CombineJob> rows_of(const CombineJob& job) { return {chosen().combine, job.rows, job.width * (1 + job.choices)}; }
+Rows<ChooseJob> rows_of(const ChooseJob& job) { return {chosen().choose, job.rows, job.width}; }
+Rows<StoreJob> rows_of(const StoreJob& job) {
+  // Each number of a key has a cache line of its own.
+  return {chosen().store, job.rows, 8 * job.blocks.kv_heads * job.blocks.head_dim};
+}
+
+template <typename Job>
+void perform(const Job& job) {
+  const Rows<Job> rows = rows_of(job);
+  run(rows.kernel, job, rows.count, rows_worthwhile(rows.width));
+}
+
 void linear(const LinearJob& job, int64_t begin, int64_t end) {
   (job.weight.bits == 4 ? chosen().linear_nibbles : chosen().linear_bytes)(job, begin, end);
 }
-
-void perform(const GatherJob& job) { run(packing::gather, job, job.count, rows_worthwhile(job.width)); }
-
-void perform(const QuantizeJob& job) { run(chosen().quantize, job, job.out.rows, rows_worthwhile(job.width)); }
 
 void perform(const LinearJob* jobs, int64_t count) {
   run(Several<LinearJob>{jobs, count, chosen().linear_items, linear}, 1);
@@ -207,29 +231,6 @@ void perform(const LinearJob& job) { perform(&job, 1); }
 void perform(const LowRankJob* jobs, int64_t count) {
   run(Several<LowRankJob>{jobs, count, chosen().down_items, chosen().down}, rows_worthwhile(kRankMultiple * jobs->width));
   run(Several<LowRankJob>{jobs, count, chosen().up_items, chosen().up}, rows_worthwhile(kRowMultiple * jobs->change.rank));
-}
-
-void perform(const NormJob& job) { run(chosen().norm, job, job.rows, rows_worthwhile(job.width)); }
-
-void perform(const RopeJob& job) { run(chosen().rope, job, job.rows, rows_worthwhile(job.heads * job.dims)); }
-
-void perform(const ActivateJob& job) { run(chosen().activate, job, job.rows, rows_worthwhile(job.width)); }
-
-void perform(const AddJob& job) { run(chosen().add, job, job.count, kWorthwhile); }
-
-void perform(const MixJob& job) { run(chosen().mix, job, job.rows, rows_worthwhile(job.width * (1 + job.terms))); }
-
-void perform(const GateJob& job) { run(chosen().gate, job, job.rows, rows_worthwhile(job.heads * job.head_dim)); }
-
-void perform(const CombineJob& job) {
-  run(chosen().combine, job, job.rows, rows_worthwhile(job.width * (1 + job.choices)));
-}
-
-void perform(const ChooseJob& job) { run(chosen().choose, job, job.rows, rows_worthwhile(job.width)); }
-
-void perform(const StoreJob& job) {
-  // Each number of a key has a cache line of its own.
-  run(chosen().store, job, job.rows, rows_worthwhile(8 * job.blocks.kv_heads * job.blocks.head_dim));
 }
 
 void perform(const AttentionJob& job) { run(chosen().attend, job, chosen().attention_items(job), 1); }

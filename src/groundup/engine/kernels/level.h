@@ -4,6 +4,7 @@
 #include "linear.h"
 #include "low_rank.h"
 #include "pointwise.h"
+#include "blocks.h"
 #include "store.h"
 #include "attention.h"
 #include "choose.h"

@@ -8,24 +8,26 @@ static void norm(const NormJob& job, int64_t begin, int64_t end) {
     const int64_t own = m % job.weights * job.width;
     float mean = 0;
     if (job.centred) {
-      F sum = {};
-      for (int64_t i = 0; i < job.width; i += W) sum += load(x + i, job.width - i);
-      mean = reduce_add(sum) / job.width;
+      F sums[kChains] = {};
+      each_chained(job.width, [&](int64_t i, auto left, int chain) __attribute__((always_inline)) {
+        sums[chain] += load(x + i, left);
+      });
+      mean = reduce_add(total_of(sums)) / job.width;
     }
-    F squares = {};
-    for (int64_t i = 0; i < job.width; i += W) {
-      F centred = load(x + i, job.width - i) - mean;
-      if (i + W > job.width) centred = lanes() < static_cast<int32_t>(job.width - i) ? centred : F{};
-      squares = fma(centred, centred, squares);
-    }
-    const float scale = 1.0f / std::sqrt(reduce_add(squares) / job.width + job.eps);
-    for (int64_t i = 0; i < job.width; i += W) {
-      const int64_t left = job.width - i;
+    F squares[kChains] = {};
+    each_chained(job.width, [&](int64_t i, auto left, int chain) __attribute__((always_inline)) {
+      F centred = load(x + i, left) - mean;
+      if (left < W) centred = lanes() < static_cast<int32_t>(left) ? centred : F{};
+      squares[chain] = fma(centred, centred, squares[chain]);
+    });
+    const float scale = 1.0f / std::sqrt(reduce_add(total_of(squares)) / job.width + job.eps);
+    const float more = job.plus_one ? 1.0f : 0.0f;
+    each_vector(job.width, [&](int64_t i, auto left) __attribute__((always_inline)) {
       F y = (load(x + i, left) - mean) * scale;
-      if (job.weight != nullptr) y *= load(job.weight + own + i, left) + (job.plus_one ? 1.0f : 0.0f);
+      if (job.weight != nullptr) y *= load(job.weight + own + i, left) + more;
       if (job.bias != nullptr) y += load(job.bias + own + i, left);
       store(out + i, y, left);
-    }
+    });
   }
 }
 
@@ -59,8 +61,9 @@ static void rope(const RopeJob& job, int64_t begin, int64_t end) {
   }
 }
 
-INLINE F activation(F x, int32_t kind) {
-  switch (kind) {
+template <int32_t kKind>
+INLINE F activation(F x) {
+  switch (kKind) {
     case kSilu: return x * sigmoid(x);
     case kGelu: return 0.5f * x * (1.0f + erf(x * 0.70710678f));
     case kGeluTanh: return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));  // (1 + tanh u) / 2 = sigmoid(2u)
@@ -71,22 +74,36 @@ INLINE F activation(F x, int32_t kind) {
   }
 }
 
-static void activate(const ActivateJob& job, int64_t begin, int64_t end) {
+template <int32_t kKind>
+static void activate_by(const ActivateJob& job, int64_t begin, int64_t end) {
   const float limit = job.limit, blunt = 1.0f / job.sharpness;
+  const bool is_bent = limit < INFINITY || job.sharpness != 1.0f || job.up_offset != 0.0f;
   for (int64_t m = begin; m < end; ++m) {
     const float* gate = job.gate + m * job.gate_stride;
-    float* out = job.out + m * job.out_stride;
-    for (int64_t i = 0; i < job.width; i += W) {
-      const int64_t left = job.width - i;
+    const float* up = job.up == nullptr ? nullptr : job.up + m * job.up_stride;
+    each_vector(job.width, [&](int64_t i, auto left) __attribute__((always_inline)) {
       const F x = load(gate + i, left);
-      F y = blunt * activation(job.sharpness * (x > limit ? splat(limit) : x), job.activation);
-      if (job.up != nullptr) {
-        F up = load(job.up + m * job.up_stride + i, left);
-        up = up > limit ? splat(limit) : up < -limit ? splat(-limit) : up;
-        y *= up + job.up_offset;
+      const F f = !is_bent ? activation<kKind>(x)
+                           : blunt * activation<kKind>(job.sharpness * (x > limit ? splat(limit) : x));
+      F factor = up == nullptr ? splat(1.0f) : load(up + i, left);
+      if (is_bent && up != nullptr) {
+        factor = factor > limit ? splat(limit) : factor < -limit ? splat(-limit) : factor;
+        factor += job.up_offset;
       }
-      store(out + i, y, left);
-    }
+      store(job.out + m * job.out_stride + i, f * factor, left);
+    });
+  }
+}
+
+static void activate(const ActivateJob& job, int64_t begin, int64_t end) {
+  switch (job.activation) {
+    case kSilu: return activate_by<kSilu>(job, begin, end);
+    case kGelu: return activate_by<kGelu>(job, begin, end);
+    case kGeluTanh: return activate_by<kGeluTanh>(job, begin, end);
+    case kQuickGelu: return activate_by<kQuickGelu>(job, begin, end);
+    case kRelu: return activate_by<kRelu>(job, begin, end);
+    case kReluSquared: return activate_by<kReluSquared>(job, begin, end);
+    default: return activate_by<kTanh>(job, begin, end);
   }
 }
 

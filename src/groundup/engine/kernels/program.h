@@ -67,11 +67,6 @@ inline CombineJob fitted(CombineJob job, const ProgramJob& step) {
   return job;
 }
 
-template <typename Job>
-void perform_as(const Instruction& instruction, const ProgramJob& step) {
-  perform(fitted(*static_cast<const Job*>(instruction.job), step));
-}
-
 inline void perform_linears(const Instruction& instruction, const ProgramJob& step) {
   LinearJob jobs[kMostLinears];
   for (int64_t i = 0; i < instruction.jobs; ++i) {
@@ -113,24 +108,76 @@ inline void perform_adapt(const Instruction& instruction, const ProgramJob& step
   perform(jobs.data(), static_cast<int64_t>(jobs.size()));
 }
 
+// Calls `use` with the job of an instruction that treats each token by itself; false for the others.
+template <typename Use>
+bool with_rows(const Instruction& instruction, const ProgramJob& step, const Use& use) {
+#define USE(Job) use(fitted(*static_cast<const Job*>(instruction.job), step))
+  switch (instruction.operation) {
+    case kQuantize: USE(QuantizeJob); return true;
+    case kNorm: USE(NormJob); return true;
+    case kRope: USE(RopeJob); return true;
+    case kActivate: USE(ActivateJob); return true;
+    case kAdd: USE(AddJob); return true;
+    case kStore: USE(StoreJob); return true;
+    case kGather: USE(GatherJob); return true;
+    case kMix: USE(MixJob); return true;
+    case kGate: USE(GateJob); return true;
+    case kCombine: USE(CombineJob); return true;
+    default: return false;
+  }
+#undef USE
+}
+
+// Instructions behind each other that treat each token by itself: a thread takes a few tokens through all of them, while
+// they are in its caches. As many as a strip has keys, for these are stored together.
+struct Passage {
+  const ProgramJob& step;
+  const Instruction* instructions;
+  int64_t count;
+  int64_t numbers;  // of a token
+};
+
+inline Passage passage_from(const ProgramJob& step, int64_t first) {
+  Passage passage{step, step.instructions + first, 0, 0};
+  const auto add_numbers = [&](const auto& job) {
+    const auto rows = rows_of(job);
+    passage.numbers += rows.count / step.tokens * rows.width;
+  };
+  while (first + passage.count < step.count && with_rows(passage.instructions[passage.count], step, add_numbers)) {
+    ++passage.count;
+  }
+  return passage;
+}
+
+// Tokens begin … end - 1.
+inline void pass(const Passage& passage, int64_t begin, int64_t end) {
+  for (int64_t from = begin; from < end; from += kStrip) {
+    const int64_t until = std::min(from + kStrip, end);
+    const auto treat = [&](const auto& job) {
+      const auto rows = rows_of(job);
+      const int64_t each = rows.count / passage.step.tokens;
+      rows.kernel(job, from * each, until * each);
+    };
+    for (int64_t i = 0; i < passage.count; ++i) with_rows(passage.instructions[i], passage.step, treat);
+  }
+}
+
+// What threads have to meet for.
+inline void perform(const Instruction& instruction, const ProgramJob& step) {
+  switch (instruction.operation) {
+    case kLinear: perform_linears(instruction, step); break;
+    case kAttend: perform(fitted(*static_cast<const AttentionJob*>(instruction.job), step)); break;
+    case kGrouped: perform_grouped(*static_cast<const GroupedJob*>(instruction.job)); break;
+    case kAdapt: perform_adapt(instruction, step); break;
+  }
+}
+
 inline void perform(const ProgramJob& step) {
-  for (int64_t i = 0; i < step.count; ++i) {
-    const Instruction& instruction = step.instructions[i];
-    switch (instruction.operation) {
-      case kQuantize: perform_as<QuantizeJob>(instruction, step); break;
-      case kLinear: perform_linears(instruction, step); break;
-      case kNorm: perform_as<NormJob>(instruction, step); break;
-      case kRope: perform_as<RopeJob>(instruction, step); break;
-      case kActivate: perform_as<ActivateJob>(instruction, step); break;
-      case kAdd: perform_as<AddJob>(instruction, step); break;
-      case kStore: perform_as<StoreJob>(instruction, step); break;
-      case kAttend: perform_as<AttentionJob>(instruction, step); break;
-      case kGather: perform_as<GatherJob>(instruction, step); break;
-      case kMix: perform_as<MixJob>(instruction, step); break;
-      case kGate: perform_as<GateJob>(instruction, step); break;
-      case kCombine: perform_as<CombineJob>(instruction, step); break;
-      case kGrouped: perform_grouped(*static_cast<const GroupedJob*>(instruction.job)); break;
-      case kAdapt: perform_adapt(instruction, step); break;
-    }
+  if (step.tokens == 0) return;
+  for (int64_t i = 0; i < step.count;) {
+    const Passage passage = passage_from(step, i);
+    if (passage.count > 0) run(pass, passage, step.tokens, rows_worthwhile(passage.numbers));
+    else perform(step.instructions[i], step);
+    i += std::max<int64_t>(1, passage.count);
   }
 }
