@@ -1,9 +1,10 @@
-"""A real corpus in small, and what the stages make of it: read-only, made once for all tests."""
+"""A real corpus in small, and what the stages make of it: read-only, made once for all tests. Signals are put back."""
 
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Put back the handlers that `groundup.cli.main` sets, whichever test calls it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

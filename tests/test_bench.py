@@ -1,7 +1,6 @@
 """`groundup bench`: what it prints and writes, and how it ends where something is wrong."""
 
 import json
-import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,15 +14,6 @@ import groundup
 from groundup.cli import main
 
 FEW = ["--prompt-tokens", "20", "--new-tokens", "5", "--streams", "1", "3", "--repeats", "2"]
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    """Put back the handlers that `main` sets."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def _saved(preset: str, folder: Path) -> Path:

@@ -29,15 +29,6 @@ VERBS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Put back the handlers that `main` sets."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def _help(capsys: pytest.CaptureFixture[str], *verb: str) -> str:
     with pytest.raises(SystemExit) as end:
         main([*verb, "--help"])

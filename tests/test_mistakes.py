@@ -2,8 +2,8 @@
 
 import io
 import math
+import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -20,15 +20,6 @@ from groundup.tokens.tokenizer import Tokenizer, train
 
 BENCH = ["--streams", "1", "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1"]
 W8 = ["--out", "new", "--format", "w8"]
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    """Put back the handlers that `main` sets."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +57,7 @@ def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (tmp_path / "blank.txt").write_text(" \n\n")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     (tmp_path / "fake.gguf").write_bytes(b"no GGUF")
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GROUNDUP_QUIET", "1")
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
@@ -108,6 +100,38 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "this model holds texts of 64 tokens, which has no room for 1000",
     ),
     "figures into a folder": (["bench", "llama", *BENCH, "--json", "empty"], "empty is a folder; name a file to write"),
+    "figures where nothing can be": (
+        ["bench", "weightless", *BENCH, "--json", "/proc/speed.json"],
+        "/proc/speed.json cannot be written (No such file or directory); choose another place",
+    ),
+    "drawing under too long a name": (
+        ["bench", "weightless", *BENCH, "--plot", 250 * "x"],
+        "xxx cannot be written (File name too long); choose another place",
+    ),
+    "drawing into a pipe": (
+        ["bench", "weightless", *BENCH, "--plot", "pipe"],
+        "pipe is a device or a pipe, which the file would replace; name a file to write",
+    ),
+    "few bits where nothing can be": (
+        ["quantize", "weightless", "--out", "/proc/new", "--format", "w8", "--unmeasured"],
+        "/proc/new cannot be written (No such file or directory); choose another place",
+    ),
+    "GGUF where nothing can be": (
+        ["export", "weightless", "--to", "/proc/new.gguf"],
+        "/proc/new.gguf cannot be written (No such file or directory); choose another place",
+    ),
+    "a folder where nothing can be": (
+        ["export", "fake.gguf", "--to", "/proc/new"],
+        "/proc/new cannot be written (No such file or directory); choose another place",
+    ),
+    "a run where nothing can be": (
+        ["run", "pocket", "--out", "/proc/new"],
+        "/proc/new: nothing can be written there; name another folder with --out",
+    ),
+    "a stage where nothing can be": (
+        ["corpus", "--paths", "text.txt", "--out", "/proc"],
+        "/proc: nothing can be written there; name another folder with --out",
+    ),
     "drawing into a folder": (["bench", "llama", *BENCH, "--plot", "empty"], "empty is a folder; name a file to write"),
     "no value": (["bench", "llama", "--streams"], "expected at least one argument; `groundup bench --help` shows"),
     "no model": (["quantize", *W8], "arguments are required: RUN|MODEL; `groundup quantize --help` shows"),

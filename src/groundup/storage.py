@@ -11,7 +11,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+
+from groundup.errors import UserError
 
 # Files that say how a run went rather than what it made: two equal runs differ in them, so they are no content.
 MEASURED_FILES = frozenset({"cost.json", "measured.json", "timings.jsonl", "groundup.json"})
@@ -36,6 +39,21 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def require_place(path: Path) -> None:
+    """Raises UserError where no file or folder can come to be under this name: seen before hours of work, not after.
+
+    It is tried, since rights do not tell it: some file systems (/proc) take nothing from anybody.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: there is no such folder to write into")
+    try:
+        # As long a name as that under which the result is written at first.
+        with TemporaryDirectory(prefix=f".{path.name}", dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,5 +1,6 @@
 """What is assembled for a model: as much cache as was said, and limits in which something can be computed."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from tiny import hot_decoder, tiny_config
 
 import groundup as gu
 from groundup.engine import assembly
-from groundup.engine.assembly import assemble
+from groundup.engine.assembly import assemble, cache_tokens_for
 from groundup.engine.blocks import BLOCK_TOKENS
 from groundup.engine.kernels import KeyValueBlocks
+from groundup.engine.kernels.checks import round_up
 from groundup.engine.paged import Slots
+from groundup.hardware import usable_memory_bytes
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import W8
@@ -91,7 +94,41 @@ def test_limits_in_which_nothing_can_be_computed_are_refused_by_name(limits: dic
         gu.Engine(_model("llama", quantized=False), stop_ids=[], **limits)
 
 
+@pytest.mark.parametrize("tokens", [31, 32, 33])
+def test_texts_for_which_a_cache_was_measured_are_computed_at_a_time(tokens: int):
+    """With the blocks of the prompts alone, the last one would wait until another has ended."""
+    model, cpu = _model("llama", quantized=False), torch.device("cpu")
+    for cache_tokens, together in ((cache_tokens_for(3, tokens, cpu), 3), (3 * round_up(tokens, BLOCK_TOKENS), 2)):
+        scheduler = assemble(model, 64 * 3, 3, cache_tokens=cache_tokens).scheduler
+        for number in range(3):
+            scheduler.add([number] * tokens, tokens)
+        assert len(scheduler.schedule().chunks) == together
+
+
 def test_limits_are_those_that_were_said():
     model = _model("llama", quantized=False)
     pool = assemble(model, 64, 4, cache_tokens=20, host_tokens=50).pool
     assert (pool.count, pool.host, pool.block_size) == (2, 4, BLOCK_TOKENS)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("tokens", [10**15, 10**30])
+def test_a_cache_that_no_memory_has_room_for_is_refused_in_a_sentence(tokens: int, quantized: bool, compiled: None):
+    """The size is that of keys and values, or of one layer's: never more than what would be taken."""
+    with pytest.raises(ValueError, match=f"`cache_tokens`.*: room for {tokens} tokens takes at least") as found:
+        gu.Engine(_model("llama", quantized), stop_ids=[], cache_tokens=tokens)
+    size, machine = re.findall(r"([\d,.]+) GiB", str(found.value))
+    # Two layers of one kv head, or more, of at least 8 numbers in 2 bytes.
+    assert float(size.replace(",", "")) >= tokens * 2 * 2 * 8 * 2 / 2**30 - 1
+    assert float(machine.replace(",", "")) == pytest.approx(usable_memory_bytes() / 2**30, abs=0.06)
+    assert isinstance(found.value.__cause__, MemoryError | OverflowError | RuntimeError)
+
+
+def test_a_layer_that_finds_no_memory_for_its_keys_says_so_to_whoever_asked():
+    """Shapes of the model in PyTorch are known when the first keys are written; the engine is of use afterwards."""
+    slots = Slots(10**14)
+    with pytest.raises(ValueError, match=f"`cache_tokens`: room for {16 * 10**14 + 1} tokens takes at least") as found:
+        slots.write(torch.tensor([[0]]), torch.zeros(1, 2, 1, 8))
+    assert isinstance(found.value.__cause__, RuntimeError)
+    with pytest.raises(ValueError, match="`host_tokens`: room for"):
+        Slots(1, 10**14).write(torch.tensor([[0]]), torch.zeros(1, 2, 1, 8))

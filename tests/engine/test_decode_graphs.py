@@ -28,13 +28,13 @@ def _inputs(texts: int, blocks: int, seed: int) -> StepInputs:
 
 def _summary(inputs: StepInputs) -> Tensor:
     """(texts, 4): shows each number that a step may look at; of the block table, what belongs to a text."""
-    places, texts = inputs.places, len(inputs.ids_m)
-    assert places.most_queries == 1 and places.most_keys >= int(places.key_counts_s.max())
-    columns = torch.arange(places.block_table.shape[1])
-    own = columns * BLOCK_SIZE < places.key_counts_s[:, None]
-    in_table = (places.block_table * own * (columns + 1)).sum(1)
-    starts = places.query_starts[:texts] * 1000 + places.key_starts[:texts]
-    return torch.stack((inputs.ids_m, inputs.positions_m * 300 + places.slots_m, starts.long(), in_table), dim=1)
+    tables, texts = inputs.attention, len(inputs.ids_m)
+    assert tables.most_queries == 1 and tables.most_keys >= int(tables.key_counts_s.max())
+    columns = torch.arange(tables.block_table.shape[1])
+    own = columns * BLOCK_SIZE < tables.key_counts_s[:, None]
+    in_table = (tables.block_table * own * (columns + 1)).sum(1)
+    starts = tables.query_starts[:texts] * 1000 + tables.key_starts[:texts]
+    return torch.stack((inputs.ids_m, inputs.positions_m * 300 + tables.slots_m, starts.long(), in_table), dim=1)
 
 
 def test_replayed_steps_are_those_of_their_own_inputs():

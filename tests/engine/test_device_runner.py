@@ -201,7 +201,7 @@ def test_guesses_of_a_draft_on_a_device_change_nothing(pretended: None):
 def test_who_computes_is_told_by_device_type_and_model(monkeypatch: pytest.MonkeyPatch):
     plain = hot_decoder(tiny_config("llama"), dtype=torch.bfloat16)
     assert not runs_on_device(plain) and block_size_of(plain) == 16
-    assert isinstance(runner_of(plain, BlockPool(4), 8, 2, torch.bfloat16), Runner)
+    assert isinstance(runner_of(plain, 4, 0, 8, 2, torch.bfloat16), Runner)
     monkeypatch.setattr(device_runner, "_has_kernels", lambda device: True)
     assert runs_on_device(plain)
     assert not runs_on_device(plain.float()), "the kernel knows no float32"
@@ -227,7 +227,7 @@ def test_what_only_a_gpu_does_is_refused_elsewhere(tmp_path: Path):
 def test_a_folder_for_a_device_comes_in_a_type_that_it_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`meta` stands for the device: it has no numbers, but types."""
     gu.save(hot_decoder(tiny_config("llama"), dtype=torch.float32), tmp_path)
-    monkeypatch.setattr(loading, "_device", lambda name: torch.device(name))
+    monkeypatch.setattr(loading, "device_of", lambda name: torch.device(name))
     moved = loading.load_for_engine(tmp_path, None, "meta")
     assert moved.device.type == "meta" and {one.dtype for one in moved.parameters()} == {torch.bfloat16}
     assert loading.load_for_engine(tmp_path, "w8", "meta").final_norm.weight.dtype == torch.float32
@@ -247,7 +247,7 @@ def test_a_gpu_says_what_the_model_says_but_for_rounding(name: str, compiles: bo
     exact = hot_decoder(tiny_config(name, context=300), dtype=torch.bfloat16)
     model = hot_decoder(tiny_config(name, context=300), dtype=torch.bfloat16).cuda()
     pool = BlockPool(8, host=8, block_size=256)
-    found, tokens = _serve(runner_of(model, pool, 24, 4, torch.bfloat16, compiles), PROMPTS, pool=pool)
+    found, tokens = _serve(runner_of(model, pool.count, pool.host, 24, 4, torch.bfloat16, compiles), PROMPTS, pool=pool)
     plain, _ = _serve(Runner(model, 40), PROMPTS)
     exact = exact.double()
     for found_tv, plain_tv, ids in zip(found, plain, tokens, strict=True):

@@ -8,19 +8,19 @@ from tiny import hot_decoder, tiny_config
 
 from groundup.engine.blocks import Copy
 from groundup.engine.device_store import DeviceStore
-from groundup.engine.paged_attention import Places
+from groundup.engine.paged_attention import AttentionTables
 
 BLOCKS, HOST, SIZE = 4, 3, 4
 PLACES = st.integers(0, BLOCKS + HOST - 1)
 MODEL = hot_decoder(tiny_config("llama", kv_heads=1))
 
 
-def _nowhere(slots: list[int]) -> Places:
+def _nowhere(slots: list[int]) -> AttentionTables:
     """Each new token a text of its own, in these slots."""
     counts = torch.ones(len(slots), dtype=torch.int32)
     starts = torch.arange(len(slots) + 1, dtype=torch.int32)
     table = torch.tensor(slots, dtype=torch.int32)[:, None] // SIZE
-    return Places(torch.tensor(slots), starts, starts, counts, table, most_queries=1, most_keys=SIZE)
+    return AttentionTables(torch.tensor(slots), starts, starts, counts, table, most_queries=1, most_keys=SIZE)
 
 
 def _content(store: DeviceStore, block: int) -> list[torch.Tensor]:

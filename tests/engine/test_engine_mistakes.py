@@ -1,9 +1,11 @@
 """Mistakes of whoever asks an engine: told in a sentence before anything is computed, and nobody else notices."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from talking import WORDS, is_free, talker
 from tiny import VOCABULARY, greedy, hot_decoder, random_ids, tiny_config
 
@@ -38,6 +40,7 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an integer beyond 64 bits": ([2**70], {}, r"prompts\[1\]: .* is no list of token ids"),
     "letters": (["a", "b"], {}, r"prompts\[1\]: .'a', 'b'. is no list of token ids"),
     "bytes": (b"12345678", {}, r"prompts\[1\]: b'12345678' is no list of token ids"),
+    "a mapping": ({3: 4}, {}, r"prompts\[1\]: {3: 4} is no list of token ids"),
     "None": (None, {}, r"prompts\[1\]: None is no list of token ids"),
     "a number": (7, {}, r"prompts\[1\]: 7 is no list of token ids"),
     "words without a tokenizer": ("abc", {}, "this engine has a model without a tokenizer"),
@@ -56,6 +59,7 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "more than the cache": ([1] * 4, {"max_tokens": 78}, "a text of up to 81 tokens does not fit .* which holds 80"),
     "no constraint": ([1], {"constraint": "yes"}, "`constraint` must be made by a `GrammarCompiler`, not 'yes'"),
     "no adapter": ([1], {"adapter": "mine"}, "there is no adapter `mine`"),
+    "an adapter of another type": ([1], {"adapter": ["mine"]}, r"there is no adapter `.'mine'.`; none has been added"),
 }
 
 
@@ -89,8 +93,16 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
     engine = gu.Engine(model, stop_ids=[], cache_tokens=32)
     with pytest.raises(ValueError, match="a list of texts, not one text"):
         engine.generate("abc")
-    with pytest.raises(ValueError, match="a list of texts, not 5"):
+    with pytest.raises(ValueError, match="`texts` must be a list of texts, not 5"):
         engine.score(5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`texts` must be a list of texts, not one text"):
+        engine.embed("abc")
+    with pytest.raises(ValueError, match=r"`prompts` must be a list of texts, not \{'a': 1"):
+        engine.generate({"a": 1})  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"`sampling` must be a `Sampling`, or its fields be given by name, not \{'n': 2"
+    ):
+        engine.generate([[1]], {"n": 2})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"give `sampling` or its fields \(max_tokens\), not both"):
         engine.generate([[1]], Sampling(), max_tokens=3)
     with pytest.raises(TypeError, match="temprature"):
@@ -110,8 +122,56 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
         ({"stop_ids": [1.5]}, "`stop_ids`: .1.5. is no list of token ids"),
         ({"tokenizer": "folder"}, "`tokenizer` must be a `Tokenizer`, not 'folder'"),
         ({"speculate": "yes"}, "`speculate` must be a `PromptLookup` or a `DraftModel`, not 'yes'"),
+        ({"cache_type": ["int8"]}, r"`cache_type` must be one of float32, bfloat16, int8, not \['int8'\]"),
     ],
 )
 def test_an_engine_that_cannot_be_is_refused_in_a_sentence(model: LanguageModel, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         gu.Engine(model, **options)
+
+
+@pytest.mark.parametrize("name", [3, None, b"folder", ["folder"], torch.nn.Linear(1, 1)])
+def test_what_names_no_model_is_refused_in_a_sentence(name: Any):
+    accepted = "`model` must be a model folder, `hf:org/name` or a model of texts, not "
+    with pytest.raises(ValueError, match=accepted) as found:
+        gu.Engine(name)
+    assert len(str(found.value)) < 130
+    with pytest.raises(ValueError, match=accepted):
+        gu.DraftModel(name)
+
+
+def test_a_device_of_another_type_is_refused_in_a_sentence(tmp_path: Path):
+    with pytest.raises(UserError, match="`device` must be cpu, cuda, or cuda:1 and so on, not 3"):
+        gu.Engine(tmp_path, device=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        (3, 3, "the `name` of an adapter must be a text that is not empty, not 3"),
+        ("", "folder", "the `name` of an adapter must be a text that is not empty, not ''"),
+        ("mine", 3, "the `folder` of adapter `mine` must be a path, not 3"),
+        ("mine", None, "the `folder` of adapter `mine` must be a path, not None"),
+    ],
+)
+def test_what_is_no_adapter_is_refused_in_a_sentence(name: Any, folder: Any, message: str, model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[])
+    with pytest.raises(ValueError, match=message):
+        engine.add_adapter(name, folder)
+    with pytest.raises(ValueError, match=r"there is no adapter `\['mine'\]`; none has been added"):
+        engine.drop_adapter(["mine"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (3, "messages: a conversation must be a list of messages, not 3"),
+        ({"role": "user", "content": "hi"}, "messages: a conversation must be a list of messages, not {"),
+        ([{"role": ["user"], "content": "hi"}], r"messages\[0\]: `role` must be one of system, .*, not \['user'\]"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_in_a_sentence(messages: Any, message: str):
+    engine = gu.Engine(talker(), WORDS, stop_ids=[])
+    for ask in (engine.chat, engine.stream_chat, engine.chat_prompt):
+        with pytest.raises(UserError, match=message):
+            ask(messages)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest
 
-from groundup.engine.paged_attention import Places, attend_to_blocks, defined, is_known_to_the_kernel, varlen
+from groundup.engine.paged_attention import AttentionTables, attend_to_blocks, defined, is_known_to_the_kernel, varlen
 from groundup.model.specs import Attention
 
 PLAIN = Attention(heads=4, kv_heads=2, head_dim=8)
@@ -23,7 +23,7 @@ class Case(NamedTuple):
     q_mhk: Tensor
     keys_pbjk: Tensor
     values_pbjk: Tensor
-    places: Places
+    tables: AttentionTables
     keys: list[Tensor]
     values: list[Tensor]
 
@@ -51,7 +51,7 @@ def _case(spec: Attention, texts: list[tuple[int, int]], block_size: int, seed: 
             keys_pbjk[block, place % block_size] = keys[-1][place]
             values_pbjk[block, place % block_size] = values[-1][place]
     new = [0, *(new for new, _ in texts)]
-    places = Places(
+    tables = AttentionTables(
         slots_m=torch.zeros(0, dtype=torch.int64),
         query_starts=torch.tensor(new).cumsum(0).int(),
         key_starts=torch.tensor([0, *counts]).cumsum(0).int(),
@@ -60,14 +60,14 @@ def _case(spec: Attention, texts: list[tuple[int, int]], block_size: int, seed: 
         most_queries=max(new),
         most_keys=table.shape[1] * block_size,
     )
-    return Case(random(sum(new), spec.heads, spec.head_dim), keys_pbjk, values_pbjk, places, keys, values)
+    return Case(random(sum(new), spec.heads, spec.head_dim), keys_pbjk, values_pbjk, tables, keys, values)
 
 
 def _one_by_one(spec: Attention, case: Case, sinks_h: Tensor | None) -> Tensor:
     """Each number from the formula, in Python's own floats for the weights."""
     out_mhk = torch.zeros_like(case.q_mhk)
     token = 0
-    for keys, values, stop in zip(case.keys, case.values, case.places.query_starts[1:].tolist(), strict=True):
+    for keys, values, stop in zip(case.keys, case.values, case.tables.query_starts[1:].tolist(), strict=True):
         while token < stop:
             own = len(keys) - (stop - token)
             first = 0 if spec.window is None else max(0, own - spec.window + 1)
@@ -112,8 +112,8 @@ def test_blocks_that_a_window_left_behind_may_hold_anything():
     spec = replace(PLAIN, window=4)
     case = _case(spec, [(1, 30), (2, 9)], 4, seed=1)
     expected = attend_to_blocks(spec, *case[:4], None)
-    case.places.block_table[0, :6] = 0
-    case.places.block_table[1, 0] = case.places.block_table[0, 7]
+    case.tables.block_table[0, :6] = 0
+    case.tables.block_table[1, 0] = case.tables.block_table[0, 7]
     torch.testing.assert_close(attend_to_blocks(spec, *case[:4], None), expected, rtol=0, atol=0)
 
 
@@ -191,8 +191,8 @@ def test_the_kernel_of_a_gpu_says_what_the_definition_does(
     spec = Attention(heads=8, kv_heads=2, head_dim=64, window=window)
     case = _case(spec, texts, 256, seed=2)
     q, keys, values = (each.to("cuda", dtype) for each in case[:3])
-    places = Places(*(each.cuda() if isinstance(each, Tensor) else each for each in case.places))
-    out, log_sums = varlen(spec, q, keys, values, places)
-    expected, expected_sums = defined(spec, q.double(), keys.double(), values.double(), places)
+    tables = AttentionTables(*(each.cuda() if isinstance(each, Tensor) else each for each in case.tables))
+    out, log_sums = varlen(spec, q, keys, values, tables)
+    expected, expected_sums = defined(spec, q.double(), keys.double(), values.double(), tables)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps * 5)
     torch.testing.assert_close(log_sums.double(), expected_sums, rtol=0, atol=1e-2)

@@ -50,6 +50,26 @@ def test_what_is_chosen_depends_neither_on_company_nor_on_kernels(
         assert one.top == [(token, pytest.approx(logprob, abs=1e-5)) for token, logprob in other.top]
 
 
+@pytest.mark.parametrize("asked", [asked for asked in SETTINGS if make_chooser(Sampling(**asked), [1, 2]).draw()])
+def test_what_was_read_with_others_is_read_once(compiled: None, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]):
+    """From the first token of a text on, and of each fork, of which a draft model makes one for every guess."""
+    logits_nv = _logits(torch.float32)
+    chooser = make_chooser(Sampling(**asked), [1, 2])
+    read = RowReader().read(logits_nv, [chooser.draw(ahead) for ahead in range(len(logits_nv))])
+    monkeypatch.setattr("groundup.engine.choose.RowReader", lambda: pytest.fail("a row is read again"))
+    for row in read:
+        assert isinstance(row, Row)
+        for one in (chooser.fork(), chooser):
+            assert one.choose(row)[:2] == (row.token, row.logprob)
+
+
+def test_settings_for_another_vocabulary_are_refused_with_the_first_row(compiled: None):
+    chooser = make_chooser(Sampling(stop_token_ids=(VOCABULARY,)), [1, 2])
+    read = RowReader().read(_logits(torch.float32), [chooser.draw()] * 7)
+    with pytest.raises(ValueError, match=f"`stop_token_ids` has the token id {VOCABULARY}"):
+        chooser.choose(read[0])
+
+
 @pytest.mark.parametrize("asked", SETTINGS)
 def test_guesses_are_drawn_ahead(compiled: None, asked: dict[str, Any]):
     """The rows behind right guesses are read before it is known that they are right."""

@@ -3,13 +3,18 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
 
 import pytest
 import torch
 from talking import is_free
-from tiny import hot_decoder, random_ids, tiny_config
+from tiny import greedy, hot_decoder, random_ids, tiny_config
 
 import groundup as gu
+from groundup.engine.asking import Listener
+from groundup.engine.completion import Heard
+from groundup.engine.jobs import Piece
+from groundup.engine.sampling import Sampling
 from groundup.model.language_model import LanguageModel
 
 PROMPTS = [random_ids(length, seed=length).tolist() for length in (7, 1, 40, 3, 33)]
@@ -27,6 +32,37 @@ def test_a_stream_that_is_closed_frees_its_blocks(model: LanguageModel):
     next(stream)
     stream.close()
     assert is_free(engine)
+
+
+def test_pieces_are_told_in_the_engines_thread_and_given_up_where_an_error_leaves(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[3])
+    told: list[list[Piece]] = []
+    told_by: set[str] = set()
+    ends: SimpleQueue[None] = SimpleQueue()
+
+    def listen() -> Listener:
+        own: list[Piece] = []
+        told.append(own)
+
+        def tell(event: Heard) -> None:
+            assert not isinstance(event, Exception)
+            own.append(event)
+            told_by.add(threading.current_thread().name)
+            if event.ending is not None:
+                ends.put(None)
+
+        return tell
+
+    with engine.telling(PROMPTS, listen, Sampling(max_tokens=9)):
+        for _ in PROMPTS:
+            ends.get(timeout=60)
+    assert [[piece.choice.token for piece in own] for own in told] == [greedy(model, one, 9) for one in PROMPTS]
+    assert told_by == {"groundup-engine"}
+    with pytest.raises(KeyError), engine.telling(PROMPTS, listen, Sampling(max_tokens=60)):
+        raise KeyError
+    assert is_free(engine)
+    with pytest.raises(ValueError, match=r"prompts\[0\]: a prompt needs"), engine.telling([[]], listen, Sampling()):
+        pytest.fail("nothing is written")
 
 
 def test_many_tasks_share_the_engine_and_those_cancelled_are_gone(model: LanguageModel):

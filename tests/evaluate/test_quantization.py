@@ -221,6 +221,7 @@ def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
     assert [one == other for one, other in zip(plain, trained, strict=True)] == [
         step < first for step in range(len(plain))
     ]
+    assert summary["rounded_steps"] == len(plain) - first
     out = tmp_path / "served"
     assert main(["quantize", str(folder), "--out", str(out), "--format", "w4", "--heldout", str(texts)]) == 0
     assert "trained for w4: before are its own weights, unrounded" in capsys.readouterr().out
@@ -233,6 +234,34 @@ def test_what_was_trained_for_a_format_is_served_as_it_was_trained(
         for place in places(model):
             matrix = served.get_submodule(place.name).matrix
             assert torch.equal(place.module.used_weight(), dequantize(matrix)), place.name
+
+
+@pytest.mark.parametrize(("steps", "rounded_steps"), [(5, 0), (6, 1)])
+def test_a_run_in_which_nothing_was_rounded_was_trained_for_no_format(
+    steps: int,
+    rounded_steps: int,
+    tokens_folder: Path,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Four fifths of five steps are four, at the end of which the share is 0; of six, the last begins behind them."""
+    from tiny import PRETRAINING
+
+    from groundup.train import pretrain
+    from groundup.train.config import PretrainConfig
+
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    settings = {**PRETRAINING, "preset": "llama", "quantize": "w4", "tokens": steps * PRETRAINING["batch_tokens"]}
+    pretrain.run(PretrainConfig(**settings), folder, tokens=tokens_folder, tokenizer=tokenizer_folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["quantize"], summary["rounded_steps"]) == (steps, "w4", rounded_steps)
+    told = "pretrain: nothing was rounded in any of these 5 steps, so that this model has not learned for w4; give it"
+    assert (told in capsys.readouterr().err) == (rounded_steps == 0)
+    assert main(["quantize", str(folder), "--out", str(tmp_path / "new"), "--format", "w4", "--unmeasured"]) == 0
+    record = json.loads((tmp_path / "new" / "quantization.json").read_text())
+    assert record["trained_for"] == ("w4" if rounded_steps else None)
 
 
 @pytest.mark.parametrize("flags", [["--format", "w8"], ["--format", "w4", "--calibration", "calibration.jsonl"]])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import STEPS, UnevenRows, hot_start, losses, orthogonalise_exactly, train_tiny
+from tiny_training import STEPS, UnevenRows, hot_start, loop_config, losses, orthogonalise_exactly, train_tiny
 from torch import Tensor
 
 from groundup.errors import UserError
@@ -16,6 +16,8 @@ from groundup.quantize.matrix import W4, rounded_weights
 from groundup.quantize.training import rounded
 from groundup.train import optim
 from groundup.train.learner import Learner, TextModel
+from groundup.train.loop import TrainingResult, train
+from groundup.train.parallel import Ranks
 
 # `train_tiny` begins to round in the middle, at a share of 0; two more steps are left.
 PLAIN_STEPS = STEPS // 2 + 1
@@ -100,6 +102,25 @@ def test_a_run_broken_off_around_the_beginning_of_rounding_ends_with_the_bits_of
         run("broken", break_off)
     assert _equal(run("broken", lambda step: {}), run("unbroken", lambda step: {}))
     assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(("quantize", "rounded_steps"), [("w4", len(SHARES)), (None, 0)])
+def test_steps_that_rounded_are_counted_before_and_after_a_break(
+    quantize: str | None, rounded_steps: int, tmp_path: Path
+):
+    def result(watch: Callable[[int], Mapping[str, float]]) -> TrainingResult:
+        learner = Learner(hot_start("nanochat"), quantize=quantize)
+        loop = loop_config(evaluations=STEPS, checkpoint_seconds=0.0)
+        return train(learner, UnevenRows(), loop, tmp_path, watch, Ranks())
+
+    def break_off(step: int) -> Mapping[str, float]:
+        if step == STEPS:
+            raise ConnectionAbortedError
+        return {}
+
+    with pytest.raises(ConnectionAbortedError):
+        result(break_off)
+    assert result(lambda step: {}).rounded_steps == rounded_steps
 
 
 def test_after_training_nothing_is_rounded_any_more(tmp_path: Path):

@@ -24,7 +24,7 @@ from groundup.train.heldout import mean_target_loss
 from groundup.train.learner import Learner
 from groundup.train.loop import train
 from groundup.train.optim import LearningRates
-from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
+from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, served_in, summarise, write_speed
 from groundup.train.parallel import join_ranks
 from groundup.train.plan import LoopConfig, check_split, plan
 
@@ -80,7 +80,7 @@ def run(config: SftConfig, out: Path, *, corpus: Path, pretrain: Path) -> None:
         "trained_tokens": source.trained_tokens,
         "kinds": dict(Counter(one.conversation.mode for one in conversations["train"]).most_common()),
         "heldout_loss": final_loss,
-        **({} if config.quantize is None else {"quantize": config.quantize}),
+        **served_in(config.quantize, loop.title, result),
         "epochs": round(result.steps * loop.rows_per_step / source.rows_per_epoch, 3),
     }
     write_json(out / "summary.json", summarise(model, config.context, loop, result) | composition)

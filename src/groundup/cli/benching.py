@@ -96,18 +96,15 @@ def _bench(flags: argparse.Namespace) -> None:
 
 def _engine(folder: Path, plan: Plan, device: str, compiles: bool) -> "Engine":
     """An engine in whose cache all texts of the plan have room at a time, so that none waits for another's end."""
-    from groundup.engine.blocks import BLOCK_TOKENS, blocks_for
+    from groundup.engine.assembly import cache_tokens_for
     from groundup.engine.engine import Engine
-    from groundup.engine.paged_attention import KERNEL_BLOCK_TOKENS
+    from groundup.engine.loading import device_of
 
     most = max(plan.streams)
-    block_size = BLOCK_TOKENS if device == "cpu" else KERNEL_BLOCK_TOKENS
-    # A text is admitted only where each running one could get another block.
-    blocks = most * (blocks_for(plan.prompt_length + plan.new_tokens, block_size) + 1)
     try:
         return Engine(
             folder,
-            cache_tokens=blocks * block_size,
+            cache_tokens=cache_tokens_for(most, plan.prompt_length + plan.new_tokens, device_of(device)),
             step_tokens=max(USUAL_STEP_TOKENS, most),
             most_running=most,
             device=device,

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from reprlib import repr as shortened
 from typing import Any
 
 from torch import Tensor
@@ -73,7 +74,7 @@ class Desk:
         sampling.require_vocabulary(self._model.config.vocab_size)
         adapted = self._adapter(adapter)
         groups: list[list[Writing | Beaming]] = []
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(listed(prompts, "prompts")):
             ids, source = self._reader.read(prompt, f"prompts[{index}]", room=1)
             limit = min(sampling.max_tokens, self._model.config.max_positions - len(ids))
             text = self._reader.text(sampling.stop) if streams or sampling.stop else None
@@ -98,6 +99,7 @@ class Desk:
         """Have texts scored; listen: gives a new listener for each. top: see `Scoring`."""
         require_decoder(self._model)
         NATURAL.require("`logprobs`", top)
+        texts = listed(texts, "texts")
         read = [self._reader.read(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
         adapted = self._adapter(adapter)
         jobs = [Scoring(ids, listen(), adapted, source, top=top) for ids, source in read]
@@ -116,7 +118,8 @@ class Desk:
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         adapted = self._adapter(adapter)
-        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(listed(texts))]
+        texts = listed(texts, "texts")
+        all_ids = [self._reader.ids(text, f"texts[{index}]", room=0) for index, text in enumerate(texts)]
         most_texts = 1 if depends_on_the_longest(decoder_of(self._model)) else EMBED_BATCH
         batches = batches_of(all_ids, most_texts, self._step_tokens)
         return batches, [
@@ -172,6 +175,8 @@ def asked(sampling: Sampling | None, options: Mapping[str, Any], stop_ids: Colle
     """What is asked for, as a whole; without `stop_token_ids` of its own, it has `stop_ids`."""
     if sampling is None:
         sampling = Sampling(**options)
+    elif not isinstance(sampling, Sampling):
+        raise ValueError(f"`sampling` must be a `Sampling`, or its fields be given by name, not {sampling!r}")
     elif options:
         raise ValueError(f"give `sampling` or its fields ({', '.join(options)}), not both")
     return sampling if sampling.stop_token_ids else replace(sampling, stop_token_ids=tuple(stop_ids))
@@ -185,12 +190,12 @@ def of_one_text(sampling: Sampling) -> Sampling:
     return sampling
 
 
-def listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    """Raises ValueError for what is no list, and for a text, which is a sequence of letters too."""
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        what = "one text" if isinstance(prompts, str | Pair) else repr(prompts)
-        raise ValueError(f"`prompts` must be a list of texts, not {what}")
-    return prompts
+def listed(texts: Sequence[Prompt], name: str) -> Sequence[Prompt]:
+    """The same. Raises ValueError, by their name, for what is no list, as a text is none though it has letters."""
+    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
+        what = "one text" if isinstance(texts, str | Pair) else shortened(texts)
+        raise ValueError(f"`{name}` must be a list of texts, not {what}")
+    return texts
 
 
 def jobs_for(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from groundup.engine.blocks import BlockPool, blocks_for
+from groundup.engine.cache_memory import memory_for
 from groundup.engine.compiled import CacheType, cache_dtype
 from groundup.engine.kernels import STRIP
 from groundup.engine.kernels.checks import round_up
@@ -15,7 +16,7 @@ from groundup.engine.layer_program import key_value_shape
 from groundup.engine.loading import use_kernels
 from groundup.engine.ranges import COUNT, NATURAL
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
-from groundup.engine.runners import block_size_of, runner_of
+from groundup.engine.runners import block_size_of, largest_block_size, runner_of
 from groundup.engine.scheduler import Scheduler
 from groundup.model.config import AudioConfig
 from groundup.model.encoder_decoder import EncoderDecoder
@@ -61,7 +62,8 @@ def assemble(
 ) -> Assembly:
     """An assembly for a model; the arguments are those of `Engine`, within limits that `require_limits` lets pass.
 
-    Raises ValueError for a type of cache that the model cannot have, and layers that cannot be compiled.
+    Raises ValueError for a type of cache that the model cannot have, for a cache that there is no memory for, and for
+    layers that cannot be compiled.
     """
     decoder = decoder_of(model)
     use_kernels(decoder)
@@ -71,7 +73,12 @@ def assemble(
     if host_tokens is None:
         host_tokens = 0 if model.device.type == "cpu" else cache_tokens
     size = block_size_of(model)
-    pool = BlockPool(blocks_for(cache_tokens, size), host=blocks_for(host_tokens, size), block_size=size)
+    blocks, host_blocks = blocks_for(cache_tokens, size), blocks_for(host_tokens, size)
+    # First what takes most memory: where that is not there, the pool does not begin to count blocks.
+    runner = runner_of(model, blocks, host_blocks, step_tokens, most_running, dtype, compile_layers)
+    tokens, size_bytes = cache_tokens + host_tokens, (cache_tokens + host_tokens) * _token_bytes(decoder, dtype)
+    with memory_for("`cache_tokens` and `host_tokens`", tokens, size_bytes, torch.device("cpu")):
+        pool = BlockPool(blocks, host=host_blocks, block_size=size)
     scheduler = Scheduler(
         pool,
         step_tokens,
@@ -80,7 +87,14 @@ def assemble(
         whole_prompts=depends_on_the_longest(decoder),
         reach=reach(decoder),
     )
-    return Assembly(pool, scheduler, runner_of(model, pool, step_tokens, most_running, dtype, compile_layers))
+    return Assembly(pool, scheduler, runner)
+
+
+def cache_tokens_for(texts: int, tokens: int, device: torch.device) -> int:
+    """`cache_tokens` with which so many texts of so many tokens are computed at a time, none waiting for another."""
+    size = largest_block_size(device)
+    # A text is admitted only where each running one could get another block.
+    return texts * (blocks_for(tokens, size) + 1) * size
 
 
 def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:

@@ -195,13 +195,20 @@ class Chooser:
         )
 
     def _is_settled_by(self, logits: Logits) -> TypeGuard[Row]:
-        """Whether the row has the token that is wanted; the settings have been checked."""
-        return (
-            isinstance(logits, Row)
-            and self._vocab_size is not None
-            and math.isfinite(logits.normaliser)
-            and logits.draw == self.draw()
-        )
+        """Whether the row has the token that is wanted. Raises ValueError as `_require_vocabulary` does."""
+        if not isinstance(logits, Row) or not math.isfinite(logits.normaliser) or logits.draw != self.draw():
+            return False
+        if self._vocab_size is None:
+            self._require_vocabulary(logits.logits_nv.shape[1])
+        return True
+
+    def _require_vocabulary(self, vocab_size: int) -> None:
+        """Raises ValueError where the settings are for another vocabulary; looked at once."""
+        if self._vocab_size != vocab_size:
+            self.sampling.require_vocabulary(vocab_size)
+            if self._counts is not None:
+                self._counts.require_vocabulary(vocab_size)
+            self._vocab_size = vocab_size
 
     def _read(self, logits: Logits) -> tuple[Floats, float]:
         """The logits as an array, which is not to be written to, and their normaliser.
@@ -211,11 +218,7 @@ class Chooser:
         logits_v = logits.logits_v if isinstance(logits, Row) else logits
         if logits_v.ndim != 1:
             raise ValueError(f"a token is chosen from logits of shape (vocab,), not {tuple(logits_v.shape)}")
-        if self._vocab_size != len(logits_v):
-            self.sampling.require_vocabulary(len(logits_v))
-            if self._counts is not None:
-                self._counts.require_vocabulary(len(logits_v))
-            self._vocab_size = len(logits_v)
+        self._require_vocabulary(len(logits_v))
         values_v: Floats = logits_v.detach().to("cpu", torch.promote_types(logits_v.dtype, torch.float32)).numpy()
         if isinstance(logits, Row) and math.isfinite(logits.normaliser):
             return values_v, logits.normaliser

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, Copy, blocks_for
+from groundup.engine.cache_memory import memory_for
 from groundup.engine.head_program import HeadRunner
 from groundup.engine.kernels import KeyValueBlocks, library
 from groundup.engine.kernels.low_rank import AdaptedTokens
@@ -45,7 +46,7 @@ def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.
 
     Raises ValueError if the model cannot have the one that is wanted.
     """
-    if wanted is not None and wanted not in CACHE_TYPES:
+    if wanted is not None and wanted not in tuple(CACHE_TYPES):
         raise ValueError(f"`cache_type` must be one of {', '.join(CACHE_TYPES)}, not {wanted!r}")
     if is_compilable(model):
         return CACHE_TYPES[wanted or "bfloat16"]
@@ -67,11 +68,7 @@ class CompiledRunner(StepRunner):
     def __init__(self, model: LanguageModel, blocks: int, most_tokens: int, dtype: torch.dtype) -> None:
         super().__init__(model)
         self._blocks = blocks
-        self._key_values = [
-            KeyValueBlocks.empty(blocks, *key_value_shape(attention), BLOCK_TOKENS, dtype)
-            for attention in (layer.mixer for layer in model.config.layers)
-            if isinstance(attention, Attention | LatentAttention)
-        ]
+        self._key_values = _empty_blocks(model, blocks, dtype)
         self._lookups = Lookups(model)
         longest = min(blocks, blocks_for(model.config.max_positions))
         self._memory = StepMemory(most_tokens, longest, BLOCK_TOKENS)
@@ -145,6 +142,16 @@ class CompiledRunner(StepRunner):
         write_norm(program, model.final_norm, x_md, leaves_md)
         offered.point(leaves_md, model.head_matrix)
         return leaves_md
+
+
+def _empty_blocks(model: LanguageModel, blocks: int, dtype: torch.dtype) -> list[KeyValueBlocks]:
+    """Room for keys and values of each layer. Raises ValueError where there is no memory for it."""
+    mixers = [layer.mixer for layer in model.config.layers]
+    shapes = [key_value_shape(mixer) for mixer in mixers if isinstance(mixer, Attention | LatentAttention)]
+    tokens = blocks * BLOCK_TOKENS
+    size_bytes = 2 * tokens * dtype.itemsize * sum(heads * head_dim for heads, head_dim in shapes)
+    with memory_for("`cache_tokens` and `host_tokens`", tokens, size_bytes, model.device):
+        return [KeyValueBlocks.empty(blocks, *shape, BLOCK_TOKENS, dtype) for shape in shapes]
 
 
 def is_compilable(model: LanguageModel) -> bool:

@@ -95,7 +95,7 @@ class DeviceRunner(StepRunner):
 
     def _hidden(self, inputs: StepInputs) -> Tensor:
         """The final activations (m, d)."""
-        cache = self._store.cache(inputs.places)
+        cache = self._store.cache(inputs.attention)
         return self.model.hidden(inputs.ids_m[None], inputs.positions_m[None], cache=cache)[0]
 
 

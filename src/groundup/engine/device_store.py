@@ -6,6 +6,7 @@ only fill up a step write to it.
 Shape suffixes: m new tokens of all texts, h heads, j kv heads, k head dimension, p blocks, b tokens of a block.
 """
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -14,30 +15,36 @@ import torch
 from torch import Tensor
 
 from groundup.engine.blocks import Copy
+from groundup.engine.cache_memory import memory_for
 from groundup.engine.paged import at_once
-from groundup.engine.paged_attention import Places, attend_to_blocks
+from groundup.engine.paged_attention import AttentionTables, attend_to_blocks
 from groundup.model.context import Visibility
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Attention
 
 
 class DeviceStore:
-    """What the layers of a model remember, in its own type."""
+    """What the layers of a model remember, in its own type. Raises ValueError where there is no memory for it."""
 
     def __init__(self, model: LanguageModel, blocks: int, host_blocks: int, block_size: int) -> None:
         self.block_size, self.padding_block = block_size, blocks
         self._blocks = blocks
         dtype, device = model.compute_dtype or model.embedding.dtype, model.device
 
-        def memory(spec: Attention, count: int, place: torch.device, pinned: bool) -> Tensor:
-            # Zeros: what nobody has written to is multiplied by zero where a text ends within a block, which makes
-            # nothing of any number but of one that is none.
-            shape = (2, count, block_size, spec.kv_heads, spec.head_dim)
-            return torch.zeros(shape, dtype=dtype, device=place, pin_memory=pinned)
+        shapes = [(block_size, layer.attention.kv_heads, layer.attention.head_dim) for layer in model.config.layers]
 
-        specs, is_far = [layer.attention for layer in model.config.layers], device.type == "cuda" and host_blocks > 0
-        self._device = [memory(spec, blocks + 1, device, pinned=False) for spec in specs]
-        self._host = [memory(spec, host_blocks, torch.device("cpu"), pinned=is_far) for spec in specs]
+        def memory(setting: str, count: int, place: torch.device, pinned: bool) -> list[Tensor]:
+            numbers = 2 * count * sum(map(math.prod, shapes))
+            with memory_for(setting, count * block_size, numbers * dtype.itemsize, place):
+                # Zeros: what nobody has written to is multiplied by zero where a text ends within a block, which makes
+                # nothing of any number but of one that is none.
+                return [
+                    torch.zeros((2, count, *shape), dtype=dtype, device=place, pin_memory=pinned) for shape in shapes
+                ]
+
+        is_far = device.type == "cuda" and host_blocks > 0
+        self._device = memory("`cache_tokens`", blocks + 1, device, pinned=False)
+        self._host = memory("`host_tokens`", host_blocks, torch.device("cpu"), pinned=is_far)
 
     def copy(self, copies: Items[Copy]) -> None:
         """Copy blocks one after the other, before a step writes to them."""
@@ -47,9 +54,9 @@ class DeviceStore:
             for source, target in zip(sources, targets, strict=True):
                 target[:, tos] = source[:, froms].to(target.device)
 
-    def cache(self, places: Places) -> "StepBlocks":
+    def cache(self, tables: AttentionTables) -> "StepBlocks":
         """The model's cache for one step."""
-        return StepBlocks([LayerBlocks(memory[0], memory[1], places) for memory in self._device], places.most_keys)
+        return StepBlocks([LayerBlocks(memory[0], memory[1], tables) for memory in self._device], tables.most_keys)
 
     def _memories(self, blocks: Items[int]) -> tuple[list[Tensor], list[int]]:
         """The memories of all layers in which these blocks lie, and their places there."""
@@ -63,7 +70,7 @@ class LayerBlocks:
 
     keys_pbjk: Tensor
     values_pbjk: Tensor
-    places: Places
+    tables: AttentionTables
     state: tuple[Tensor, ...] | None = None
     load: Tensor | None = None
 
@@ -84,9 +91,9 @@ class LayerBlocks:
         if bias_hts is not None:
             raise ValueError("nothing can be added to the scores of attention to blocks")
         for memory, new_bhtk in ((self.keys_pbjk, k_bhtk), (self.values_pbjk, v_bhtk)):
-            memory.flatten(0, 1).index_copy_(0, self.places.slots_m, new_bhtk[0].transpose(0, 1))
+            memory.flatten(0, 1).index_copy_(0, self.tables.slots_m, new_bhtk[0].transpose(0, 1))
         q_mhk = q_bhtk[0].transpose(0, 1)
-        out_mhk = attend_to_blocks(spec, q_mhk, self.keys_pbjk, self.values_pbjk, self.places, sinks_h)
+        out_mhk = attend_to_blocks(spec, q_mhk, self.keys_pbjk, self.values_pbjk, self.tables, sinks_h)
         return out_mhk.transpose(0, 1)[None]
 
     def memory(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from groundup.engine.assembly import assemble
 from groundup.engine.choose import Chooser
 from groundup.engine.guessing import LookupGuesser, PromptLookup, Speculation
 from groundup.engine.jobs import Writing
-from groundup.engine.loading import load_for_engine
+from groundup.engine.loading import load_for_engine, require_model
 from groundup.engine.ranges import COUNT
 from groundup.engine.rows import Logits, RowReader
 from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent
@@ -34,7 +34,7 @@ class DraftModel:
 
     model: a model folder, `hf:org/name`, or a model; a decoder, or for an encoder-decoder one that reads the same.
     guesses: at most, of a text in a step. step_guesses: of all texts of a step together.
-    Raises ValueError for numbers below 1.
+    Raises ValueError for what names no model, and for numbers below 1.
     """
 
     model: str | PathLike[str] | LanguageModel | EncoderDecoder
@@ -42,6 +42,7 @@ class DraftModel:
     step_guesses: int = 32
 
     def __post_init__(self) -> None:
+        require_model(self.model)
         for name in ("guesses", "step_guesses"):
             COUNT.require(f"`{name}`", getattr(self, name))
 

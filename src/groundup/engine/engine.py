@@ -7,7 +7,7 @@ together, and beginnings that they share are computed once. What a request gets 
 import asyncio
 from asyncio import wrap_future
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from groundup.engine.asking import Desk, asked, listed, of_one_text
+from groundup.engine.asking import Desk, Listen, asked, of_one_text
 from groundup.engine.assembly import assemble, require_limits
 from groundup.engine.choose import Choice
 from groundup.engine.compiled import CacheType
@@ -38,7 +38,7 @@ from groundup.engine.draft import DraftModel, speculation_of
 from groundup.engine.embedding import Pooling, in_order
 from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
-from groundup.engine.loading import loaded
+from groundup.engine.loading import loaded, require_adapter
 from groundup.engine.loop import Loop
 from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt, listed_ids
@@ -75,7 +75,8 @@ class Engine:
         float16. A model that is given as such is computed where it lies, in its own type.
     compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.
     Raises UserError for a folder that cannot be read or holds a model of another kind, and for a device that is not
-    there; ValueError for limits that nothing can be computed in and for a model that does not go with `speculate`.
+    there; ValueError for limits that nothing can be computed in, for more `cache_tokens` or `host_tokens` than there is
+    memory for, and for a model that does not go with `speculate`.
     """
 
     def __init__(
@@ -131,9 +132,10 @@ class Engine:
     def add_adapter(self, name: str, folder: str | PathLike[str]) -> None:
         """Load a LoRA adapter that PEFT saved, for requests that name it; others run on meanwhile and afterwards.
 
-        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken, and
-        for an encoder-decoder.
+        Raises UserError for a folder that cannot be read or is for another model, ValueError if the name is taken or no
+        text, and for an encoder-decoder.
         """
+        require_adapter(name, folder)
         if isinstance(self.model, EncoderDecoder):
             family = self.model.config.family
             raise ValueError(f"adapters are for decoders and encoders; a {family} model is both and can have none here")
@@ -168,7 +170,7 @@ class Engine:
         wanted = asked(sampling, options, self.stop_ids)
         texts, echoes = Inboxes[Sequence[Piece]](), Inboxes[list[Choice]]()
         listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        all_ids, jobs = self._desk.begin(prompts, listen, wanted, constraint, adapter, echo=listen_to_prompt)
         with self._desk.awaited(jobs):
             return completions(all_ids, texts.heard(), wanted, self._reader.spell, echoes.heard())
 
@@ -192,9 +194,27 @@ class Engine:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._desk.begin([prompt], lambda: inbox.put, wanted, constraint, adapter, streams=True)
-        with self._desk.awaited(jobs):
+        with self.telling([prompt], lambda: inbox.put, wanted, constraint, adapter):
             yield from pieces_of(inbox)
+
+    @contextmanager
+    def telling(
+        self,
+        prompts: Sequence[Prompt],
+        listen: Listen,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        adapter: str | None = None,
+    ) -> Iterator[None]:
+        """Within it texts are written, and what they gain is told in the engine's thread itself, which wakes nobody up.
+
+        listen: gives for each text in turn what is told its pieces, and the error if one ends it; it must not raise.
+        sampling: as it stands, so that no text ends at other stop tokens than it has.
+        What is not finished is given up where an error leaves this. Raises ValueError as `generate` does.
+        """
+        _, jobs = self._desk.begin(prompts, listen, sampling, constraint, adapter, streams=True)
+        with self._desk.awaited(jobs):
+            yield
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """The assistant's reply to a conversation, see `tokens/chat.py`; `reply.message()` continues it.
@@ -225,7 +245,7 @@ class Engine:
         Raises ValueError as `generate` does.
         """
         scores = Inboxes[list[Choice]]()
-        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open, logprobs)
+        jobs = self._desk.begin_scores(texts, adapter, scores.open, logprobs)
         with self._desk.awaited(jobs):
             return [Score(job.prompt, choices) for job, choices in zip(jobs, scores.heard(), strict=True)]
 
@@ -256,7 +276,7 @@ class Engine:
         wanted = asked(sampling, options, self.stop_ids)
         texts, echoes = AwaitedInboxes[Sequence[Piece]](), AwaitedInboxes[list[Choice]]()
         listen, listen_to_prompt = lambda: Gathering(texts.open()), echoes.open if echo else None
-        all_ids, jobs = self._desk.begin(listed(prompts), listen, wanted, constraint, adapter, echo=listen_to_prompt)
+        all_ids, jobs = self._desk.begin(prompts, listen, wanted, constraint, adapter, echo=listen_to_prompt)
         with self._desk.awaited(jobs):
             return completions(all_ids, await texts.heard(), wanted, self._reader.spell, await echoes.heard())
 
@@ -269,7 +289,7 @@ class Engine:
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None, logprobs: int = 0) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
         scores = AwaitedInboxes[list[Choice]]()
-        jobs = self._desk.begin_scores(listed(texts), adapter, scores.open, logprobs)
+        jobs = self._desk.begin_scores(texts, adapter, scores.open, logprobs)
         with self._desk.awaited(jobs):
             return [Score(job.prompt, choices) for job, choices in zip(jobs, await scores.heard(), strict=True)]
 
@@ -302,7 +322,6 @@ class Engine:
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
         wanted = of_one_text(asked(sampling, options, self.stop_ids))
-        _, jobs = self._desk.begin([prompt], lambda: tell, wanted, constraint, adapter, streams=True)
-        with self._desk.awaited(jobs):
+        with self.telling([prompt], lambda: tell, wanted, constraint, adapter):
             async for piece in awaited_pieces_of(inbox):
                 yield piece

@@ -5,6 +5,7 @@ are not, and neither is any guess where many texts are computed together. So the
 texts together, and a text whose guesses are wrong has fewer, and soon none for a time that doubles each time they are.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +35,7 @@ class Trust:
 
     As long as all are right they double, up to `most`. If fewer than half are, there is a pause before the next attempt
     that is twice as long as the one before; so a text of T tokens that cannot be guessed has only log2(T) attempts.
+    `most` 0: there is none at all.
     """
 
     def __init__(self, most: int) -> None:
@@ -78,7 +80,12 @@ class Speculation:
         if share == 0 or not guessable:
             return
         wanted = [(text, min(share, count)) for text, count in guessable]
-        for (text, _), guesses in zip(wanted, self._guesser.guess(wanted), strict=True):
+        try:
+            found = self._guesser.guess(wanted)
+        except Exception as error:  # the texts are the same without guesses, only slower
+            self._give_up(error)
+            return
+        for (text, _), guesses in zip(wanted, found, strict=True):
             for sequence in text.sequences:
                 sequence.guess(guesses)
 
@@ -90,6 +97,17 @@ class Speculation:
         """There will be no more of this text."""
         if self._trust.pop(text, None) is not None:
             self._guesser.forget(text)
+
+    def _give_up(self, error: Exception) -> None:
+        """No more guesses for texts that there were some for: what the guesser keeps of them may be half made.
+
+        Nobody waits for guesses, so the error is shown as those of threads are.
+        """
+        for text in self._trust:
+            self._guesser.forget(text)
+            self._trust[text] = Trust(0)
+        error.add_note(f"{len(self._trust)} texts of the engine are written on without guesses, and no different")
+        sys.excepthook(type(error), error, error.__traceback__)
 
     def _trust_in(self, text: Writing) -> Trust:
         return self._trust.setdefault(text, Trust(self._most))

@@ -3,6 +3,7 @@
 import re
 from os import PathLike
 from pathlib import Path
+from reprlib import repr as shortened
 
 import torch
 from torch import Tensor
@@ -35,8 +36,9 @@ def loaded(
 ) -> tuple[LanguageModel | EncoderDecoder, Path | None]:
     """A model, and the folder that it was loaded from; one that is given as such stays as it is, and has none.
 
-    Raises as `load_for_engine` does, and ValueError for a model that is to be quantized or moved.
+    Raises as `require_model` and `load_for_engine` do, and ValueError for a model that is to be quantized or moved.
     """
+    require_model(model)
     if not isinstance(model, LanguageModel | EncoderDecoder):
         folder = local_folder(model)
         return load_for_engine(folder, quantize, device or "cpu"), folder
@@ -45,6 +47,20 @@ def loaded(
     if device is not None:
         raise ValueError("`device` is for folders; a model that is given as such is computed where it lies")
     return model, None
+
+
+def require_model(model: object) -> None:
+    """Raises ValueError for what neither is a model of texts nor names one."""
+    if not isinstance(model, LanguageModel | EncoderDecoder | str | PathLike):
+        raise ValueError(f"`model` must be a model folder, `hf:org/name` or a model of texts, not {shortened(model)}")
+
+
+def require_adapter(name: object, folder: object) -> None:
+    """Raises ValueError for what names no adapter and no folder."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the `name` of an adapter must be a text that is not empty, not {shortened(name)}")
+    if not isinstance(folder, str | PathLike):
+        raise ValueError(f"the `folder` of adapter `{name}` must be a path, not {shortened(folder)}")
 
 
 def use_kernels(model: LanguageModel) -> None:
@@ -62,7 +78,7 @@ def load_for_engine(folder: Path, quantize: str | None, device: str) -> Language
     """
     if quantize is not None and quantize not in ENGINE_FORMATS:
         raise ValueError(f"`quantize` must be one of {', '.join(ENGINE_FORMATS)} or None, not {quantize!r}")
-    place = _device(device)
+    place = device_of(device)
     if quantize == FLOAT8_NAME and not _multiplies_float8(place):
         raise ValueError("`quantize` 'fp8' is for GPUs of compute capability 8.9 and above; here w8 and w4 are there")
     model = load_model(folder)
@@ -79,11 +95,11 @@ def load_for_engine(folder: Path, quantize: str | None, device: str) -> Language
     return model
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """Raises UserError for one that is not there."""
     if name == "cpu":
         return torch.device(name)
-    asked = re.fullmatch(r"cuda(?::(\d+))?", name)
+    asked = re.fullmatch(r"cuda(?::(\d+))?", str(name))
     if asked is None:
         raise UserError(f"`device` must be cpu, cuda, or cuda:1 and so on, not {name!r}")
     if int(asked[1] or 0) >= torch.cuda.device_count():

@@ -42,14 +42,14 @@ class Loop:
 
     def begin(self, job: Job) -> None:
         """Take up a job."""
+        # All tokens of a text to score are computed, as their logits are wanted.
+        reuses = not isinstance(job, Scoring)
         try:
             self._require_present(job.adapter)
+            sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter, job.source)
         except ValueError as error:
             job.fail(error)
             return
-        # All tokens of a text to score are computed, as their logits are wanted.
-        reuses = not isinstance(job, Scoring)
-        sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter, job.source)
         job.begin(sequence)
         self._jobs[sequence] = job
 
@@ -89,14 +89,13 @@ class Loop:
         self.adapters.remove(adapter)
 
     def step(self) -> None:
-        """Compute one step, and tell of it. What goes wrong for one job ends that one alone."""
+        """Compute one step, and tell of it. What goes wrong for some jobs ends those alone."""
         self._guess()
         step = self._scheduler.schedule()
         try:
             hidden_md = self._runner.run(step)
         except Exception as error:  # the model itself fails, say for lack of memory: all that took part are told
-            for job in {self._jobs[chunk.sequence]: None for chunk in step.chunks}:
-                self._fail(job, error)
+            self._fail([self._jobs[chunk.sequence] for chunk in step.chunks], error)
             return
         self._scheduler.complete(step)
         ready: list[tuple[Writing | Beaming, Text]] = []
@@ -107,7 +106,7 @@ class Loop:
             start, end = end, end + chunk.length
             job = self._jobs[chunk.sequence]
             if isinstance(job, Scoring):
-                self._score(job, chunk, hidden_md[start:end])
+                self._go_on(job, partial(self._score, job, chunk, hidden_md[start:end]))
             elif chunk.is_last:
                 wanted += range(end - 1 - chunk.sequence.guessed, end)
                 ready.append((job, chunk.sequence))
@@ -137,9 +136,11 @@ class Loop:
 
         hidden_nd: of each text's last token, and of the guesses behind it.
         """
-        adapters = [sequence.adapter for _, sequence in ready for _ in range(1 + sequence.guessed)]
-        draws = [draw for job, sequence in ready for draw in job.draws(1 + sequence.guessed)]
-        rows = iter(self._reader.read(self._runner.logits(hidden_nd, adapters), draws))
+        try:
+            rows = iter(self._rows(ready, hidden_nd))
+        except Exception as error:  # they are computed together, so it is nobody's own
+            self._fail([job for job, _ in ready], error)
+            return
         searches: dict[Beaming, None] = {}
         for job, sequence in ready:
             logits = list(islice(rows, 1 + sequence.guessed))
@@ -153,6 +154,12 @@ class Loop:
                 self._go_on(copy, partial(self._write_one, copy, logits))
         for search in searches:
             self._go_on(search, partial(search.follow, partial(self._fork, search), self._drop))
+
+    def _rows(self, ready: Sequence[tuple[Writing | Beaming, Text]], hidden_nd: Tensor) -> list[Logits]:
+        """The logits that follow each text's last token and its guesses, one text behind the other."""
+        adapters = [sequence.adapter for _, sequence in ready for _ in range(1 + sequence.guessed)]
+        draws = [draw for job, sequence in ready for draw in job.draws(1 + sequence.guessed)]
+        return self._reader.read(self._runner.logits(hidden_nd, adapters), draws)
 
     def _write_one(self, job: Writing, logits: Sequence[Logits]) -> bool:
         """The next tokens of one text, among them the guesses that were right; returns whether it ends."""
@@ -181,18 +188,19 @@ class Loop:
         try:
             ended = go_on()
         except Exception as error:
-            self._fail(job, error)
+            self._fail([job], error)
             return
         if ended:
             self._end(job)
 
-    def _score(self, job: Scoring, chunk: Chunk, hidden_td: Tensor) -> None:
+    def _score(self, job: Scoring, chunk: Chunk, hidden_td: Tensor) -> bool:
+        """Score the tokens behind those of a chunk; returns whether they were the last."""
         next_ids = chunk.sequence.tokens[chunk.start + 1 : chunk.start + chunk.length + 1]
         # Those found before the text gave way to another, and was computed anew, are found again.
         job.found[chunk.start :] = self._runner.score(hidden_td, next_ids, chunk.sequence.adapter, job.top)
         if chunk.is_last:
             job.tell(job.found)
-            self._end(job)
+        return chunk.is_last
 
     def _fork(self, job: Job, sequence: Text) -> Text:
         """Another sequence with the same tokens, for this job."""
@@ -207,9 +215,11 @@ class Loop:
     def _end(self, job: Job) -> None:
         if self._speculation is not None and isinstance(job, Writing):
             self._speculation.forget(job)
-        for sequence in job.sequences:
+        # Those that are here, not those that the job knows of: it may have failed between a fork and its book-keeping.
+        for sequence in [sequence for sequence, owner in self._jobs.items() if owner is job]:
             self._drop(sequence)
 
-    def _fail(self, job: Job, error: Exception) -> None:
-        self._end(job)
-        job.fail(error)
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        for job in dict.fromkeys(jobs):
+            self._end(job)
+            job.fail(error)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockTable, Copy
+from groundup.engine.cache_memory import memory_for
 from groundup.engine.sequence import Chunk
 from groundup.model.attention import attend
 from groundup.model.context import Visibility
@@ -48,12 +49,11 @@ class Slots:
     def write(self, slots_bt: Tensor, new_bhtk: Tensor) -> None:
         """Keep the vectors of new tokens, each sequence's at its own slots."""
         new_hnk = new_bhtk.transpose(0, 1).flatten(1, 2)
-        if self._values_hnk is None:
-            # Not filled: memory that nobody has written to yet is not taken from the machine.
-            heads, size = new_hnk.shape[0], new_hnk.shape[2]
-            self._values_hnk = new_hnk.new_empty(heads, self._count + 1, size)
+        if self._values_hnk is None or self._host_hnk is None:
+            host_slots = self._host_blocks * BLOCK_TOKENS
+            self._host_hnk = _slots_like(new_hnk, "`host_tokens`", host_slots, torch.device("cpu"))
+            self._values_hnk = _slots_like(new_hnk, "`cache_tokens`", self._count + 1, new_hnk.device)
             self._values_hnk[:, -1] = 0
-            self._host_hnk = new_hnk.new_empty(heads, self._host_blocks * BLOCK_TOKENS, size, device="cpu")
         self._values_hnk.index_copy_(1, slots_bt.flatten(), new_hnk)
 
     def read(self, slots_bs: Tensor) -> Tensor:
@@ -76,6 +76,14 @@ class Slots:
         on_host = blocks[0] >= self._blocks
         slots_hnk = self._host_hnk if on_host else self._values_hnk[:, :-1]
         return slots_hnk.unflatten(1, (-1, BLOCK_TOKENS)), [block - on_host * self._blocks for block in blocks]
+
+
+def _slots_like(new_hnk: Tensor, setting: str, slots: int, device: torch.device) -> Tensor:
+    """So many slots for such vectors. Raises ValueError, naming the setting, where there is no memory for them."""
+    heads, size = new_hnk.shape[0], new_hnk.shape[2]
+    with memory_for(setting, slots, heads * slots * size * new_hnk.itemsize, device):
+        # Not filled: memory that nobody has written to yet is not taken from the machine.
+        return new_hnk.new_empty(heads, slots, size, device=device)
 
 
 class PagedStore:

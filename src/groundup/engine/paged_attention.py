@@ -25,7 +25,7 @@ KERNEL_HEAD_DIM_STEP = 8
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
 
-class Places(NamedTuple):
+class AttentionTables(NamedTuple):
     """Where new tokens and all that they see lie.
 
     slots_m: int64, in which the keys and values of the new tokens are to be kept.
@@ -52,11 +52,16 @@ def is_known_to_the_kernel(spec: Attention) -> bool:
 
 
 def attend_to_blocks(
-    spec: Attention, q_mhk: Tensor, keys_pbjk: Tensor, values_pbjk: Tensor, places: Places, sinks_h: Tensor | None
+    spec: Attention,
+    q_mhk: Tensor,
+    keys_pbjk: Tensor,
+    values_pbjk: Tensor,
+    tables: AttentionTables,
+    sinks_h: Tensor | None,
 ) -> Tensor:
     """softmax(scale · q kᵀ) v over what each token sees of its own text: (m, h, k)."""
     compute = varlen if q_mhk.is_cuda else defined
-    out_mhk, log_sums_mh = compute(spec, q_mhk, keys_pbjk, values_pbjk, places)
+    out_mhk, log_sums_mh = compute(spec, q_mhk, keys_pbjk, values_pbjk, tables)
     if sinks_h is None:
         return out_mhk
     shares_mh = torch.sigmoid(log_sums_mh - sinks_h.to(log_sums_mh.dtype))
@@ -64,7 +69,7 @@ def attend_to_blocks(
 
 
 def varlen(
-    spec: Attention, q_mhk: Tensor, keys_pbjk: Tensor, values_pbjk: Tensor, places: Places
+    spec: Attention, q_mhk: Tensor, keys_pbjk: Tensor, values_pbjk: Tensor, tables: AttentionTables
 ) -> tuple[Tensor, Tensor]:
     """The attention, and log Σ exp of each token's scores, (m, h) float32; by PyTorch's kernel.
 
@@ -77,30 +82,30 @@ def varlen(
         q_mhk,
         keys_pbjk,
         values_pbjk,
-        places.query_starts,
-        places.key_starts,
-        places.most_queries,
-        places.most_keys,
+        tables.query_starts,
+        tables.key_starts,
+        tables.most_queries,
+        tables.most_keys,
         return_aux=AuxRequest(lse=True),
         scale=spec.scale,
         window_size=(-1 if spec.window is None else spec.window - 1, 0),
         enable_gqa=spec.heads != spec.kv_heads,
-        seqused_k=places.key_counts_s,
-        block_table=places.block_table,
+        seqused_k=tables.key_counts_s,
+        block_table=tables.block_table,
         num_splits=1,
     )
     return out_mhk, log_sums_hm.T
 
 
 def defined(
-    spec: Attention, q_mhk: Tensor, keys_pbjk: Tensor, values_pbjk: Tensor, places: Places
+    spec: Attention, q_mhk: Tensor, keys_pbjk: Tensor, values_pbjk: Tensor, tables: AttentionTables
 ) -> tuple[Tensor, Tensor]:
     """The same as its definition has it, in at least float32: each token against all keys of its text's blocks."""
     wide = torch.promote_types(q_mhk.dtype, torch.float32)
-    token_m = torch.arange(len(q_mhk), device=q_mhk.device, dtype=places.query_starts.dtype)
-    text_m = torch.searchsorted(places.query_starts[1:], token_m, right=True)
-    own_key_m = places.key_counts_s[text_m] - (places.query_starts[1:][text_m] - token_m)
-    blocks_mp = places.block_table[text_m].long()
+    token_m = torch.arange(len(q_mhk), device=q_mhk.device, dtype=tables.query_starts.dtype)
+    text_m = torch.searchsorted(tables.query_starts[1:], token_m, right=True)
+    own_key_m = tables.key_counts_s[text_m] - (tables.query_starts[1:][text_m] - token_m)
+    blocks_mp = tables.block_table[text_m].long()
     key_t = torch.arange(blocks_mp.shape[1] * keys_pbjk.shape[1], device=q_mhk.device)
     seen_mt = key_t <= own_key_m[:, None]
     if spec.window is not None:

@@ -1,7 +1,7 @@
 """What a model reads: prompts as token ids, alone or as padded rows, and what its texts end at."""
 
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,7 +133,7 @@ def listed_ids(given: Iterable[int], where: str) -> list[int]:
     Raises ValueError, naming `where` they stand, for anything else: it would fail in the midst of a step, and with it
     all texts that share the step.
     """
-    if isinstance(given, Iterable) and not isinstance(given, bytes | bytearray):
+    if isinstance(given, Iterable) and not isinstance(given, bytes | bytearray | Mapping):
         try:
             return array("q", given).tolist()
         except (TypeError, OverflowError):

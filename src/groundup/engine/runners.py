@@ -2,7 +2,7 @@
 
 import torch
 
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
+from groundup.engine.blocks import BLOCK_TOKENS
 from groundup.engine.compiled import CompiledRunner, is_compilable
 from groundup.engine.device_runner import device_runner, runs_on_device
 from groundup.engine.paged_attention import KERNEL_BLOCK_TOKENS
@@ -16,9 +16,15 @@ def block_size_of(model: LanguageModel | EncoderDecoder) -> int:
     return KERNEL_BLOCK_TOKENS if isinstance(model, LanguageModel) and runs_on_device(model) else BLOCK_TOKENS
 
 
+def largest_block_size(device: torch.device) -> int:
+    """The same of whichever model on this device, at most."""
+    return BLOCK_TOKENS if device.type == "cpu" else KERNEL_BLOCK_TOKENS
+
+
 def runner_of(
     model: LanguageModel | EncoderDecoder,
-    pool: BlockPool,
+    blocks: int,
+    host_blocks: int,
     most_tokens: int,
     most_texts: int,
     dtype: torch.dtype,
@@ -26,14 +32,15 @@ def runner_of(
 ) -> StepRunner:
     """What computes the model's steps.
 
-    pool: of blocks of the size that `block_size_of` gives. most_tokens, most_texts: of a step.
-    dtype: of keys and values, one that `cache_dtype` gives.
-    compiles: whether the layers of a model that a GPU runs are compiled. Raises ValueError where it runs no such model.
+    blocks, host_blocks: of the size that `block_size_of` gives, and further ones in the host's memory.
+    most_tokens, most_texts: of a step. dtype: of keys and values, one that `cache_dtype` gives.
+    compiles: whether the layers of a model that a GPU runs are compiled.
+    Raises ValueError where it runs no such model, and where there is no memory for so many blocks.
     """
     if isinstance(model, LanguageModel) and is_compilable(model) and not compiles:
-        return CompiledRunner(model, pool.count + pool.host, most_tokens, dtype)
+        return CompiledRunner(model, blocks + host_blocks, most_tokens, dtype)
     if isinstance(model, LanguageModel) and runs_on_device(model):
-        return device_runner(model, pool.count, pool.host, pool.block_size, most_texts, compiles)
+        return device_runner(model, blocks, host_blocks, block_size_of(model), most_texts, compiles)
     if compiles:
         raise ValueError("`compile_layers` is for models that a GPU runs as docs/engine.md says; this is none of them")
-    return Runner(model, pool.count, pool.host)
+    return Runner(model, blocks, host_blocks)

@@ -170,8 +170,7 @@ def _ask(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> list[
         return tell
 
     asked = time.perf_counter()
-    _, jobs = engine._desk.begin(prompts, listen, Sampling(max_tokens=new_tokens), None, None, streams=True)
-    with engine._desk.awaited(jobs):
-        for _ in jobs:
+    with engine.telling(prompts, listen, Sampling(max_tokens=new_tokens)):
+        for _ in prompts:
             heard(ended.get())
     return [Timeline(asked, tuple(came)) for came in times]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from groundup.engine.kernels.tables import StepTables
-from groundup.engine.paged_attention import Places
+from groundup.engine.paged_attention import AttentionTables
 
 
 class StepInputs(NamedTuple):
@@ -19,14 +19,14 @@ class StepInputs(NamedTuple):
 
     ids_m: Tensor
     positions_m: Tensor
-    places: Places
+    attention: AttentionTables
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them; the last dimension of one, the block table, is longer where texts are."""
-        places = self.places
-        counts = (places.query_starts, places.key_starts, places.key_counts_s)
-        return self.ids_m, self.positions_m, places.slots_m, *counts, places.block_table
+        tables = self.attention
+        counts = (tables.query_starts, tables.key_starts, tables.key_counts_s)
+        return self.ids_m, self.positions_m, tables.slots_m, *counts, tables.block_table
 
 
 def step_inputs(ids_m: npt.NDArray[np.int64], tables: StepTables, block_size: int, device: torch.device) -> StepInputs:
@@ -37,7 +37,7 @@ def step_inputs(ids_m: npt.NDArray[np.int64], tables: StepTables, block_size: in
 
     key_starts = np.zeros_like(tables.query_starts)
     np.cumsum(tables.key_counts_s, out=key_starts[1:])
-    places = Places(
+    attention = AttentionTables(
         slots_m=moved(tables.slots_m),
         query_starts=moved(tables.query_starts),
         key_starts=moved(key_starts),
@@ -46,18 +46,20 @@ def step_inputs(ids_m: npt.NDArray[np.int64], tables: StepTables, block_size: in
         most_queries=int(np.diff(tables.query_starts).max()),
         most_keys=tables.block_table.shape[1] * block_size,
     )
-    return StepInputs(moved(ids_m), moved(tables.positions_m.astype(np.int64)), places)
+    return StepInputs(moved(ids_m), moved(tables.positions_m.astype(np.int64)), attention)
 
 
 def widened(inputs: StepInputs, blocks: int, block_size: int, device: torch.device) -> StepInputs:
     """The same in memory of its own on a device, with room for so many blocks of each text."""
-    table = inputs.places.block_table
+    table = inputs.attention.block_table
     wide = table.new_zeros(len(table), max(blocks, table.shape[1]))
     wide[:, : table.shape[1]] = table
     tensors = (each.to(device, copy=True) for each in (*inputs.tensors[:-1], wide))
     ids_m, positions_m, slots_m, query_starts, key_starts, key_counts_s, block_table = tensors
-    most = inputs.places.most_queries, wide.shape[1] * block_size
-    return StepInputs(ids_m, positions_m, Places(slots_m, query_starts, key_starts, key_counts_s, block_table, *most))
+    most = inputs.attention.most_queries, wide.shape[1] * block_size
+    return StepInputs(
+        ids_m, positions_m, AttentionTables(slots_m, query_starts, key_starts, key_counts_s, block_table, *most)
+    )
 
 
 def fill(inputs: StepInputs, other: StepInputs) -> None:

@@ -19,7 +19,7 @@ def step_ids(chunks: Items[Chunk]) -> list[int]:
     return [token for one in chunks for token in one.sequence.tokens[one.start : one.start + one.length]]
 
 
-class Places(NamedTuple):
+class StepLists(NamedTuple):
     """Of a step, as lists: see `StepTables`."""
 
     positions: list[int]
@@ -28,7 +28,7 @@ class Places(NamedTuple):
     key_counts: list[int]
 
 
-def step_places(chunks: Items[Chunk], block_size: int) -> Places:
+def step_lists(chunks: Items[Chunk], block_size: int) -> StepLists:
     """Where their tokens stand.
 
     Token by token in Python: most steps have one of each text, for which arrays would take longer.
@@ -41,7 +41,7 @@ def step_places(chunks: Items[Chunk], block_size: int) -> Places:
             positions.append(position)
             slots.append(block * block_size + position % block_size)
     query_starts = list(accumulate((chunk.length for chunk in chunks), initial=0))
-    return Places(positions, slots, query_starts, [chunk.start + chunk.length for chunk in chunks])
+    return StepLists(positions, slots, query_starts, [chunk.start + chunk.length for chunk in chunks])
 
 
 def step_tables(chunks: Items[Chunk], block_size: int) -> StepTables:
@@ -50,7 +50,7 @@ def step_tables(chunks: Items[Chunk], block_size: int) -> StepTables:
     block_table = np.zeros((len(chunks), max(map(len, blocks))), dtype=np.int32)
     for row, numbers in zip(block_table, blocks, strict=True):
         row[: len(numbers)] = numbers
-    positions, slots, query_starts, key_counts = step_places(chunks, block_size)
+    positions, slots, query_starts, key_counts = step_lists(chunks, block_size)
     starts_and_counts = (np.array(each, dtype=np.int32) for each in (query_starts, key_counts))
     return StepTables(
         np.array(positions, dtype=np.int32), np.array(slots, dtype=np.int64), block_table, *starts_and_counts
@@ -85,7 +85,7 @@ class StepMemory:
             if self._rows[row] is not numbers:
                 self._block_table[row, : len(numbers)] = numbers
                 self._rows[row] = numbers
-        positions, slots, query_starts, key_counts = step_places(chunks, self._block_size)
+        positions, slots, query_starts, key_counts = step_lists(chunks, self._block_size)
         self.tokens, self.sequences = len(positions), len(chunks)
         self.end_position, self.end_slot = max(positions) + 1, max(slots) + 1
         self.positions_m[: self.tokens] = positions

@@ -28,7 +28,7 @@ from groundup.quantize.calibrate import calibrated, observe
 from groundup.quantize.convert import Quantize, nearest, places, quantize_model, require_floating
 from groundup.quantize.matrix import WEIGHT_FORMATS, WeightFormat
 from groundup.record.metrics import Progress
-from groundup.storage import hash_file, staged, write_json
+from groundup.storage import hash_file, require_place, staged, write_json
 from groundup.tokens.batches import Rows
 from groundup.tokens.shards import Int64s
 from groundup.tokens.tokenizer import Tokenizer
@@ -134,8 +134,7 @@ def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
     """
     if out.exists():
         raise UserError(f"{out} is there already; name a folder that is not")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"{out.absolute().parent}: there is no such folder to write into")
+    require_place(out)
     model, format = load_language_model(folder), WEIGHT_FORMATS[config.format]
     require_floating(model, "quantized again")
     if not (config.unmeasured or model.config.causal):
@@ -230,10 +229,13 @@ def _quantize(model: LanguageModel, format: WeightFormat, quantize: Quantize) ->
 
 
 def _trained_for(folder: Path) -> str | None:
-    """The format that a folder's weights were trained for, if for any: unrounded, nobody was to use them."""
+    """The format that a folder's weights were trained for, if for any: unrounded, nobody was to use them.
+
+    A run may have been too short for a single step that rounds.
+    """
     path = folder / "summary.json"
     summary = read_object(path) if path.exists() else {}
-    found: str | None = summary.get("quantize")
+    found: str | None = None if summary.get("rounded_steps") == 0 else summary.get("quantize")
     return found
 
 

@@ -78,7 +78,7 @@ class Adapters:
 
     def named(self, name: str) -> Adapter:
         """Raises ValueError, naming those there are, if it is not among them."""
-        if name not in self._by_name:
+        if not isinstance(name, str) or name not in self._by_name:
             there = f"there are {', '.join(self._by_name)}" if self._by_name else "none has been added"
             raise ValueError(f"there is no adapter `{name}`; {there}")
         return self._by_name[name]

@@ -11,12 +11,11 @@ two of these steps is mended by the next run, and the ledger ends as that of an 
 import fcntl
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from groundup.errors import UserError
 from groundup.recipe.lineage import write_lineage
@@ -25,7 +24,7 @@ from groundup.recipe.stages import STAGES, Stage, load
 from groundup.recipe.stamp import Stamp, finish_stamp, read_stamp, write_stamp
 from groundup.record.cost import Meter
 from groundup.record.ledger import Ledger, Record
-from groundup.record.metrics import format_duration, is_silent
+from groundup.record.metrics import format_duration, say
 from groundup.settings import write_table
 from groundup.storage import finish_folder, hash_folder, hash_value, working_folder
 
@@ -89,11 +88,7 @@ def open_run(folder: Path, stages: Sequence[Stage] = STAGES) -> Iterator["Run"]:
 
     Raises UserError if another process holds it, or if the path is no place for a folder.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is a file or lies in one: name a folder with --out") from None
-    with open(folder / ".lock", "a+") as lock:
+    with _lock_file(folder) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,6 +98,17 @@ def open_run(folder: Path, stages: Sequence[Stage] = STAGES) -> Iterator["Run"]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield Run(folder, stages)
+
+
+def _lock_file(folder: Path) -> TextIO:
+    """A file in the run folder, both made if absent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / ".lock", "a+")
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder} is a file or lies in one: name a folder with --out") from None
+    except FileNotFoundError:  # though all folders above it are there: some file systems (/proc) take nothing
+        raise UserError(f"{folder}: nothing can be written there; name another folder with --out") from None
 
 
 class Run:
@@ -208,9 +214,3 @@ def _make(stage: Stage, config: Any, inputs: Mapping[str, Path], out: Path, want
     finish_folder(working, out)
     say(f"{title}: done in {format_duration(meter.cost()['wall_seconds']['value'])}")
     return finished
-
-
-def say(text: str) -> None:
-    """One line about the course of a run, on stderr; none if the user wants quiet."""
-    if not is_silent():
-        print(text, file=sys.stderr, flush=True)

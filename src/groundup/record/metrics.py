@@ -223,6 +223,12 @@ class _PlainLines:
     finish = show
 
 
+def say(text: str) -> None:
+    """One line about the course of a run, on stderr; none if the user wants quiet."""
+    if not is_silent():
+        print(text, file=sys.stderr, flush=True)
+
+
 def is_silent() -> bool:
     """Whether this process is to print nothing about its progress: the user's wish, or a later rank's manners."""
     return os.environ.get("GROUNDUP_QUIET", "") not in ("", "0") or os.environ.get("RANK", "0") != "0"

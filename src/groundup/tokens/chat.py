@@ -6,6 +6,7 @@ so no text, wherever it came from, can open a turn or end one. `template.py` hol
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from typing import Any
 
 from groundup.errors import UserError
@@ -112,6 +113,8 @@ def parse_assistant(tokenizer: Tokenizer, ids: Sequence[int]) -> Reply:
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Raises UserError, naming the first message that does not fit and what would."""
+    if not isinstance(messages, Sequence):
+        raise UserError(f"messages: a conversation must be a list of messages, not {shortened(messages)}")
     if not messages:
         raise UserError("messages: a conversation needs at least one message")
     for index, message in enumerate(messages):
@@ -134,7 +137,7 @@ def _check_message(message: Message, where: str) -> None:
     for key in message:
         if key not in _KEYS:
             raise UserError(f"{where}: unknown key `{key}`; a message has the keys {', '.join(_KEYS)}")
-    if message.get("role") not in TURN_TOKENS:
+    if message.get("role") not in tuple(TURN_TOKENS):
         raise UserError(f"{where}: `role` must be one of {', '.join(TURN_TOKENS)}, not {message.get('role')!r}")
     _check_text(message.get("content"), f"{where}: `content`")
     if message.get("tool_call") is not None:

@@ -28,7 +28,8 @@ FILE = "checkpoint.safetensors"
 class Counters:
     """How far a run is: finished steps, target tokens seen, seconds of training spent, and the row to go on from.
 
-    settled: whether it is settled which rows the run ends with.
+    settled: whether it is settled which rows the run ends with. rounded_steps: of the finished ones, those in which
+    weights were rounded as they will be served.
     """
 
     step: int = 0
@@ -36,6 +37,7 @@ class Counters:
     seconds: float = 0.0
     row: int = 0
     settled: bool = False
+    rounded_steps: int = 0
 
 
 def save_checkpoint(

@@ -52,7 +52,7 @@ class Learner:
         self.model = model
         if quantize is not None:
             require_quantizable(model)
-        self._quantize = quantize
+        self.quantize = quantize
         # Weights of a folder lie as in its files, GPT-2's transposed; checkpoints and optimizers want them in order.
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
@@ -89,7 +89,7 @@ class Learner:
 
     def rounded(self, share: float) -> AbstractContextManager[None]:
         """Within it, numbers are rounded as for serving, weights by this share, 0 to 1 (`quantize/training.py`)."""
-        return rounded(self.model, self._quantize, share)
+        return rounded(self.model, self.quantize, share)
 
     def as_served(self) -> AbstractContextManager[None]:
         """Within it, the model computes as it will be served."""

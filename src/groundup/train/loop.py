@@ -40,9 +40,13 @@ Watch = Callable[[int], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished loop says of itself; the speed is the median over this process's steps after the first few."""
+    """What a finished loop says of itself; the speed is the median over this process's steps after the first few.
+
+    rounded_steps: in which weights were rounded as they will be served; none of a model that is served as it is.
+    """
 
     steps: int
+    rounded_steps: int
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -76,7 +80,8 @@ def train(
                 counters = replace(counters, row=row, settled=True)
             rate = schedule(spent, config.warmup, config.cooldown)
             set_learning_rates(optimizers, rate, counters.step)
-            with learner.rounded(rounded_share(spent, config.rounded_from)):
+            share = 0.0 if learner.quantize is None else rounded_share(spent, config.rounded_from)
+            with learner.rounded(share):
                 loss, tally = _accumulate_gradients(learner, source, counters.row, config, ranks)
             ranks.add_gradients(model.parameters())
             values = _values(model, loss, rate, counters, config)
@@ -92,6 +97,7 @@ def train(
                 tokens=counters.tokens + int(loss.targets),
                 seconds=ranks.agree(now - started),
                 row=counters.row + config.rows_per_step,
+                rounded_steps=counters.rounded_steps + (share > 0),
             )
             if _passes_mark(spent, config.spent(counters), config.evaluations):
                 with torch.compiler.set_stance("force_eager"), learner.as_served():
@@ -104,7 +110,7 @@ def train(
                 tokens_per_second=speeds[-1],
             )
             keeper.after_step(counters)
-    return TrainingResult(counters.step, counters.tokens, counters.seconds, _usual(speeds))
+    return TrainingResult(counters.step, counters.rounded_steps, counters.tokens, counters.seconds, _usual(speeds))
 
 
 def _usual(speeds: Sequence[float]) -> float:

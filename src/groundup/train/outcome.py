@@ -12,7 +12,7 @@ import torch
 from groundup.engine.engine import Engine
 from groundup.formats.huggingface import save_model
 from groundup.model.language_model import LanguageModel
-from groundup.record.metrics import read_lines
+from groundup.record.metrics import read_lines, say
 from groundup.storage import write_atomically, write_json
 from groundup.tokens.tokenizer import Tokenizer
 from groundup.train.learner import TextModel, stacks, text_part
@@ -56,6 +56,21 @@ def summarise(model: TextModel, context: int, loop: LoopConfig, result: Training
         "dtype": str(loop.compute_dtype).removeprefix("torch."),
         "compiled": loop.compile,
     }
+
+
+def served_in(format: str | None, title: str, result: TrainingResult) -> dict[str, Any]:
+    """What the summary has of a model to be served in this format: its name, and in how many steps it learned so.
+
+    Where that is none, the user is told: figures are of the rounded model, which then never saw a rounded number.
+    """
+    if format is None:
+        return {}
+    if result.rounded_steps == 0:
+        say(
+            f"{title}: nothing was rounded in any of these {result.steps} steps, so that this model has not learned "
+            f"for {format}; give it a larger budget"
+        )
+    return {"quantize": format, "rounded_steps": result.rounded_steps}
 
 
 def write_speed(out: Path, loop: LoopConfig, result: TrainingResult) -> None:

@@ -23,7 +23,7 @@ from groundup.train.learner import Learner, TextModel
 from groundup.train.loop import train
 from groundup.train.objectives import MASKED_TOKENS, TextConfig, objective_of
 from groundup.train.optim import LearningRates
-from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, summarise, write_speed
+from groundup.train.outcome import SAMPLES_FILE, Samples, save_trained, served_in, summarise, write_speed
 from groundup.train.parallel import join_ranks
 from groundup.train.plan import LoopConfig, check_split, plan
 from groundup.train.pseudo_likelihood import pseudo_figures
@@ -90,7 +90,7 @@ def run(config: PretrainConfig, out: Path, *, tokens: Path, tokenizer: Path) -> 
         "tokens": read,
         "epochs": round(read / shards.total_tokens, 3),
         **({"mask_fraction": config.mask_fraction} if objective is MASKED_TOKENS else {}),
-        **({} if config.quantize is None else {"quantize": config.quantize}),
+        **served_in(config.quantize, loop.title, result),
         "learning_rates": asdict(loop.learning_rates),
         **pseudo,
     }

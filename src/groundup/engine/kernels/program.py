@@ -1,33 +1,24 @@
-"""A model's step in few calls: a program is written once, kernel by kernel, and run for any tokens up to its size.
+"""The instructions of a program, each a kernel and what it works on; `script.py` keeps their order and runs them.
 
-Buffers have a name and a width, and room for as many tokens as the program is written for. Asking for one again gives
-the same one, so that layers of one shape work in the same memory. Everything is checked as it is written; a run checks
-what is new in it.
+Everything is checked as it is written.
 
-Shape suffixes: m tokens, k channels, s sequences, p positions, f frequencies.
+Shape suffixes: m tokens, k channels, p positions, f frequencies.
 """
 
 import ctypes
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from groundup.engine.kernels import (
-    ACTIVATIONS,
-    MOST_STREAMS,
-    Activations,
-    KeyValueBlocks,
-    jobs,
-    library,
-    matrix_fields,
-)
+from groundup.engine.kernels import ACTIVATIONS, MOST_STREAMS, Activations, KeyValueBlocks, jobs, matrix_fields
 from groundup.engine.kernels.checks import address, require_shape
-from groundup.engine.kernels.low_rank import AdaptedMaps, AdaptedTokens, MapShape
-from groundup.engine.kernels.tables import Numbers, Tables
+from groundup.engine.kernels.low_rank import MapShape
+from groundup.engine.kernels.script import Script
+from groundup.engine.kernels.tables import Numbers
 from groundup.model.specs import Activation, FeedForward
 from groundup.quantize.matrix import QuantizedMatrix
 
@@ -44,38 +35,12 @@ class Product(NamedTuple):
     residual_mn: Tensor | None = None
 
 
-class Program:
+class Program(Script):
     """Instructions for up to `tokens` tokens, in the order in which its methods are called."""
 
     def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        # Positions that every table has rows for, and slots that are in all blocks.
-        self._positions: float = math.inf
-        self._slots: float = math.inf
-        # What is done in turn: instructions that follow each other are one call of the library.
-        self._parts: list[list[jobs.Instruction] | Callable[[int], object]] = []
-        self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], object]] | None = None
-        self._buffers: dict[tuple[str, int], Tensor] = {}
-        self._has_numbers = False
+        super().__init__(tokens)
         self._quantized: dict[tuple[int, int], Activations] = {}
-        self._maps = AdaptedMaps()
-        # What instructions point to lives as long as they do.
-        self._kept: list[Any] = []
-
-    def buffer(self, name: str, width: int) -> Tensor:
-        """float32 (tokens, width)."""
-        if (name, width) not in self._buffers:
-            self._buffers[name, width] = torch.empty(self.tokens, width)
-        return self._buffers[name, width]
-
-    def buffers(self, count: int, width: int) -> Tensor:
-        """float32 (count, tokens, width), new ones each time."""
-        return torch.empty(count, self.tokens, width)
-
-    def numbers(self, below: int, count: int = 1, least: int = 0) -> Numbers:
-        """Room for so many numbers of each token, zeros at first."""
-        self._has_numbers = True
-        return Numbers(count, self.tokens, least, below)
 
     def quantize(self, x_mk: Tensor, pieces: int = 1) -> Activations:
         """Each of the equal pieces of a token as int8; the next call with as many channels writes over them."""
@@ -312,58 +277,6 @@ class Program:
         sizes = 0, heads, width, width, 0, window or 0
         job = jobs.AttentionJob(blocks.fields(), *pointers, *sizes, scale, softcap or 0.0)
         self._append(job, queries_mk, blocks, out_mk, sinks_h)
-
-    def call(self, function: Callable[[int], object]) -> None:
-        """Have Python work on the buffers: what is told is how many tokens there are."""
-        self._parts.append(function)
-        self._written = None
-
-    def run(self, tables: Tables, adapted: Sequence[AdaptedTokens] = ()) -> None:
-        """Do all of it for the tokens that the tables are of; what goes in must stand in its buffer.
-
-        adapted: the adapters of some tokens; places are those of this run.
-        """
-        if tables.tokens > self.tokens:
-            raise ValueError(f"{tables.tokens} tokens do not fit a program for {self.tokens}")
-        if tables.end_position > self._positions:
-            raise ValueError(f"a token stands beyond the {self._positions} positions that there are tables for")
-        if tables.end_slot > self._slots:
-            raise ValueError(f"a token's keys lie beyond the {self._slots} slots that there are")
-        self._perform(adapted, tables.tokens, tables.sequences, tables.table_stride, *tables.pointers)
-
-    def run_rows(self, rows: int, adapted: Sequence[AdaptedTokens] = ()) -> None:
-        """Do all of it for so many rows, which belong to no text: for programs without rope, keys and values."""
-        if rows > self.tokens or self._positions != math.inf or self._slots != math.inf or self._has_numbers:
-            raise ValueError(f"{rows} rows do not fit a program for {self.tokens}, or it wants to know their places")
-        self._perform(adapted, rows, 0, 0, *[None] * 5)
-
-    def _perform(self, adapted: Sequence[AdaptedTokens], tokens: int, *about: int | None) -> None:
-        """about: the next fields of a `ProgramJob`."""
-        if self._written is None:
-            self._written = [part if callable(part) else (jobs.Instruction * len(part))(*part) for part in self._parts]
-        fields = self._maps.fields(adapted, tokens) if adapted else None
-        more = (None, 0) if fields is None else (ctypes.addressof(fields), len(fields))
-        for part in self._written:
-            if callable(part):
-                part(tokens)
-            else:
-                library.call("program", jobs.ProgramJob(ctypes.addressof(part), len(part), tokens, *about, *more))
-
-    def _append(self, job: Any, *kept: Any, count: int = 1) -> None:
-        kind = job._type_ if isinstance(job, ctypes.Array) else type(job)
-        operation = jobs.OPERATIONS.index(kind)
-        instruction = jobs.Instruction(operation, ctypes.addressof(job), count)
-        if self._parts and isinstance(self._parts[-1], list):
-            self._parts[-1].append(instruction)
-        else:
-            self._parts.append([instruction])
-        self._kept.append((job, kept))
-        self._written = None
-
-    def _require_rows(self, name: str, x_mk: Tensor, width: int | None = None) -> None:
-        """That it is a buffer of this program: as many rows, contiguous float32."""
-        require_shape(name, x_mk, (self.tokens, x_mk.shape[1] if width is None else width))
-        address(name, x_mk)
 
 
 def _linear_job(x: Activations, product: Product) -> jobs.LinearJob:
