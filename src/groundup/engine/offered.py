@@ -36,7 +36,10 @@ class Lookups:
         self._places: WeakKeyDictionary[Text, EarlierPlaces] = WeakKeyDictionary()
 
     def ngrams(self, chunks: Sequence[Chunk], positions_m: npt.NDArray[np.int32]) -> Tensor | None:
-        """The sums of n-gram vectors, (m, d), or None where the model has none. positions_m: of these tokens and more."""
+        """The sums of n-gram vectors, (m, d), or None where the model has none.
+
+        positions_m: of these tokens, and perhaps of others behind them.
+        """
         ngrams = self._model.ngrams
         if ngrams is None:
             return None
