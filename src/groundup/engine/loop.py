@@ -215,8 +215,10 @@ class Loop:
     def _end(self, job: Job) -> None:
         if self._speculation is not None and isinstance(job, Writing):
             self._speculation.forget(job)
-        # Those that are here, not those that the job knows of: it may have failed between a fork and its book-keeping.
-        for sequence in [sequence for sequence, owner in self._jobs.items() if owner is job]:
+        sequences = job.sequences
+        if isinstance(job, Beaming):  # it may have failed between a fork and its book-keeping, and not know of all
+            sequences = [sequence for sequence, owner in self._jobs.items() if owner is job]
+        for sequence in sequences:
             self._drop(sequence)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:

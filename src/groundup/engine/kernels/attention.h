@@ -1,13 +1,13 @@
 // Attention of queries to keys and values in blocks. Included once for every level.
 //
-// A tile of up to 32 rows (a row is one head of one token, all of one key-value head) passes over the keys in spans of a
+// A tile of up to 16 rows (a row is one head of one token, all of one key-value head) passes over the keys in spans of a
 // few strips of 16, from the first key that any of them sees, and keeps for each row a score that hardly any so far is
 // larger than, the sum of weights and the weighted sum of values: the softmax of Milakov and Gimelshein 2018, in tiles
 // as Dao et al. 2022.
 // Spans lie where they lie in the text and what a row does not see adds exact zeros, so a row's result depends on no
 // other row.
 
-constexpr int64_t kTile = 32;
+constexpr int64_t kTile = 16;
 constexpr int kStripVectors = kStrip / W;
 constexpr int64_t kSpanKeys = kSpan * kStrip;
 constexpr float kLowest = -1e38f;  // below every score, and finite: e to the difference of two of them is a number

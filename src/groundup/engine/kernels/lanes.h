@@ -31,7 +31,7 @@ INLINE I splat(int32_t x) { return I{} + x; }
 // registers; a single token's tile has four independent chains of sums instead.
 constexpr int kTileRows = 6, kTilePanels = 2, kSinglePanels = 4;
 constexpr int kAttentionRows = 4;
-constexpr int64_t kSpan = 4;  // strips of keys that attention looks at together
+constexpr int64_t kSpan = 8;  // strips of keys that attention looks at together
 // What bytes are off by inside dot_bytes, to be taken back with the sum of the activations.
 constexpr int32_t kByteZero = 128;
 
