@@ -6,8 +6,9 @@ Models of random weights, LLaMA shapes of 508 M and 110 M parameters. Ours has w
 otherwise, llama.cpp a q4_0 file of its own quantizing, OpenVINO weights of 4 bits (symmetric, groups of 128),
 `transformers` bfloat16; each side is a process of its own with the same threads. Per round and side:
 
-- prefill: tokens per second of one prompt, until the first token after it;
-- 1, 16, 32 streams: tokens per second of all streams together after each has its first, from short prompts;
+- prefill: tokens per second of one prompt, until the first token after it, the median of five;
+- 1, 16, 32 streams: tokens per second of all streams together after each has its first, from short prompts, of one
+  stream the median of five;
 - start: seconds from the start of the process to the first token, with the files in memory, and of loading alone;
 - overhead: what of a step of ours in which every stream gets a token is spent outside the model, where the likeliest
   token is taken and where one is drawn;

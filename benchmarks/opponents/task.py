@@ -5,6 +5,7 @@ Each side runs in an environment of its own, so this file needs nothing but Pyth
 
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +92,10 @@ def _likelihood(side: Side, path: Path) -> dict[str, Any]:
     return {"nats": side.nats(texts), "tokens": sum(len(text) - 1 for text in texts)}
 
 
+# How often a prompt, and what one stream writes, is measured in a round, for these take a moment only; the median counts.
+REPEATS = 5
+
+
 def _speeds(task: Task, side: Side, imported: float, loaded: float) -> dict[str, Any]:
     (short,) = task.prompts(1, task.context_tokens, seed=0)
     side.prefill(short)
@@ -103,10 +108,12 @@ def _speeds(task: Task, side: Side, imported: float, loaded: float) -> dict[str,
         }
     }
     side.prefill(task.prompts(1, task.prompt_tokens, seed=1)[0])
-    (prompt,) = task.prompts(1, task.prompt_tokens, seed=2)
-    figures["prefill"] = task.prompt_tokens / side.prefill(prompt)
+    prompts = task.prompts(REPEATS, task.prompt_tokens, seed=2)
+    figures["prefill"] = task.prompt_tokens / statistics.median(map(side.prefill, prompts))
     for streams in task.streams:
         side.decode(task.prompts(streams, task.context_tokens, seed=10 + streams), 4)
-        seconds = side.decode(task.prompts(streams, task.context_tokens, seed=1000 + streams), task.new_tokens)
+        seeds = [1000 * (number + 1) + streams for number in range(REPEATS if streams == 1 else 1)]
+        texts = [task.prompts(streams, task.context_tokens, seed) for seed in seeds]
+        seconds = statistics.median(side.decode(one, task.new_tokens) for one in texts)
         figures[str(streams)] = streams * (task.new_tokens - 1) / seconds
     return figures | side.extras(task)

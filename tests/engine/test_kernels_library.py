@@ -144,3 +144,28 @@ def _wait_until(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a thread's sleeps are counted in Linux's /proc")
+def test_a_thread_sleeps_only_after_a_millisecond_without_work(threads: None):
+    """True on a busy machine, too: there is no more than one sleep for each millisecond that passes."""
+    library.set_threads(2)
+    matrix, x = _layer()
+    quantized = kernels.quantize(x)
+    kernels.linear(quantized, matrix)
+    before, begun = _sleeps(), time.monotonic()
+    for _ in range(2000):
+        kernels.linear(quantized, matrix)
+    milliseconds, after = 1000 * (time.monotonic() - begun), _sleeps()
+    others = [count - before[thread] for thread, count in after.items() if thread in before]
+    assert others and max(others) <= milliseconds + 10
+
+
+def _sleeps() -> dict[int, int]:
+    """How often each other thread of this process has waited for something."""
+    found = {}
+    for folder in Path("/proc/self/task").iterdir():
+        if int(folder.name) != threading.get_native_id():
+            lines = (folder / "status").read_text().splitlines()
+            found[int(folder.name)] = int(next(line for line in lines if line.startswith("voluntary")).split()[1])
+    return found
