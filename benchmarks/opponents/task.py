@@ -92,7 +92,7 @@ def _likelihood(side: Side, path: Path) -> dict[str, Any]:
     return {"nats": side.nats(texts), "tokens": sum(len(text) - 1 for text in texts)}
 
 
-# How often a prompt, and what one stream writes, is measured in a round, for these take a moment only; the median counts.
+# How often a prompt, and what one stream writes, is measured in a round: these take a moment only. The median counts.
 REPEATS = 5
 
 
