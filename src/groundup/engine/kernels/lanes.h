@@ -54,7 +54,7 @@ INLINE I dot_nibbles(I sums, B weights, I values) {
   return (I)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)values);
 }
 INLINE I dot_bytes(I sums, B weights, I values) { return dot_nibbles(sums, weights, values); }
-#if GROUNDUP_LEVEL == 3
+#if GROUNDUP_LEVEL >= 3
 // sums + the products of the lower and of the upper bfloat16 of each number
 INLINE F dot_pairs(F sums, U a, U b) { return (F)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b); }
 // To the nearest, halves to even; what is below 2⁻¹²⁶ becomes 0.

@@ -1,6 +1,9 @@
 // Everything that is compiled once for every instruction set: kernels.cpp includes this file inside a namespace each.
 #include "lanes.h"
 #include "arithmetic.h"
+#if GROUNDUP_LEVEL >= 4
+#include "matrix_registers.h"
+#endif
 #include "linear.h"
 #include "low_rank.h"
 #include "pointwise.h"

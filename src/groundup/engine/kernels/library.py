@@ -19,7 +19,7 @@ from groundup.errors import UserError
 from groundup.hardware import Finding
 
 # Sets of instructions by the numbers that the library gives them, each larger than the one before.
-LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 # Names one of them that is to be used instead of the largest.
 LEVEL_VARIABLE = "GROUNDUP_KERNELS"
 
@@ -95,6 +95,6 @@ def finding() -> Finding:
     if path() is None:
         advice = "install a C++ compiler (`apt install g++` or likewise), then groundup again"
         return Finding("missing", "kernels", f"not compiled, so quantized models run on PyTorch's operators: {advice}.")
-    if level().startswith("avx512"):
+    if LEVELS.index(level()) >= LEVELS.index("avx512"):
         return Finding("good", "kernels", f"compiled; they use {level()}.")
     return Finding("slow", "kernels", f"compiled; they use {level()}, a processor with AVX-512 VNNI is faster.")

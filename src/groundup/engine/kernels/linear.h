@@ -50,6 +50,15 @@ struct Format {
   static constexpr int32_t kZero = kNibbles ? 8 : kByteZero;
 };
 
+// The results of a token in W channels from n on.
+INLINE void put(const LinearJob& job, int64_t token, int64_t n, F total) {
+  const int64_t left = job.weight.rows - n, at = token * job.out_stride + n;
+  F y = job.bias == nullptr ? F{} : load(job.bias + n, left);
+  y = fma(total, splat(job.input.scales[token]), y);
+  if (job.residual != nullptr) y += load(job.residual + at, left);
+  store(job.out + at, y, left);
+}
+
 // A register tile: kRows tokens from `row` on against kPanels panels of 16 channels from `panel` on.
 template <bool kNibbles, int kRows, int kPanels>
 struct Tile {
@@ -183,22 +192,19 @@ struct Tile {
   INLINE_MEMBER void finish(const Totals& totals) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      float* out = job.out + (row + r) * job.out_stride;
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t n = panel * kPanel + v * W, left = job.weight.rows - n;
-        F y = job.bias == nullptr ? F{} : load(job.bias + n, left);
-        y = fma(totals[r][v], splat(job.input.scales[row + r]), y);
-        if (job.residual != nullptr) y += load(job.residual + (row + r) * job.out_stride + n, left);
-        store(out + n, y, left);
-      }
+      for (int v = 0; v < kVectors; ++v) put(job, row + r, panel * kPanel + v * W, totals[r][v]);
     }
   }
 };
 
 // Tokens and bytes of weights that pass by each other before the next: they stay in the second and the first cache.
-constexpr int64_t kBlockRows = 240, kBlockBytes = 16384;
+constexpr int64_t kBlockRows = GROUNDUP_LEVEL >= 4 ? 256 : 240, kBlockBytes = 16384;
 constexpr int64_t kTileChannels = kTilePanels * kPanel;
+
+#if GROUNDUP_LEVEL >= 4
+#include "linear_matrix.h"
+#endif
 
 static int64_t linear_items(const LinearJob& job) {
   const int64_t padded = (job.weight.rows + kRowMultiple - 1) / kRowMultiple * kRowMultiple;
@@ -217,6 +223,9 @@ static void tile_of(int64_t rows, const LinearJob& job, int64_t row, int64_t pan
 // Tokens begin … end - 1 against one set of panels.
 template <bool kNibbles>
 static void block(const LinearJob& job, int64_t begin, int64_t end, int64_t panel) {
+#if GROUNDUP_LEVEL >= 4
+  if (end - begin >= kMatrixTokens) return matrix_block<kNibbles>(job, begin, end, panel);
+#endif
   constexpr int64_t kBlockColumns = kBlockBytes / kTileChannels * (kNibbles ? 2 : 1);
   int32_t partial[kBlockRows * kTileChannels];
   for (int64_t k = 0; k < job.weight.columns; k += kBlockColumns) {

@@ -1,0 +1,197 @@
+// Products of many tokens in matrix registers, 32 tokens by 32 channels at a time. Included once, for the level that has
+// them. Integers are summed exactly, groups scaled and added as in linear.h: results are the same to the bit.
+
+// Tokens from which this is faster.
+constexpr int64_t kMatrixTokens = 5;
+constexpr int64_t kTileTokens = 16, kTileColumns = 64, kSetTokens = 2 * kTileTokens;
+// Columns whose weights stay in the first cache while all tokens of a block pass by them.
+constexpr int64_t kMatrixColumns = 512;
+
+// Columns begin … end - 1 of two panels as signed bytes, behind them zeros up to a whole tile.
+struct Unpacked {
+  int64_t begin, end;
+  alignas(64) int8_t values[kTilePanels][kMatrixColumns * kPanel];
+};
+
+template <bool kNibbles>
+static void unpack(const PackedMatrix& matrix, int64_t panel, int64_t ahead, Unpacked& weights) {
+  constexpr int64_t kStep = Format<kNibbles>::kStep;
+  for (int64_t p = 0; p < kTilePanels; ++p) {
+    const uint8_t* from = matrix.values + ((panel + p) * matrix.columns + weights.begin) / kStep * 64;
+    int8_t* to = weights.values[p];
+    for (int64_t k = weights.begin; k < weights.end; k += kStep, from += 64, to += kStep * kPanel) {
+      __builtin_prefetch(from + ahead, 0, 2);
+      const B bytes = load_as<B>(from), low = kNibbles ? (bytes & 15) - 8 : bytes ^ 128;
+      std::memcpy(to, &low, sizeof low);
+      if constexpr (kNibbles) {
+        const B high = (bytes >> 4) - 8;
+        std::memcpy(to + sizeof low, &high, sizeof high);
+      }
+    }
+    std::memset(to, 0, (kTileColumns - (weights.end - weights.begin) % kTileColumns) % kTileColumns * kPanel);
+  }
+}
+
+// Up to 32 tokens from `row` on against two panels; more than 16 if kBoth. Registers 0 to 3 hold sums, of the first 16
+// tokens and of the others with each panel, 4 and 5 tokens, 6 and 7 weights.
+template <bool kNibbles, bool kBoth>
+struct MatrixTile {
+  static constexpr int64_t kSums = kSetTokens * kTileChannels, kRowBytes = 4 * kTileChannels;
+
+  const LinearJob& job;
+  const int64_t row, tokens, panel;
+  const Unpacked& weights;
+  const int64_t at_once;  // columns of one product
+
+  // As of a Tile.
+  void run(int32_t* partial) const {
+    const bool is_first = weights.begin == 0, is_last = weights.end == job.weight.columns;
+    alignas(64) int32_t sums[2][kSums];
+    if (is_last) fetch_to_write();
+    if constexpr (kNibbles) {
+      const int64_t group = job.weight.group, first = weights.begin / group, end = weights.end / group;
+      if (is_first) std::memset(partial, 0, tokens * kRowBytes);
+      multiply_group(first, sums[0]);
+      for (int64_t g = first; g < end; ++g) {
+        // The next group is multiplied while this one is scaled.
+        if (g + 1 < end) multiply_group(g + 1, sums[(g + 1 - first) % 2]);
+        add(sums[(g - first) % 2], g, partial);
+      }
+    } else {
+      if (is_first) clear();
+      else load(partial);
+      multiply(weights.begin, weights.end);
+      store(is_last ? sums[0] : partial);
+      if (!is_last) return;
+      std::memset(partial, 0, tokens * kRowBytes);
+      add(sums[0], 0, partial);
+    }
+    if (is_last) finish(partial);
+  }
+
+  static TileShapes shapes(int64_t tokens, int64_t columns) {
+    TileShapes shapes;
+    const int64_t first = std::min(tokens, kTileTokens), second = tokens - first;
+    for (int p = 0; p < 2; ++p) {
+      shapes.shape(p, first, 4 * kPanel);
+      if (kBoth) shapes.shape(2 + p, second, 4 * kPanel);
+      shapes.shape(6 + p, columns / 4, 4 * kPanel);
+    }
+    shapes.shape(4, first, columns);
+    if (kBoth) shapes.shape(5, second, columns);
+    return shapes;
+  }
+
+ private:
+  // Has what the results overwrite come from memory while they are computed.
+  INLINE_MEMBER void fetch_to_write() const {
+    for (int64_t r = 0; r < tokens; ++r) {
+      float* out = job.out + (row + r) * job.out_stride + panel * kPanel;
+      __builtin_prefetch(out, 1, 3), __builtin_prefetch(out + kPanel, 1, 3);
+    }
+  }
+
+  INLINE_MEMBER void clear() const {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (!kBoth) return;
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+
+  INLINE_MEMBER void load(const int32_t* from) const {
+    const int32_t* second = from + kTileTokens * kTileChannels;
+    settle();
+    _tile_loadd(0, from, kRowBytes);
+    _tile_loadd(1, from + kPanel, kRowBytes);
+    if constexpr (!kBoth) return;
+    _tile_loadd(2, second, kRowBytes);
+    _tile_loadd(3, second + kPanel, kRowBytes);
+  }
+
+  INLINE_MEMBER void store(int32_t* to) const {
+    int32_t* second = to + kTileTokens * kTileChannels;
+    _tile_stored(0, to, kRowBytes);
+    _tile_stored(1, to + kPanel, kRowBytes);
+    if constexpr (kBoth) {
+      _tile_stored(2, second, kRowBytes);
+      _tile_stored(3, second + kPanel, kRowBytes);
+    }
+    settle();
+  }
+
+  INLINE_MEMBER void multiply_group(int64_t g, int32_t* sums) const {
+    clear();
+    multiply(g * job.weight.group, (g + 1) * job.weight.group);
+    store(sums);
+  }
+
+  INLINE_MEMBER void multiply(int64_t begin, int64_t end) const {
+    const int64_t stride = job.input.stride;
+    const int8_t* values = job.input.values + row * stride;
+    for (int64_t k = begin; k < end; k += at_once) {
+      const int64_t from = (k - weights.begin) * kPanel;
+      _tile_loadd(4, values + k, stride);
+      _tile_loadd(6, weights.values[0] + from, 64);
+      _tile_dpbssd(0, 4, 6);
+      _tile_loadd(7, weights.values[1] + from, 64);
+      _tile_dpbssd(1, 4, 7);
+      if constexpr (kBoth) {
+        _tile_loadd(5, values + kTileTokens * stride + k, stride);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      }
+    }
+  }
+
+  // totals += scale · sums of group g.
+  INLINE_MEMBER void add(const int32_t* sums, int64_t g, int32_t* totals) const {
+    const int64_t groups = job.weight.columns / job.weight.group;
+    F scales[kTilePanels];
+    for (int64_t p = 0; p < kTilePanels; ++p) {
+      const int64_t at = ((panel + p) * groups + g) * kPanel;
+      if constexpr (kNibbles) scales[p] = from_half(load_as<H>(static_cast<const uint16_t*>(job.weight.scales) + at));
+      else scales[p] = load_as<F>(static_cast<const float*>(job.weight.scales) + at);
+    }
+    for (int64_t i = 0; i < tokens * kTileChannels; i += kTileChannels) {
+      for (int64_t p = 0; p < kTilePanels; ++p) {
+        const F total = fma(to_float(load_as<I>(sums + i + p * kPanel)), scales[p], load_as<F>(totals + i + p * kPanel));
+        std::memcpy(totals + i + p * kPanel, &total, sizeof total);
+      }
+    }
+  }
+
+  INLINE_MEMBER void finish(const int32_t* totals) const {
+    for (int64_t r = 0; r < tokens; ++r) {
+      for (int64_t p = 0; p < kTilePanels; ++p) {
+        put(job, row + r, (panel + p) * kPanel, load_as<F>(totals + r * kTileChannels + p * kPanel));
+      }
+    }
+  }
+};
+
+// Tokens begin … end - 1 against one set of panels.
+template <bool kNibbles>
+static void matrix_block(const LinearJob& job, int64_t begin, int64_t end, int64_t panel) {
+  int32_t partial[kBlockRows * kTileChannels];
+  const int64_t at_once = job.weight.group % kTileColumns == 0 || !kNibbles ? kTileColumns : kSumColumns;
+  const TilesInUse in_use;
+  Unpacked weights;
+  for (int64_t k = 0; k < job.weight.columns; k = weights.end) {
+    weights.begin = k, weights.end = std::min(job.weight.columns, k + kMatrixColumns);
+    unpack<kNibbles>(job.weight, panel, kMatrixColumns * kPanel, weights);
+    int64_t row = begin;
+    const auto pass = [&](auto both, int64_t tokens) {
+      const MatrixTile<kNibbles, both> tile{job, row, tokens, panel, weights, at_once};
+      tile.run(partial + (row - begin) * kTileChannels);
+      row += tokens;
+    };
+    const auto set = [&](auto both, int64_t tokens) {
+      MatrixTile<kNibbles, both>::shapes(tokens, at_once).set();
+    };
+    if (end - row >= kSetTokens) set(std::true_type{}, kSetTokens);
+    while (end - row >= kSetTokens) pass(std::true_type{}, kSetTokens);
+    if (end - row > kTileTokens) set(std::true_type{}, end - row), pass(std::true_type{}, end - row);
+    if (end > row) set(std::false_type{}, end - row), pass(std::false_type{}, end - row);
+  }
+}
