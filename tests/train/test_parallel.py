@@ -58,7 +58,7 @@ def _asked(out: Path, rank: int) -> list[list[int]]:
     return [numbers[first : first + per_step] for first in range(0, len(numbers), per_step)]
 
 
-# Adam's steps are of a size whatever the gradient's: where that is hardly more than rounding, so is where a weight goes.
+# The size of Adam's steps is not the gradient's: where that is hardly more than rounding, so is where a weight goes.
 # Processors sum in other orders: 1.01e-5 has been seen.
 WEIGHTS = 1e-4
 

@@ -353,13 +353,13 @@ static void attend_tile(const AttentionJob& job, AttentionTile& tile, const Atte
 static void attend(const AttentionJob& job, int64_t begin, int64_t end) {
   AttentionTile tile;
 #if GROUNDUP_LEVEL >= 4
-  const TilesInUse in_use;
+  Tiles tiles;
 #endif
   AttentionItem item = item_at(job, begin);
   for (int64_t i = begin; i < end; ++i) {
     begin_tile(job, item, tile);
 #if GROUNDUP_LEVEL >= 4
-    if (suits_matrix(job.blocks)) attention_shapes(tile.rows).set();
+    if (suits_matrix(job.blocks)) tiles.use(attention_shapes(tile.rows));
 #endif
     const bool is_last = i + 1 == end;
     if (!is_last) item = item_after(job, item);

@@ -223,9 +223,6 @@ static void tile_of(int64_t rows, const LinearJob& job, int64_t row, int64_t pan
 // Tokens begin … end - 1 against one set of panels.
 template <bool kNibbles>
 static void block(const LinearJob& job, int64_t begin, int64_t end, int64_t panel) {
-#if GROUNDUP_LEVEL >= 4
-  if (end - begin >= kMatrixTokens) return matrix_block<kNibbles>(job, begin, end, panel);
-#endif
   constexpr int64_t kBlockColumns = kBlockBytes / kTileChannels * (kNibbles ? 2 : 1);
   int32_t partial[kBlockRows * kTileChannels];
   for (int64_t k = 0; k < job.weight.columns; k += kBlockColumns) {
@@ -248,13 +245,22 @@ static void linear(const LinearJob& job, int64_t begin, int64_t end) {
   const int64_t rows = job.input.rows, blocks = (rows + kBlockRows - 1) / kBlockRows;
   const int64_t panels = linear_items(job) / blocks;
   int32_t none[kSinglePanels * kPanel];
+#if GROUNDUP_LEVEL >= 4
+  Tiles tiles;
+#endif
   for (int64_t i = begin; i < end; ++i) {
     if (rows == 1) {
       const int64_t ahead = job.weight.columns * kSinglePanels / Format<kNibbles>::kStep * 64;
       Tile<kNibbles, 1, kSinglePanels>{job, 0, i * kSinglePanels, ahead}.run(0, job.weight.columns, none);
     } else {
-      const int64_t row = i / panels * kBlockRows;
-      block<kNibbles>(job, row, std::min(rows, row + kBlockRows), i % panels * kTilePanels);
+      const int64_t row = i / panels * kBlockRows, stop = std::min(rows, row + kBlockRows), panel = i % panels * kTilePanels;
+#if GROUNDUP_LEVEL >= 4
+      if (stop - row >= kMatrixTokens) {
+        matrix_block<kNibbles>(job, row, stop, panel, tiles);
+        continue;
+      }
+#endif
+      block<kNibbles>(job, row, stop, panel);
     }
   }
 }

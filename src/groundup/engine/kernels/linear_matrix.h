@@ -2,10 +2,11 @@
 // them. Integers are summed exactly, groups scaled and added as in linear.h: results are the same to the bit.
 
 // Tokens from which this is faster.
-constexpr int64_t kMatrixTokens = 5;
+constexpr int64_t kMatrixTokens = 7;
 constexpr int64_t kTileTokens = 16, kTileColumns = 64, kSetTokens = 2 * kTileTokens;
-// Columns whose weights stay in the first cache while all tokens of a block pass by them.
-constexpr int64_t kMatrixColumns = 512;
+// Columns whose weights are unpacked together: they stay in the first cache while all tokens of a block pass by them, and
+// where these are few, the next ones are unpacked while these are still multiplied.
+constexpr int64_t kMatrixColumns = 256;
 
 // Columns begin … end - 1 of two panels as signed bytes, behind them zeros up to a whole tile.
 struct Unpacked {
@@ -14,13 +15,14 @@ struct Unpacked {
 };
 
 template <bool kNibbles>
-static void unpack(const PackedMatrix& matrix, int64_t panel, int64_t ahead, Unpacked& weights) {
-  constexpr int64_t kStep = Format<kNibbles>::kStep;
+static void unpack(const PackedMatrix& matrix, int64_t panel, Unpacked& weights) {
+  constexpr int64_t kStep = Format<kNibbles>::kStep, kAhead = 2 * kMatrixColumns / kStep * 64;
+  const int64_t steps = (weights.end - weights.begin) / kStep;
   for (int64_t p = 0; p < kTilePanels; ++p) {
     const uint8_t* from = matrix.values + ((panel + p) * matrix.columns + weights.begin) / kStep * 64;
     int8_t* to = weights.values[p];
-    for (int64_t k = weights.begin; k < weights.end; k += kStep, from += 64, to += kStep * kPanel) {
-      __builtin_prefetch(from + ahead, 0, 2);
+    for (int64_t i = 0; i < steps; ++i, from += 64, to += kStep * kPanel) {
+      __builtin_prefetch(from + kAhead, 0, 2);
       const B bytes = load_as<B>(from), low = kNibbles ? (bytes & 15) - 8 : bytes ^ 128;
       std::memcpy(to, &low, sizeof low);
       if constexpr (kNibbles) {
@@ -28,7 +30,8 @@ static void unpack(const PackedMatrix& matrix, int64_t panel, int64_t ahead, Unp
         std::memcpy(to + sizeof low, &high, sizeof high);
       }
     }
-    std::memset(to, 0, (kTileColumns - (weights.end - weights.begin) % kTileColumns) % kTileColumns * kPanel);
+    const int64_t rest = steps * kStep % kTileColumns;
+    if (rest > 0) std::memset(to, 0, (kTileColumns - rest) * kPanel);
   }
 }
 
@@ -45,12 +48,11 @@ struct MatrixTile {
 
   // As of a Tile.
   void run(int32_t* partial) const {
-    const bool is_first = weights.begin == 0, is_last = weights.end == job.weight.columns;
+    const bool is_last = weights.end == job.weight.columns;
     alignas(64) int32_t sums[2][kSums];
     if (is_last) fetch_to_write();
     if constexpr (kNibbles) {
       const int64_t group = job.weight.group, first = weights.begin / group, end = weights.end / group;
-      if (is_first) std::memset(partial, 0, tokens * kRowBytes);
       multiply_group(first, sums[0]);
       for (int64_t g = first; g < end; ++g) {
         // The next group is multiplied while this one is scaled.
@@ -58,27 +60,24 @@ struct MatrixTile {
         add(sums[(g - first) % 2], g, partial);
       }
     } else {
-      if (is_first) clear();
+      if (weights.begin == 0) clear();
       else load(partial);
       multiply(weights.begin, weights.end);
-      store(is_last ? sums[0] : partial);
-      if (!is_last) return;
-      std::memset(partial, 0, tokens * kRowBytes);
-      add(sums[0], 0, partial);
+      store(partial);
+      if (is_last) add(partial, 0, partial);
     }
-    if (is_last) finish(partial);
   }
 
-  static TileShapes shapes(int64_t tokens, int64_t columns) {
+  INLINE_MEMBER TileShapes shapes() const {
     TileShapes shapes;
     const int64_t first = std::min(tokens, kTileTokens), second = tokens - first;
     for (int p = 0; p < 2; ++p) {
       shapes.shape(p, first, 4 * kPanel);
       if (kBoth) shapes.shape(2 + p, second, 4 * kPanel);
-      shapes.shape(6 + p, columns / 4, 4 * kPanel);
+      shapes.shape(6 + p, at_once / 4, 4 * kPanel);
     }
-    shapes.shape(4, first, columns);
-    if (kBoth) shapes.shape(5, second, columns);
+    shapes.shape(4, first, at_once);
+    if (kBoth) shapes.shape(5, second, at_once);
     return shapes;
   }
 
@@ -144,7 +143,7 @@ struct MatrixTile {
     }
   }
 
-  // totals += scale · sums of group g.
+  // totals += scale · sums of group g; of the last group they go out.
   INLINE_MEMBER void add(const int32_t* sums, int64_t g, int32_t* totals) const {
     const int64_t groups = job.weight.columns / job.weight.group;
     F scales[kTilePanels];
@@ -153,45 +152,46 @@ struct MatrixTile {
       if constexpr (kNibbles) scales[p] = from_half(load_as<H>(static_cast<const uint16_t*>(job.weight.scales) + at));
       else scales[p] = load_as<F>(static_cast<const float*>(job.weight.scales) + at);
     }
-    for (int64_t i = 0; i < tokens * kTileChannels; i += kTileChannels) {
-      for (int64_t p = 0; p < kTilePanels; ++p) {
-        const F total = fma(to_float(load_as<I>(sums + i + p * kPanel)), scales[p], load_as<F>(totals + i + p * kPanel));
-        std::memcpy(totals + i + p * kPanel, &total, sizeof total);
+    const auto each = [&](const auto& use) __attribute__((always_inline)) {
+      for (int64_t t = 0; t < tokens; ++t) {
+#pragma GCC unroll 2
+        for (int64_t p = 0; p < kTilePanels; ++p) {
+          const int64_t i = t * kTileChannels + p * kPanel;
+          const F before = g == 0 ? F{} : load_as<F>(totals + i);
+          use(t, p, fma(to_float(load_as<I>(sums + i)), scales[p], before));
+        }
       }
-    }
-  }
-
-  INLINE_MEMBER void finish(const int32_t* totals) const {
-    for (int64_t r = 0; r < tokens; ++r) {
-      for (int64_t p = 0; p < kTilePanels; ++p) {
-        put(job, row + r, (panel + p) * kPanel, load_as<F>(totals + r * kTileChannels + p * kPanel));
-      }
+    };
+    if (g + 1 == groups) {
+      each([&](int64_t t, int64_t p, F total) __attribute__((always_inline)) {
+        put(job, row + t, (panel + p) * kPanel, total);
+      });
+    } else {
+      each([&](int64_t t, int64_t p, F total) __attribute__((always_inline)) {
+        std::memcpy(totals + t * kTileChannels + p * kPanel, &total, sizeof total);
+      });
     }
   }
 };
 
 // Tokens begin … end - 1 against one set of panels.
 template <bool kNibbles>
-static void matrix_block(const LinearJob& job, int64_t begin, int64_t end, int64_t panel) {
+static void matrix_block(const LinearJob& job, int64_t begin, int64_t end, int64_t panel, Tiles& tiles) {
+  const int64_t at_once = kNibbles && job.weight.group % kTileColumns != 0 ? kSumColumns : kTileColumns;
   int32_t partial[kBlockRows * kTileChannels];
-  const int64_t at_once = job.weight.group % kTileColumns == 0 || !kNibbles ? kTileColumns : kSumColumns;
-  const TilesInUse in_use;
   Unpacked weights;
   for (int64_t k = 0; k < job.weight.columns; k = weights.end) {
     weights.begin = k, weights.end = std::min(job.weight.columns, k + kMatrixColumns);
-    unpack<kNibbles>(job.weight, panel, kMatrixColumns * kPanel, weights);
-    int64_t row = begin;
-    const auto pass = [&](auto both, int64_t tokens) {
-      const MatrixTile<kNibbles, both> tile{job, row, tokens, panel, weights, at_once};
-      tile.run(partial + (row - begin) * kTileChannels);
-      row += tokens;
-    };
-    const auto set = [&](auto both, int64_t tokens) {
-      MatrixTile<kNibbles, both>::shapes(tokens, at_once).set();
-    };
-    if (end - row >= kSetTokens) set(std::true_type{}, kSetTokens);
-    while (end - row >= kSetTokens) pass(std::true_type{}, kSetTokens);
-    if (end - row > kTileTokens) set(std::true_type{}, end - row), pass(std::true_type{}, end - row);
-    if (end > row) set(std::false_type{}, end - row), pass(std::false_type{}, end - row);
+    unpack<kNibbles>(job.weight, panel, weights);
+    for (int64_t row = begin; row < end; row += kSetTokens) {
+      const int64_t tokens = std::min(kSetTokens, end - row);
+      const auto pass = [&](auto both) {
+        const MatrixTile<kNibbles, both> tile{job, row, tokens, panel, weights, at_once};
+        tiles.use(tile.shapes());
+        tile.run(partial + (row - begin) * kTileChannels);
+      };
+      if (tokens > kTileTokens) pass(std::true_type{});
+      else pass(std::false_type{});
+    }
   }
 }
