@@ -16,13 +16,14 @@ struct Unpacked {
 
 template <bool kNibbles>
 static void unpack(const PackedMatrix& matrix, int64_t panel, Unpacked& weights) {
-  constexpr int64_t kStep = Format<kNibbles>::kStep, kAhead = 2 * kMatrixColumns / kStep * 64;
+  constexpr int64_t kStep = Format<kNibbles>::kStep;
+  const int64_t ahead = kTilePanels * matrix.columns / kStep * 64;  // the next panels are fetched meanwhile
   const int64_t steps = (weights.end - weights.begin) / kStep;
   for (int64_t p = 0; p < kTilePanels; ++p) {
     const uint8_t* from = matrix.values + ((panel + p) * matrix.columns + weights.begin) / kStep * 64;
     int8_t* to = weights.values[p];
     for (int64_t i = 0; i < steps; ++i, from += 64, to += kStep * kPanel) {
-      __builtin_prefetch(from + kAhead, 0, 2);
+      __builtin_prefetch(from + ahead, 0, 2);
       const B bytes = load_as<B>(from), low = kNibbles ? (bytes & 15) - 8 : bytes ^ 128;
       std::memcpy(to, &low, sizeof low);
       if constexpr (kNibbles) {
