@@ -100,10 +100,15 @@ void linear() {
   const QuantizeJob quantize{x.get(), apart, width, activations};
   groundup_quantize(&quantize);
   auto out = random<float>(tokens * rows);
+  auto peaks = allocate<Peak>(tokens * ((rows + kPanel - 1) / kPanel));
   const LinearJob job{matrix, activations, draw() % 2 ? bias.get() : nullptr, draw() % 2 ? out.get() : nullptr,
-                      out.get(), rows};
+                      out.get(), rows, draw() % 2 ? peaks.get() : nullptr, (rows + kPanel - 1) / kPanel};
   groundup_linear(&job);
   require_finite(out.get(), tokens * rows, "linear");
+  const std::vector<Draw> draws(tokens, Draw{0, 0, 1, 0, 0});
+  std::vector<Chosen> chosen(tokens);
+  const ChooseJob choose{out.get(), draws.data(), chosen.data(), tokens, rows, rows, job.peaks, job.peak_stride};
+  groundup_choose(&choose);
 
   auto ids = std::make_unique<int64_t[]>(tokens);
   for (int64_t i = 0; i < tokens; ++i) ids[i] = int64_t(draw() % (rows + 1)) - 1;

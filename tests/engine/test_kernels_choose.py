@@ -11,7 +11,9 @@ from torch import Tensor
 
 from groundup.engine.draws import LIKELIEST, Draw, uniform
 from groundup.engine.kernels import library
-from groundup.engine.kernels.choices import Choices
+from groundup.engine.kernels.choices import Choices, peaks_of
+from groundup.engine.kernels.program import Product, Program
+from groundup.quantize.matrix import W4, quantize_rows
 
 WIDTHS = (1, 2, 7, 16, 33, 511, 513, 4100)
 # What rounding to float32 can move a cumulated probability by.
@@ -149,6 +151,43 @@ def test_of_hardly_different_logits_no_more_are_kept_than_wanted(level: str, kep
         found = Choices().choose(logits_v.expand(kept, 100), draws)
         assert len({token for token, _, _ in found}) == kept
         assert [token for token, _, _ in found] == sorted(token for token, _, _ in found)
+
+
+# Columns of a head of one input, which has these logits, and what is added to the first of them.
+HEADS = {
+    "usual": (1.0, 0.0),
+    "large": (9.0, 0.0),
+    "small": (-1.0, -40.0),
+    "infinite": (1.0, math.inf),
+    "none": (1.0, math.nan),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+@pytest.mark.parametrize("width", [1, 31, 33, 300])
+@pytest.mark.parametrize("kind", HEADS)
+def test_what_a_product_leaves_says_what_its_logits_say(level: str, rows: int, width: int, kind: str):
+    """To the bit; the likeliest without a look at the others, which can be written over."""
+    size, added = HEADS[kind]
+    head, bias_v = quantize_rows(size * _random(width, 64, seed=width), W4), torch.zeros(width)
+    bias_v[0 if added != -40.0 else slice(None)] = added
+    program = Program(rows)
+    x_md, logits, peaks = program.buffer("x", 64), program.buffer("logits", width), peaks_of(rows, width)
+    program.linear(program.quantize(x_md), Product(head, bias_v, logits, peaks=peaks))
+    x_md.copy_(_random(rows, 64, seed=rows))
+    program.run_rows(rows)
+    for draw in (LIKELIEST, FILTERS["all"]._replace(number=0.7)):
+        expected = Choices().choose(logits.clone(), [draw] * rows)
+        assert str(Choices().choose(logits, [draw] * rows, peaks)) == str(expected)  # not a number equals nothing
+    if kind == "usual":
+        before = Choices().choose(logits, [LIKELIEST] * rows, peaks)
+        logits.masked_fill_(logits < logits.max(1, keepdim=True).values, -1000.0)
+        assert Choices().choose(logits, [LIKELIEST] * rows, peaks) == before
+
+
+def test_peaks_of_other_logits_are_refused(compiled: None):
+    with pytest.raises(ValueError, match="`peaks` must have shape"):
+        Choices().choose(_random(3, 100), [LIKELIEST] * 3, peaks_of(3, 50))
 
 
 def _at_every_level(logits: Tensor, draws: list[Draw]) -> list[list[int]]:

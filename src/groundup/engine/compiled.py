@@ -90,9 +90,11 @@ class CompiledRunner(StepRunner):
 
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
         rows = len(adapters)
+        self.peaks = None
         if not self._head.computes(rows):
             return super().logits(hidden_nd, adapters)
         with self._applied(adapters) as adapted:
+            self.peaks = self._head.peaks(adapted)
             # The layers leave the same tensor in each step of as many tokens.
             return self._head.logits(None if hidden_nd is self._leaves[rows] else hidden_nd, rows, adapted)
 

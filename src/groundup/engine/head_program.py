@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from groundup.engine.kernels.choices import peaks_of
 from groundup.engine.kernels.low_rank import AdaptedTokens
 from groundup.engine.kernels.program import Product, Program
 from groundup.model.language_model import LanguageModel, softcap
@@ -28,18 +29,26 @@ class HeadRunner:
         head, bias_v = model.head_matrix, model.head_bias
         self._softcap = model.config.logit_softcap
         self._program: Program | None = None
+        self._peaks: Tensor | None = None
         if isinstance(head, QuantizedMatrixModule) and leaves_md.shape[1] == head.matrix.columns:
             self._hidden_nd = leaves_md[:MOST_ROWS]
             self._program = Program(len(self._hidden_nd))
             logits_nv = self._program.buffer("logits", head.matrix.rows)
             # Made once: most steps ask for as many rows as the one before.
             self._first_rows = [logits_nv[:rows] for rows in range(len(logits_nv) + 1)]
-            product = Product(head.matrix, None if bias_v is None else bias_v.detach().float(), logits_nv)
+            if self._softcap is None:
+                self._peaks = peaks_of(*logits_nv.shape)
+            bias_v = None if bias_v is None else bias_v.detach().float()
+            product = Product(head.matrix, bias_v, logits_nv, peaks=self._peaks)
             self._program.linear(self._program.quantize(self._hidden_nd), product)
             self._program.adapt(self._hidden_nd, {HEAD_PRODUCT: logits_nv})
 
     def computes(self, rows: int) -> bool:
         return self._program is not None and rows <= self._program.tokens
+
+    def peaks(self, adapted: Sequence[AdaptedTokens]) -> Tensor | None:
+        """What the product has left of logits that nothing was added to; see `Choices.choose`."""
+        return None if adapted else self._peaks
 
     def logits(self, hidden_nd: Tensor | None, rows: int, adapted: Sequence[AdaptedTokens]) -> Tensor:
         """(n, vocab), valid until the next call.

@@ -159,7 +159,8 @@ class Loop:
         """The logits that follow each text's last token and its guesses, one text behind the other."""
         adapters = [sequence.adapter for _, sequence in ready for _ in range(1 + sequence.guessed)]
         draws = [draw for job, sequence in ready for draw in job.draws(1 + sequence.guessed)]
-        return self._reader.read(self._runner.logits(hidden_nd, adapters), draws)
+        logits_nv = self._runner.logits(hidden_nd, adapters)
+        return self._reader.read(logits_nv, draws, self._runner.peaks)
 
     def _write_one(self, job: Writing, logits: Sequence[Logits]) -> bool:
         """The next tokens of one text, among them the guesses that were right; returns whether it ends."""

@@ -50,13 +50,13 @@ class RowReader:
     def __init__(self) -> None:
         self._choices = Choices() if library.path() is not None else None
 
-    def read(self, logits_nv: Tensor, draws: Sequence[Draw | None]) -> list[Logits]:
+    def read(self, logits_nv: Tensor, draws: Sequence[Draw | None], peaks: Tensor | None = None) -> list[Logits]:
         """The rows, each with what is known of it; as they are where there are no kernels, or not in float32.
 
-        draws: of each row; the likeliest token is chosen where there is none.
+        draws: of each row; the likeliest token is chosen where there is none. peaks: see `Choices.choose`.
         """
         if self._choices is None or not self._choices.reads(logits_nv):
             return list(logits_nv)
         known = [draw or LIKELIEST for draw in draws]
-        pairs = zip(known, self._choices.choose(logits_nv, known), strict=True)
+        pairs = zip(known, self._choices.choose(logits_nv, known, peaks), strict=True)
         return [Row(logits_nv, number, draw, *chosen) for number, (draw, chosen) in enumerate(pairs)]

@@ -32,11 +32,15 @@ ALIKE_TOKENS = 64
 
 
 class StepRunner(ABC):
-    """A decoder, the adapters it can be run with, and the place where its sequences lie."""
+    """A decoder, the adapters it can be run with, and the place where its sequences lie.
+
+    peaks: of the last logits, where the kernels know them; see `kernels.choices.Choices`.
+    """
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.adapters = Adapters(model)
+        self.peaks: Tensor | None = None
 
     @abstractmethod
     def run(self, step: Step) -> Tensor:

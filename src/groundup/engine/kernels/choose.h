@@ -30,12 +30,6 @@ INLINE float of_bits(int32_t bits) {
   return x;
 }
 
-// As many of W logits as are left, -infinity for the others.
-INLINE F load_logits(const float* from, int64_t left) {
-  if (left >= W) return load(from);
-  return lanes() < static_cast<int32_t>(std::max<int64_t>(left, 0)) ? load(from, left) : splat(-INFINITY);
-}
-
 // The place of the first of the largest logits, or none.
 constexpr int64_t kNoPlace = -1;
 
@@ -207,25 +201,59 @@ static int64_t filter_and_draw(Scratch& scratch, int64_t width, const Draw& draw
   return drawn(scratch, width, std::max(border, bits_of(static_cast<float>(draw.min_p))), draw.number);
 }
 
-static Chosen chosen_from(const float* x, int64_t width, const Draw& draw, Scratch& scratch) {
-  int64_t token = place_of_largest(x, width);
-  if (token == kNoPlace) return {0, NAN, NAN};
-  const float peak = x[token];
+// The likeliest token and the normaliser.
+struct Summary {
+  int64_t place;
+  double normaliser;
+};
+
+// Logits up to this size are summed as e^x without a shift, and exactly enough.
+constexpr float kUsual = 30.0f;
+
+// By the peaks, found here where they are not given; false where they say too little.
+static bool is_summed(const float* x, int64_t width, const Peak* peaks, Summary& summary) {
+  float largest = -INFINITY;
   double total = 0;
+  for (int64_t n = 0; n < width; n += kPeakLogits) {
+    const Peak peak = peaks == nullptr ? peak_of(x + n, width - n) : peaks[n / kPeakLogits];
+    if (peak.largest > largest) largest = peak.largest, summary.place = n;
+    total += peak.total;
+  }
+  // A logit that is no number makes a total that is none.
+  if (!(std::fabs(largest) <= kUsual) || !std::isfinite(total)) return false;
+  while (x[summary.place] != largest) ++summary.place;
+  summary.normaliser = std::log(total);
+  return true;
+}
+
+static Summary summary_of(const float* x, int64_t width, const Peak* peaks) {
+  Summary summary;
+  if (is_summed(x, width, peaks, summary)) return summary;
+  summary.place = place_of_largest(x, width);
+  if (summary.place == kNoPlace) return summary;
+  const float peak = x[summary.place];
+  // No token depends on this one: it is as fast as the instructions allow.
+  summary.normaliser = peak + std::log(weigh<fma>(x, width, peak, 1, nullptr));
+  return summary;
+}
+
+static Chosen chosen_from(const float* x, int64_t width, const Draw& draw, const Peak* peaks, Scratch& scratch) {
+  const Summary summary = summary_of(x, width, peaks);
+  int64_t token = summary.place;
+  if (token == kNoPlace) return {0, NAN, NAN};
   if (draw.temperature > 0) {
     scratch.make_room(width);
-    total = weigh<multiply_then_add>(x, width, peak, draw.temperature, scratch.weights.data());
+    const double total =
+        weigh<multiply_then_add>(x, width, x[token], draw.temperature, scratch.weights.data());
     token = filter_and_draw(scratch, width, draw, total);
   }
-  // No token depends on this one: it is as fast as the instructions allow.
-  if (draw.temperature != 1) total = weigh<fma>(x, width, peak, 1, nullptr);
-  const double normaliser = peak + std::log(total);
-  return {token, x[token] - normaliser, normaliser};
+  return {token, x[token] - summary.normaliser, summary.normaliser};
 }
 
 static void choose(const ChooseJob& job, int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
   for (int64_t m = begin; m < end; ++m) {
-    job.chosen[m] = chosen_from(job.logits + m * job.stride, job.width, job.draws[m], scratch);
+    const Peak* peaks = job.peaks == nullptr ? nullptr : job.peaks + m * job.peak_stride;
+    job.chosen[m] = chosen_from(job.logits + m * job.stride, job.width, job.draws[m], peaks, scratch);
   }
 }

@@ -47,6 +47,12 @@ struct QuantizeJob {
   Activations out;
 };
 
+// Of neighbouring logits, 32 or fewer: the largest, and the sum of e^logit. Whoever multiplies finds both while the logits are
+// in its cache; whoever chooses a token need not read them.
+struct Peak {
+  float largest, total;
+};
+
 // out[m][n] = scales[m] · Σ_g scale[n][g] · Σ_k weight[n][k] · value[m][k] + bias[n] + residual[m][n]
 struct LinearJob {
   PackedMatrix weight;
@@ -55,6 +61,8 @@ struct LinearJob {
   const float* residual;  // or null; may be `out` itself
   float* out;
   int64_t out_stride;  // of `residual` too
+  Peak* peaks;         // of each token's outputs, in their order, tokens `peak_stride` apart; or null
+  int64_t peak_stride;
 };
 
 // Rows of a packed matrix by number, as float32: what an embedding is.
@@ -224,6 +232,8 @@ struct ChooseJob {
   int64_t rows;
   int64_t width;
   int64_t stride;
+  const Peak* peaks;  // of the logits, as a product left them at the same level; or null
+  int64_t peak_stride;
 };
 
 // Blocks of keys and values. Keys lie transposed, so that scores need no sums across a register:

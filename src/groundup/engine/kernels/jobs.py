@@ -35,6 +35,8 @@ class LinearJob(ctypes.Structure):
         ("input", ActivationsFields),
         *((name, c_void_p) for name in ("bias", "residual", "out")),
         ("out_stride", c_int64),
+        ("peaks", c_void_p),
+        ("peak_stride", c_int64),
     )
 
 
@@ -117,6 +119,8 @@ class ChooseJob(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("logits", "draws", "chosen")),
         *((name, c_int64) for name in ("rows", "width", "stride")),
+        ("peaks", c_void_p),
+        ("peak_stride", c_int64),
     )
 
 

@@ -1,6 +1,7 @@
 // Everything that is compiled once for every instruction set: kernels.cpp includes this file inside a namespace each.
 #include "lanes.h"
 #include "arithmetic.h"
+#include "peaks.h"
 #if GROUNDUP_LEVEL >= 4
 #include "matrix_registers.h"
 #endif

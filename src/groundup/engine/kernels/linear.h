@@ -240,6 +240,17 @@ static void block(const LinearJob& job, int64_t begin, int64_t end, int64_t pane
   }
 }
 
+// Of what was just written: see Peak.
+static void find_peaks(const LinearJob& job, int64_t begin, int64_t end, int64_t panel, int64_t panels) {
+  if (job.peaks == nullptr) return;
+  const int64_t last = std::min((panel + panels) * kPanel, job.weight.rows);
+  for (int64_t m = begin; m < end; ++m) {
+    for (int64_t n = panel * kPanel; n < last; n += kPeakLogits) {
+      job.peaks[m * job.peak_stride + n / kPeakLogits] = peak_of(job.out + m * job.out_stride + n, last - n);
+    }
+  }
+}
+
 template <bool kNibbles>
 static void linear(const LinearJob& job, int64_t begin, int64_t end) {
   const int64_t rows = job.input.rows, blocks = (rows + kBlockRows - 1) / kBlockRows;
@@ -252,15 +263,15 @@ static void linear(const LinearJob& job, int64_t begin, int64_t end) {
     if (rows == 1) {
       const int64_t ahead = job.weight.columns * kSinglePanels / Format<kNibbles>::kStep * 64;
       Tile<kNibbles, 1, kSinglePanels>{job, 0, i * kSinglePanels, ahead}.run(0, job.weight.columns, none);
+      find_peaks(job, 0, 1, i * kSinglePanels, kSinglePanels);
     } else {
       const int64_t row = i / panels * kBlockRows, stop = std::min(rows, row + kBlockRows), panel = i % panels * kTilePanels;
 #if GROUNDUP_LEVEL >= 4
-      if (stop - row >= kMatrixTokens) {
-        matrix_block<kNibbles>(job, row, stop, panel, tiles);
-        continue;
-      }
+      if (stop - row >= kMatrixTokens) matrix_block<kNibbles>(job, row, stop, panel, tiles);
+      else
 #endif
       block<kNibbles>(job, row, stop, panel);
+      find_peaks(job, row, stop, panel, kTilePanels);
     }
   }
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from groundup.engine.kernels import ACTIVATIONS, MOST_STREAMS, Activations, KeyValueBlocks, jobs, matrix_fields
 from groundup.engine.kernels.checks import address, require_shape
+from groundup.engine.kernels.choices import peaks_fields
 from groundup.engine.kernels.low_rank import MapShape
 from groundup.engine.kernels.script import Script
 from groundup.engine.kernels.tables import Numbers
@@ -27,12 +28,16 @@ MOST_LINEARS = 8
 
 
 class Product(NamedTuple):
-    """out = x Wᵀ + bias + residual; the residual may be `out` itself."""
+    """out = x Wᵀ + bias + residual; the residual may be `out` itself.
+
+    peaks: of the outputs where they are logits, for `Choices.choose`; see `peaks_of`.
+    """
 
     matrix: QuantizedMatrix
     bias_n: Tensor | None
     out_mn: Tensor
     residual_mn: Tensor | None = None
+    peaks: Tensor | None = None
 
 
 class Program(Script):
@@ -286,4 +291,5 @@ def _linear_job(x: Activations, product: Product) -> jobs.LinearJob:
     if bias_n is not None:
         require_shape("bias", bias_n, (matrix.rows,))
     pointers = address("bias", bias_n), address("residual", product.residual_mn), product.out_mn.data_ptr()
-    return jobs.LinearJob(matrix_fields(matrix), x.fields(), *pointers, matrix.rows)
+    peaks = peaks_fields(product.peaks, product.out_mn)
+    return jobs.LinearJob(matrix_fields(matrix), x.fields(), *pointers, matrix.rows, *peaks)
