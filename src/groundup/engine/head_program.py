@@ -38,8 +38,8 @@ class HeadRunner:
             self._first_rows = [logits_nv[:rows] for rows in range(len(logits_nv) + 1)]
             if self._softcap is None:
                 self._peaks = peaks_of(*logits_nv.shape)
-            bias_v = None if bias_v is None else bias_v.detach().float()
-            product = Product(head.matrix, bias_v, logits_nv, peaks=self._peaks)
+            added_v = None if bias_v is None else bias_v.detach().float()
+            product = Product(head.matrix, added_v, logits_nv, peaks=self._peaks)
             self._program.linear(self._program.quantize(self._hidden_nd), product)
             self._program.adapt(self._hidden_nd, {HEAD_PRODUCT: logits_nv})
 

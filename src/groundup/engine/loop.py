@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
+from typing import TypeVarTuple
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters
 
 Job = Writing | Beaming | Scoring
+Arguments = TypeVarTuple("Arguments")
 
 
 class Loop:
@@ -106,7 +108,7 @@ class Loop:
             start, end = end, end + chunk.length
             job = self._jobs[chunk.sequence]
             if isinstance(job, Scoring):
-                self._go_on(job, partial(self._score, job, chunk, hidden_md[start:end]))
+                self._go_on(job, self._score, job, chunk, hidden_md[start:end])
             elif chunk.is_last:
                 wanted += range(end - 1 - chunk.sequence.guessed, end)
                 ready.append((job, chunk.sequence))
@@ -149,11 +151,11 @@ class Loop:
                 searches[job] = None
                 continue
             copies = self._copies(job, sequence)
-            self._go_on(job, partial(self._write_one, job, logits))
+            self._go_on(job, self._write_one, job, logits)
             for copy in copies:
-                self._go_on(copy, partial(self._write_one, copy, logits))
+                self._go_on(copy, self._write_one, copy, logits)
         for search in searches:
-            self._go_on(search, partial(search.follow, partial(self._fork, search), self._drop))
+            self._go_on(search, search.follow, partial(self._fork, search), self._drop)
 
     def _rows(self, ready: Sequence[tuple[Writing | Beaming, Text]], hidden_nd: Tensor) -> list[Logits]:
         """The logits that follow each text's last token and its guesses, one text behind the other."""
@@ -184,10 +186,10 @@ class Loop:
             copy.begin(self._fork(copy, sequence))
         return copies
 
-    def _go_on(self, job: Job, go_on: Callable[[], bool]) -> None:
+    def _go_on(self, job: Job, go_on: Callable[[*Arguments], bool], *arguments: *Arguments) -> None:
         """Have a job take its next step; it ends if that says so, or fails."""
         try:
-            ended = go_on()
+            ended = go_on(*arguments)
         except Exception as error:
             self._fail([job], error)
             return
