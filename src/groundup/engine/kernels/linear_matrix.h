@@ -50,22 +50,20 @@ struct MatrixTile {
   // As of a Tile.
   void run(int32_t* partial) const {
     const bool is_last = weights.end == job.weight.columns;
-    alignas(64) int32_t sums[2][kSums];
     if (is_last) fetch_to_write();
     if constexpr (kNibbles) {
-      const int64_t group = job.weight.group, first = weights.begin / group, end = weights.end / group;
-      multiply_group(first, sums[0]);
-      for (int64_t g = first; g < end; ++g) {
-        // The next group is multiplied while this one is scaled.
-        if (g + 1 < end) multiply_group(g + 1, sums[(g + 1 - first) % 2]);
-        add(sums[(g - first) % 2], g, partial);
+      const int64_t group = job.weight.group, end = weights.end / group;
+      for (int64_t g = weights.begin / group; g < end;) {
+        if (end - g >= 4) g = add_groups<4>(g, partial);
+        else if (end - g >= 2) g = add_groups<2>(g, partial);
+        else g = add_groups<1>(g, partial);
       }
     } else {
       if (weights.begin == 0) clear();
       else load(partial);
       multiply(weights.begin, weights.end);
       store(partial);
-      if (is_last) add(partial, 0, partial);
+      if (is_last) add<1>({partial}, 0, partial);
     }
   }
 
@@ -120,10 +118,19 @@ struct MatrixTile {
     settle();
   }
 
-  INLINE_MEMBER void multiply_group(int64_t g, int32_t* sums) const {
-    clear();
-    multiply(g * job.weight.group, (g + 1) * job.weight.group);
-    store(sums);
+  // Several groups from g on, whose totals are then read and written once. Returns the group behind them.
+  template <int kGroups>
+  INLINE_MEMBER int64_t add_groups(int64_t g, int32_t* totals) const {
+    alignas(64) int32_t sums[kGroups][kSums];
+    const int32_t* groups[kGroups];
+    for (int i = 0; i < kGroups; ++i) {
+      clear();
+      multiply((g + i) * job.weight.group, (g + i + 1) * job.weight.group);
+      store(sums[i]);
+      groups[i] = sums[i];
+    }
+    add<kGroups>(groups, g, totals);
+    return g + kGroups;
   }
 
   INLINE_MEMBER void multiply(int64_t begin, int64_t end) const {
@@ -144,26 +151,30 @@ struct MatrixTile {
     }
   }
 
-  // totals += scale · sums of group g; of the last group they go out.
-  INLINE_MEMBER void add(const int32_t* sums, int64_t g, int32_t* totals) const {
+  // totals += scale · sums of the groups from g on, in order; with the last group they go out.
+  template <int kGroups>
+  INLINE_MEMBER void add(const int32_t* const (&sums)[kGroups], int64_t g, int32_t* totals) const {
     const int64_t groups = job.weight.columns / job.weight.group;
-    F scales[kTilePanels];
-    for (int64_t p = 0; p < kTilePanels; ++p) {
-      const int64_t at = ((panel + p) * groups + g) * kPanel;
-      if constexpr (kNibbles) scales[p] = from_half(load_as<H>(static_cast<const uint16_t*>(job.weight.scales) + at));
-      else scales[p] = load_as<F>(static_cast<const float*>(job.weight.scales) + at);
+    F scales[kGroups][kTilePanels];
+    for (int64_t i = 0; i < kGroups * kTilePanels; ++i) {
+      const int64_t at = ((panel + i % kTilePanels) * groups + g + i / kTilePanels) * kPanel;
+      F& scale = scales[i / kTilePanels][i % kTilePanels];
+      if constexpr (kNibbles) scale = from_half(load_as<H>(static_cast<const uint16_t*>(job.weight.scales) + at));
+      else scale = load_as<F>(static_cast<const float*>(job.weight.scales) + at);
     }
     const auto each = [&](const auto& use) __attribute__((always_inline)) {
       for (int64_t t = 0; t < tokens; ++t) {
 #pragma GCC unroll 2
         for (int64_t p = 0; p < kTilePanels; ++p) {
           const int64_t i = t * kTileChannels + p * kPanel;
-          const F before = g == 0 ? F{} : load_as<F>(totals + i);
-          use(t, p, fma(to_float(load_as<I>(sums + i)), scales[p], before));
+          F total = g == 0 ? F{} : load_as<F>(totals + i);
+#pragma GCC unroll 4
+          for (int n = 0; n < kGroups; ++n) total = fma(to_float(load_as<I>(sums[n] + i)), scales[n][p], total);
+          use(t, p, total);
         }
       }
     };
-    if (g + 1 == groups) {
+    if (g + kGroups == groups) {
       each([&](int64_t t, int64_t p, F total) __attribute__((always_inline)) {
         put(job, row + t, (panel + p) * kPanel, total);
       });
