@@ -5,8 +5,9 @@
 // and nowhere else, so that a number does not depend on what the compiler made of the loop around it.
 //
 // jobs.h: what a call is told; pool.h: threads; packing.h: the layout of weights; lanes.h, arithmetic.h: one register
-// and what is made of it; blocks.h: where keys and values lie; linear.h, low_rank.h, pointwise.h, store.h, attention.h,
-// choose.h: the kernels; program.h: many of them in one call. Callers check sizes: nothing is checked here.
+// and what is made of it; matrix_registers.h: the large ones of AMX; blocks.h: where keys and values lie; peaks.h: what is
+// known of logits; linear.h, low_rank.h, pointwise.h, store.h, attention.h, choose.h: the kernels; program.h: many of them
+// in one call. Callers check sizes: nothing is checked here.
 
 #include <algorithm>
 #include <cmath>
