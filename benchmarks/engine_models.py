@@ -57,6 +57,7 @@ class Shape:
 
 SHAPES: Mapping[str, Shape] = {
     "508M": Shape(1024, 28, 16, 8, 3072, 151_936),
+    "1B": Shape(1536, 36, 24, 8, 4096, 64_000),  # half a gigabyte in w4
     "110M": Shape(768, 12, 12, 12, 2048, 32_000),
     "tiny": Shape(256, 2, 4, 2, 512, 1_000),  # to see that everything runs
 }
