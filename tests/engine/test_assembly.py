@@ -73,6 +73,18 @@ def test_the_usual_cache_holds_a_text_of_full_length_however_small_it_may_be(mon
     assert assemble(sourced_model("sound"), 64, 4).pool.tokens == 144
 
 
+def test_the_usual_cache_leaves_half_of_the_memory_however_long_texts_may_be(monkeypatch: pytest.MonkeyPatch):
+    """Two layers of a head of 8 or more: what a text of 100 tokens takes would be all of the memory."""
+    model = _model("llama", quantized=False)
+    everything = assemble(model, 64, 1).pool.tokens * assembly._token_bytes(model, torch.float32)
+    monkeypatch.setattr(assembly, "memory_bytes", lambda device: everything)
+    engine = gu.Engine(model, stop_ids=[])
+    assert 100 / 2 <= engine._pool.tokens <= 112 / 2 + BLOCK_TOKENS
+    with pytest.raises(ValueError, match="a text of up to 90 tokens does not fit into the cache"):
+        engine.generate([[1] * 90], max_tokens=1)
+    assert len(engine.generate([[1] * 30], max_tokens=2)[0].tokens) == 2
+
+
 def test_the_usual_cache_is_no_larger_than_what_can_run_at_a_time():
     pool = assemble(_model("llama", quantized=False), 64, most_running=3).pool
     assert pool.tokens == 304 and pool.host == 0
@@ -124,11 +136,20 @@ def test_a_cache_that_no_memory_has_room_for_is_refused_in_a_sentence(tokens: in
     assert isinstance(found.value.__cause__, MemoryError | OverflowError | RuntimeError)
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_cache_that_the_system_would_promise_and_not_have_is_refused(quantized: bool, compiled: None):
+    """Half as much again as the machine has: nothing raises where memory is taken when it is written to."""
+    model = _model("llama", quantized)
+    token_bytes = 2 * 2 * model.config.layers[0].attention.kv_heads * model.config.layers[0].attention.head_dim * 2
+    with pytest.raises(ValueError, match="`cache_tokens`.*takes at least"):
+        gu.Engine(model, stop_ids=[], cache_tokens=int(1.5 * usable_memory_bytes()) // token_bytes)
+
+
 def test_a_layer_that_finds_no_memory_for_its_keys_says_so_to_whoever_asked():
     """Shapes of the model in PyTorch are known when the first keys are written; the engine is of use afterwards."""
     slots = Slots(10**14)
     with pytest.raises(ValueError, match=f"`cache_tokens`: room for {16 * 10**14 + 1} tokens takes at least") as found:
         slots.write(torch.tensor([[0]]), torch.zeros(1, 2, 1, 8))
-    assert isinstance(found.value.__cause__, RuntimeError)
+    assert isinstance(found.value.__cause__, MemoryError)
     with pytest.raises(ValueError, match="`host_tokens`: room for"):
         Slots(1, 10**14).write(torch.tensor([[0]]), torch.zeros(1, 2, 1, 8))

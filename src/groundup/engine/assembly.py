@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from groundup.engine.blocks import BlockPool, blocks_for
-from groundup.engine.cache_memory import memory_for
+from groundup.engine.cache_memory import memory_bytes, memory_for
 from groundup.engine.compiled import CacheType, cache_dtype
 from groundup.engine.kernels import STRIP
 from groundup.engine.kernels.checks import round_up
@@ -76,7 +76,8 @@ def assemble(
     blocks, host_blocks = blocks_for(cache_tokens, size), blocks_for(host_tokens, size)
     # First what takes most memory: where that is not there, the pool does not begin to count blocks.
     runner = runner_of(model, blocks, host_blocks, step_tokens, most_running, dtype, compile_layers)
-    tokens, size_bytes = cache_tokens + host_tokens, (cache_tokens + host_tokens) * _token_bytes(decoder, dtype)
+    tokens = host_tokens + (cache_tokens if model.device.type == "cpu" else 0)
+    size_bytes = tokens * _token_bytes(decoder, dtype)
     with memory_for("`cache_tokens` and `host_tokens`", tokens, size_bytes, torch.device("cpu")):
         pool = BlockPool(blocks, host=host_blocks, block_size=size)
     scheduler = Scheduler(
@@ -98,12 +99,17 @@ def cache_tokens_for(texts: int, tokens: int, device: torch.device) -> int:
 
 
 def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
-    """As many as fit into `CACHE_BYTES` and can be of use, but at least one text of full length and its source."""
+    """As many as fit into `CACHE_BYTES` and can be of use, but at least one text of full length and its source.
+
+    However long texts may be, no more than half of the memory.
+    """
     longest = model.config.max_positions
     if isinstance(model, EncoderDecoder):
         encoder = model.config.encoder
         longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
-    return max(longest, min(CACHE_BYTES // _token_bytes(decoder_of(model), dtype), most_running * longest))
+    token_bytes = _token_bytes(decoder_of(model), dtype)
+    wanted = max(longest, min(CACHE_BYTES // token_bytes, most_running * longest))
+    return max(1, min(wanted, memory_bytes(model.device) // 2 // token_bytes))
 
 
 def _token_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
