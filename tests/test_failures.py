@@ -168,6 +168,7 @@ def assert_equal_runs(run: Path, unbroken: Path) -> None:
     assert not list(run.glob(".*.partial"))
 
 
+@pytest.mark.slow  # beside the one that kills, and that of a training that is interrupted (train/test_resume.py)
 def test_a_run_interrupted_in_every_stage_ends_as_an_unbroken_one(place: Path, unbroken: Path):
     run = place / "runs" / "mini"
     for stage, (folder, count) in STAGES.items():

@@ -141,7 +141,7 @@ def test_a_cache_that_the_system_would_promise_and_not_have_is_refused(quantized
     """Half as much again as the machine has: nothing raises where memory is taken when it is written to."""
     model = _model("llama", quantized)
     token_bytes = 2 * 2 * model.config.layers[0].attention.kv_heads * model.config.layers[0].attention.head_dim * 2
-    with pytest.raises(ValueError, match="`cache_tokens`.*takes at least"):
+    with pytest.raises(ValueError, match=r"`cache_tokens`.*takes at least"):
         gu.Engine(model, stop_ids=[], cache_tokens=int(1.5 * usable_memory_bytes()) // token_bytes)
 
 

@@ -1,6 +1,8 @@
 """The scheduler against a machine that only remembers tokens: it never reads what was not written, and all get done."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from scheduled import WISHES, Machine, Wish, serve
 
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from groundup.engine.scheduler import Scheduler
+from groundup.engine.sequence import Sequence
 
 
 @settings(max_examples=150, deadline=None)
@@ -57,6 +60,42 @@ def test_a_long_prompt_stops_neither_running_texts_nor_short_prompts():
     short.tokens.append(9)
     writing.tokens.append(5)
     assert {chunk.sequence: chunk.length for chunk in scheduler.schedule().chunks} == {writing: 1, short: 1, long: 62}
+
+
+def _order_of_service(scheduler: Scheduler, most_steps: int = 1000) -> Iterator[Sequence]:
+    """Sequences as they are admitted; each is at its end after one step."""
+    for _ in range(most_steps):
+        step = scheduler.schedule()
+        scheduler.complete(step)
+        for chunk in step.chunks:
+            scheduler.remove(chunk.sequence)
+            yield chunk.sequence
+
+
+def test_calls_take_turns():
+    """What is asked while a thousand texts of one call wait is admitted with the next two of them."""
+    scheduler = Scheduler(BlockPool(100), budget=64, most_running=1)
+    crowd = [scheduler.add([1, 2], 2, place=place) for place in range(1000)]
+    service = _order_of_service(scheduler, most_steps=2000)
+    assert [next(service) for _ in range(10)] == crowd[:10]
+    single = scheduler.add([3], 1)
+    pair = [scheduler.add([4], 1, place=place) for place in range(2)]
+    assert [next(service) for _ in range(6)] == [crowd[10], single, pair[0], crowd[11], pair[1], crowd[12]]
+    assert list(service) == crowd[13:]
+
+
+def test_a_call_of_many_has_its_turns_however_many_others_come():
+    scheduler = Scheduler(BlockPool(100), budget=64, most_running=1)
+    crowd = [scheduler.add([1, 2], 2, place=place) for place in range(20)]
+    served = []
+    for sequence in _order_of_service(scheduler, most_steps=200):
+        served.append(sequence in crowd)
+        if not served[-1] or len(served) == 1:
+            scheduler.add([3], 1)  # there is always somebody with a single text
+            scheduler.add([4], 1)
+    assert sum(served) > 5
+    rounds = [len(list(run)) for is_of_crowd, run in groupby(served) if not is_of_crowd]
+    assert rounds[:5] == [2, 4, 8, 16, 32]  # those that came during the round before: all get their turn, one each
 
 
 def test_the_youngest_gives_way_and_is_served_later():

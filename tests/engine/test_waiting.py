@@ -65,6 +65,22 @@ def test_pieces_are_told_in_the_engines_thread_and_given_up_where_an_error_leave
         pytest.fail("nothing is written")
 
 
+def test_a_question_does_not_wait_for_all_texts_of_another_call(model: LanguageModel):
+    engine = gu.Engine(model, stop_ids=[], most_running=2)
+    ends: SimpleQueue[None] = SimpleQueue()
+
+    def tell(event: Heard) -> None:
+        if isinstance(event, Exception) or event.ending is not None:
+            ends.put(None)
+
+    with engine.telling([[1, 2, 3]] * 400, lambda: tell, Sampling(max_tokens=3)):
+        ends.get(timeout=60)
+        engine.generate(PROMPTS[1:2], max_tokens=1)
+        assert ends.qsize() < 200
+        for _ in range(399):
+            ends.get(timeout=60)
+
+
 def test_many_tasks_share_the_engine_and_those_cancelled_are_gone(model: LanguageModel):
     engine = gu.Engine(model, stop_ids=[], cache_tokens=320, step_tokens=24, most_running=6)
     expected = [one.tokens for one in engine.generate(PROMPTS, max_tokens=30)]

@@ -130,11 +130,11 @@ class Desk:
         ]
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Have jobs begun, all before the same step: nothing then depends on which thread is faster."""
+        """Have the jobs of one call begun, all before the same step: nothing then depends on which thread is faster."""
 
         def begin() -> None:
-            for job in jobs:
-                self._loop.begin(job)
+            for place, job in enumerate(jobs):
+                self._loop.begin(job, place)
 
         self._worker.do(begin)
 

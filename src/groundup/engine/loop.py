@@ -42,13 +42,13 @@ class Loop:
     def adapters(self) -> Adapters:
         return self._runner.adapters
 
-    def begin(self, job: Job) -> None:
-        """Take up a job."""
+    def begin(self, job: Job, place: int = 0) -> None:
+        """Take up a job. place: see `Scheduler.add`."""
         # All tokens of a text to score are computed, as their logits are wanted.
         reuses = not isinstance(job, Scoring)
         try:
             self._require_present(job.adapter)
-            sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter, job.source)
+            sequence = self._scheduler.add(job.prompt, job.most_tokens, reuses, job.adapter, job.source, place)
         except ValueError as error:
             job.fail(error)
             return

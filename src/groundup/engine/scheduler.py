@@ -6,8 +6,10 @@ prompts in chunks, the oldest first, and none so much that a short one behind it
 last tokens of a sequence until somebody says which of them were right (`settle`); nobody gives way for them, and what
 was computed of them is shared with nobody before.
 
-Sequences are admitted in the order of their arrival, when all their tokens have room; should the pool run dry as texts
-grow, the youngest gives its blocks back and is computed anew later: nothing is lost.
+Calls take turns: of each that waits one sequence is admitted, then of each the next, so that a question waits for a few
+others and not for all of a thousand that were asked at once. A sequence keeps its turn, and who comes later gets none
+that is over, so everybody's comes. It is admitted when all its tokens have room; should the pool run dry as texts grow,
+the youngest, whose turn is the last, gives its blocks back and is computed anew later: nothing is lost.
 """
 
 from bisect import insort
@@ -46,6 +48,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._budget, self._most_running = budget, most_running
         self._recurrent, self._whole_prompts, self._reach = recurrent, whole_prompts, reach
+        # The turn of the last one that was admitted, of those that were the latest so far.
+        self._turn = 0
         self._arrivals = self._forks = 0
 
     def add(
@@ -55,25 +59,29 @@ class Scheduler:
         reuses: bool = True,
         adapter: Adapter | None = None,
         source: Source | None = None,
+        place: int = 0,
     ) -> Sequence:
         """A new sequence, which will have no more than `most_tokens` to compute.
 
+        place: how many others of the same call have their turn before it.
         Raises ValueError if these, and its source, do not fit into the pool even when it is empty.
         """
         if self.pool.blocks_for(most_tokens) + (0 if source is None else source.blocks) > self.pool.count:
             raise ValueError(f"{most_tokens} tokens do not fit into the cache, which holds {self.pool.tokens}")
-        sequence = Sequence(tokens, self.pool, (self._arrivals, 0), reuses, adapter, source)
+        order = self._turn + 1 + place, self._arrivals, 0
         self._arrivals += 1
-        self.waiting.append(sequence)
+        sequence = Sequence(tokens, self.pool, order, reuses, adapter, source)
+        self._wait(sequence)
         return sequence
 
     def fork(self, parent: Sequence) -> Sequence:
         """Another sequence with the parent's tokens, of which nothing is computed again if both can run at a time.
 
-        It is younger than all forks before it, and older than what arrived after the first of its line.
+        It is younger than all forks before it, and older than what comes after the first of its line.
         """
         self._forks += 1
-        order = parent.order[0], self._forks
+        turn, arrival, _ = parent.order
+        order = turn, arrival, self._forks
         child = Sequence(parent.tokens, self.pool, order, parent.reuses, parent.adapter, parent.source)
         child.cached = parent.cached
         if parent in self.running and len(self.running) < self._most_running:
@@ -200,6 +208,7 @@ class Scheduler:
             if taken + len(self.running) > self.pool.available:
                 return
             self.waiting.popleft()
+            self._turn = max(self._turn, sequence.order[0])
             sequence.table.adopt(found)
             sequence.computed = len(found) * self.pool.block_size
             if sequence.cached is None:  # not where it gave way before
@@ -212,7 +221,7 @@ class Scheduler:
         """Put a sequence among those that run; while it does, its source is held."""
         if sequence.source is not None:
             sequence.source.hold(sequence, self.pool)
-        insort(self.running, sequence, key=lambda one: one.order)
+        insort(self.running, sequence, key=_order)
 
     def _cached_beginning(self, sequence: Sequence) -> tuple[list[int], Any | None]:
         """Known blocks that the sequence begins with, and the state after them; one token is always left to compute."""
@@ -265,8 +274,11 @@ class Scheduler:
 
     def _wait(self, sequence: Sequence) -> None:
         """Put a sequence among those that wait, by its order."""
-        place = sum(other.order < sequence.order for other in self.waiting)
-        self.waiting.insert(place, sequence)
+        insort(self.waiting, sequence, key=_order)
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order
 
 
 def _strip(sequence: Sequence) -> None:

@@ -22,7 +22,7 @@ class Sequence:
     cached: how many were found in the cache when it was first admitted, None before.
     state: of recurrent layers after these; the scheduler only hands it on.
     reuses: whether its beginning may come from the cache; not where the logits of all its tokens are wanted.
-    order: sequences are served in this order.
+    order: sequences are served in this order: turn, arrival, fork.
     adapter: that it is computed with, if any; those with different ones share nothing.
     source: that it is written for, if the model has an encoder; those for different ones share nothing.
     """
@@ -31,7 +31,7 @@ class Sequence:
         self,
         tokens: Items[int],
         pool: BlockPool,
-        order: tuple[int, int],
+        order: tuple[int, int, int],
         reuses: bool = True,
         adapter: Adapter | None = None,
         source: Source | None = None,
