@@ -182,11 +182,11 @@ def asked(sampling: Sampling | None, options: Mapping[str, Any], stop_ids: Colle
     return sampling if sampling.stop_token_ids else replace(sampling, stop_token_ids=tuple(stop_ids))
 
 
-def of_one_text(sampling: Sampling) -> Sampling:
-    """What is asked of a stream. Raises ValueError if it is several texts, or known only when all is done."""
+def of_one_text(sampling: Sampling, what: str) -> Sampling:
+    """What is asked of a stream or a reply. Raises ValueError if it is several texts, or the best of several."""
     texts = max(sampling.n, sampling.best_of or 1, sampling.beams)
     if texts > 1:
-        raise ValueError(f"a stream is of one text, not of {texts}: `n`, `best_of` and `beams` are for `generate`")
+        raise ValueError(f"{what} is of one text, not of {texts}: `n`, `best_of` and `beams` are for `generate`")
     return sampling
 
 

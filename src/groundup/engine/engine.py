@@ -8,7 +8,6 @@ import asyncio
 from asyncio import wrap_future
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -34,6 +33,7 @@ from groundup.engine.completion import (
     pieces_of,
 )
 from groundup.engine.constrain import Constraint
+from groundup.engine.conversing import Conversing
 from groundup.engine.draft import DraftModel, speculation_of
 from groundup.engine.embedding import Pooling, in_order
 from groundup.engine.guessing import PromptLookup
@@ -49,12 +49,11 @@ from groundup.formats.peft import read_adapter
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
-from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
 from groundup.tokens.tokenizer import Tokenizer
 
 
-class Engine:
-    """A model, and all that is asked of it.
+class Engine(Conversing):
+    """A model, and all that is asked of it; what it answers to conversations is in `conversing.py`.
 
     model: a model folder, `hf:org/name`, or a model; decoders write and score, encoder-decoders do for a source,
         encoders only embed.
@@ -193,7 +192,7 @@ class Engine:
     ) -> Generator[Piece, None, None]:
         """The same token by token, with log-probabilities and, in the last piece, why the text ends."""
         inbox: SimpleQueue[Heard] = SimpleQueue()
-        wanted = of_one_text(asked(sampling, options, self.stop_ids))
+        wanted = of_one_text(asked(sampling, options, self.stop_ids), "a stream")
         with self.telling([prompt], lambda: inbox.put, wanted, constraint, adapter):
             yield from pieces_of(inbox)
 
@@ -215,27 +214,6 @@ class Engine:
         _, jobs = self._desk.begin(prompts, listen, sampling, constraint, adapter, streams=True)
         with self._desk.awaited(jobs):
             yield
-
-    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
-        """The assistant's reply to a conversation, see `tokens/chat.py`; `reply.message()` continues it.
-
-        Raises UserError where the messages are no conversation, ValueError where they are too long.
-        """
-        stops = tuple(turn_ends(self.tokenizer))
-        (written,) = self.generate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
-        return self._reply(written)
-
-    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
-        """The words of the reply as they come, up to a tool call if it makes one."""
-        stops = tuple(turn_ends(self.tokenizer) | {self.tokenizer.control["<|tool_call|>"]})
-        return self.stream(self.chat_prompt(messages), stop_token_ids=stops, **options)
-
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens from which the assistant goes on."""
-        return render(self.tokenizer, messages, add_generation_prompt=True).ids
-
-    def _reply(self, written: Completion) -> Reply:
-        return replace(parse_assistant(self.tokenizer, written.tokens), complete=written.ending == "stop")
 
     def score(self, texts: Sequence[Prompt], adapter: str | None = None, logprobs: int = 0) -> list[Score]:
         """How likely each text is, token by token; summed, it is the trainer's loss, negated.
@@ -280,12 +258,6 @@ class Engine:
         with self._desk.awaited(jobs):
             return completions(all_ids, await texts.heard(), wanted, self._reader.spell, await echoes.heard())
 
-    async def achat(self, messages: Sequence[Message], **options: Any) -> Reply:
-        """As `chat`; cancelled as `agenerate` is."""
-        stops = tuple(turn_ends(self.tokenizer))
-        (written,) = await self.agenerate([self.chat_prompt(messages)], stop_token_ids=stops, **options)
-        return self._reply(written)
-
     async def ascore(self, texts: Sequence[Prompt], adapter: str | None = None, logprobs: int = 0) -> list[Score]:
         """As `score`. If the task that awaits it is cancelled, so is what is not yet computed."""
         scores = AwaitedInboxes[list[Choice]]()
@@ -321,7 +293,7 @@ class Engine:
         """As `pieces`."""
         inbox: asyncio.Queue[Heard] = asyncio.Queue()
         tell = from_other_thread(inbox)
-        wanted = of_one_text(asked(sampling, options, self.stop_ids))
+        wanted = of_one_text(asked(sampling, options, self.stop_ids), "a stream")
         with self.telling([prompt], lambda: tell, wanted, constraint, adapter):
             async for piece in awaited_pieces_of(inbox):
                 yield piece
