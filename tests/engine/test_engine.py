@@ -93,8 +93,8 @@ def test_scores_are_the_trainers_loss(preset: str):
 
 
 @pytest.mark.parametrize("preset", ["llama", "gemma2", "mamba2", "groundup"])
-def test_prompts_tell_their_log_probabilities_and_change_nothing_else(preset: str):
-    """They are computed once, for the answer finds them in the cache."""
+def test_prompts_tell_their_log_probabilities_and_leave_the_answer_as_it_is(preset: str):
+    """Their whole blocks are computed once, for the answer finds these in the cache."""
     model = hot_decoder(tiny_config(preset, context=100))
     plain, engine = (gu.Engine(model, stop_ids=[], step_tokens=24, most_running=4) for _ in range(2))
     asked = {"n": 2, "temperature": 1.0, "seed": 3, "max_tokens": 9}

@@ -149,7 +149,7 @@ class Desk:
             raise
 
     def _before(self, leader: Writing | Beaming, tell: ScoreListener, top: int) -> Scoring:
-        """Scores a prompt and then has its answer begun, which finds the prompt in the cache."""
+        """Scores a prompt and then has its answer begun, which finds the prompt's whole blocks in the cache."""
 
         def told(found: list[Choice] | Exception) -> None:
             tell(found)
