@@ -1,7 +1,8 @@
 """`groundup.Engine`: a model that serves many requests at a time, whoever they come from.
 
 Chat, evaluation, reinforcement learning and a server ask the same engine; requests that overlap in time are computed
-together, and beginnings that they share are computed once. What a request gets does not depend on the others.
+together, and beginnings that they share are computed once. What a request gets does not depend on the others,
+but for the rounding of unquantized bfloat16 models (docs/engine.md).
 """
 
 import asyncio
@@ -69,7 +70,8 @@ class Engine(Conversing):
     quantize: "w8", "w4" or "w4_g32" for a folder whose weights are to be rounded to so many bits, and activations to 8;
         `groundup quantize` does it once and says what it costs. "fp8" on GPUs that can.
     speculate: who guesses tokens, which are computed together and kept if they are right: `PromptLookup(...)`, in texts
-        that repeat, or `DraftModel(...)`. What is written is the same with and without.
+        that repeat, or `DraftModel(...)`. What is written is the same with and without,
+            but for rounding.
     device: where a folder's model is computed: "cpu" (the default) or "cuda", there in bfloat16 unless its weights are
         float16. A model that is given as such is computed where it lies, in its own type.
     compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.

@@ -37,7 +37,8 @@ class Sampling:
     length_penalty: exponent of the length by which a beam's log-probability is divided.
     mirostat_tau: above 0, the surprise in bits that the answer should have on average, instead of other filters
         (Basu et al. 2021, in the second version, as llama.cpp calls it). mirostat_eta: how fast it is approached.
-    seed: the same seed, prompt and settings give the same tokens, whatever else is in the batch.
+    seed: the same seed, prompt and settings give the same tokens, whatever else is in the batch, where rounding does
+        not depend on it: for quantized models in the kernels, and in float32 for all that shows.
     logprobs: of how many of the likeliest tokens the log-probabilities are told.
 
     Raises ValueError for a value out of range and for values that exclude each other.
