@@ -48,7 +48,13 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument(
         "--calibration", nargs="+", default=(), metavar="FILE", help="texts of the kind that the model will see"
     )
-    verb.add_argument("--heldout", nargs="+", default=(), metavar="FILE", help="texts to measure on")
+    verb.add_argument(
+        "--heldout",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="texts to measure on, none of those of --calibration; 10,000 tokens or more, to be judged by",
+    )
     verb.add_argument("--unmeasured", action="store_true", help="write it without measuring, and record that")
     verb.add_argument(
         "--context", type=int, default=512, metavar="N", help="tokens of text read at a time (default: %(default)s)"
@@ -96,7 +102,12 @@ def _lines(record: dict[str, Any]) -> list[str]:
             f"trained for {trained_for}: before are its own weights, unrounded; what it would be had it not been "
             "trained so is not measured here"
         )
-    if not record["good"]:
+    if record["good"] is None:
+        lines.append(
+            f"not judged: {record['texts']['heldout']['tokens']:,} tokens of held-out text do not tell whether this is "
+            f"good, at least {record['least_heldout_tokens']:,} do"
+        )
+    elif not record["good"]:
         lines.append(
             "this is more than the format usually costs: calibrate on text of the kind that the model will see, take "
             "a format of more bits, or train with --quantize"

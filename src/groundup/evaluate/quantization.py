@@ -2,9 +2,10 @@
 
 Bits per byte are counted as everywhere else (`train/heldout.py`). Beside them stands the mean Kullback-Leibler
 divergence of the next-token distributions, KL(before ‖ after): what a loss alone does not see, as it looks at one token
-of the vocabulary only. A model that nobody measured is never called good.
+of the vocabulary only. A model that nobody measured is never called good, nor is one that too little text measured.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from groundup.corpus.config import CorpusConfig
-from groundup.corpus.sources import read_documents
+from groundup.corpus.sources import Document, read_documents
 from groundup.engine.loading import use_kernels
 from groundup.errors import UserError
 from groundup.formats.folder import CONFIG, SHARDS, SINGLE, read_object
@@ -41,6 +42,8 @@ Method = Literal["nearest", "calibrated"]
 ROWS, HEAD_TOKENS = 8, 256
 # By how much bits per byte may rise, in per cent, for a model to be called good.
 LIMITS = {"w8": 0.1, "w4": 1.5, "w4_g32": 1.5}
+# Of fewer held-out tokens the change is too inexact to judge a model by: docs/quantization.md has the error of these.
+LEAST_TOKENS = 10_000
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,6 @@ class QuantizeConfig:
             raise UserError("the method `calibrated` needs --calibration texts, of the kind that the model will see")
         if self.method == "nearest" and self.calibration:
             raise UserError("the method `nearest` looks at no text; leave --calibration away")
-        read = {Path(path).resolve() for path in self.calibration}
-        if twice := [path for path in self.heldout if Path(path).resolve() in read]:
-            raise UserError(
-                f"{', '.join(twice)}: text that a model was calibrated on does not show what it has lost; give others "
-                "as --heldout"
-            )
         for name in ("context", "calibration_windows"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be positive, not {getattr(self, name)}")
@@ -110,11 +107,7 @@ class TextStream:
 
     def __init__(self, paths: Sequence[str], words: Tokenizer) -> None:
         self.bos_id = words.bos_id
-        documents = read_documents(CorpusConfig(paths=tuple(paths)))
-        # JSON can spell half a surrogate pair, which no UTF-8 text can hold.
-        texts = [
-            one.text.encode("utf-8", errors="replace") for one in documents if not one.problem and one.text.strip()
-        ]
+        texts = [text for _, text in _texts(paths)]
         if not texts:
             raise UserError(f"{', '.join(paths)}: there is no text in it")
         all_ids = [[*ids, words.eos_id] for ids in words.encode_batch([text.decode() for text in texts])]
@@ -130,11 +123,13 @@ class TextStream:
 def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str, Any]:
     """Write the model of `folder` to a new folder `out`, whole or not at all; returns its record, `quantization.json`.
 
-    Raises UserError for a model that cannot be quantized or, if it is to be measured, does not go on from a text.
+    Raises UserError for a model that cannot be quantized or, if it is to be measured, does not go on from a text, and
+    for held-out text that is calibrated on.
     """
     if out.exists():
         raise UserError(f"{out} is there already; name a folder that is not")
     require_place(out)
+    require_unseen(config)
     model, format = load_language_model(folder), WEIGHT_FORMATS[config.format]
     require_floating(model, "quantized again")
     if not (config.unmeasured or model.config.causal):
@@ -165,13 +160,29 @@ def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
     if not config.unmeasured:
         use_kernels(quantized)
         compared = compare(model, quantized, texts["heldout"], window).figures()
-        record |= compared | {"good": compared["change_percent"] <= LIMITS[format.name]}
+        is_enough = texts["heldout"].total_tokens >= LEAST_TOKENS
+        good = compared["change_percent"] <= LIMITS[format.name] if is_enough else None
+        record |= compared | {"good": good, "least_heldout_tokens": LEAST_TOKENS}
     with staged(out) as working:
         save_folder(quantized, working, like=folder)
         sizes = (sum(path.stat().st_size for path in _model_files(one)) for one in (folder, working))
         record |= dict(zip(("bytes_before", "bytes_after"), sizes, strict=True))
         write_json(working / RECORD, record)
     return record
+
+
+def require_unseen(config: QuantizeConfig) -> None:
+    """Raises UserError where held-out documents are calibrated on as well, whatever their files are called."""
+    if not (config.calibration and config.heldout):
+        return
+    read = {_digest(text): _place(document) for document, text in _texts(config.calibration)}
+    held_out = [(_digest(text), _place(document)) for document, text in _texts(config.heldout)]
+    if twice := [(place, read[digest]) for digest, place in held_out if digest in read]:
+        place, same = twice[0]
+        raise UserError(
+            f"held-out documents that are calibrated on as well: {len(twice)} of {len(held_out)}, such as {place} "
+            f"(calibrated on as {same}); this text does not show what a model has lost: give other text as --heldout"
+        )
 
 
 @torch.no_grad()
@@ -237,6 +248,27 @@ def _trained_for(folder: Path) -> str | None:
     summary = read_object(path) if path.exists() else {}
     found: str | None = None if summary.get("rounded_steps") == 0 else summary.get("quantize")
     return found
+
+
+def _texts(paths: Sequence[str]) -> Iterator[tuple[Document, bytes]]:
+    """Documents with their text as UTF-8; those without any are passed over."""
+    for document in read_documents(CorpusConfig(paths=tuple(paths))):
+        if not document.problem and document.text.strip():
+            # JSON can spell half a surrogate pair, which no UTF-8 text can hold.
+            yield document, document.text.encode("utf-8", errors="replace")
+
+
+def _digest(text: bytes) -> bytes:
+    """Of a document but for blanks around it, which another kind of file may leave away."""
+    return hashlib.sha256(text.strip()).digest()
+
+
+def _place(document: Document) -> str:
+    """Where a document is, as a person finds it."""
+    place = document.source
+    if not place.endswith(document.path):
+        place += f", {document.path}"
+    return place + "".join(f", {name} {document.meta[name]}" for name in ("row", "part") if name in document.meta)
 
 
 def _named_texts(config: QuantizeConfig) -> dict[str, tuple[str, ...]]:
