@@ -93,7 +93,8 @@ INLINE F exp(F x) {
 
 INLINE F multiply_then_add(F a, F b, F c) { return a * b + c; }
 
-// 2 to the power of x < 127; 0 below -127, 1 for 0, and not a number where x is none. Within 2e-7 of itself from 2⁻¹²⁶ on.
+// 2 to the power of x < 127, and anything from there on; 0 below -127, 1 for 0, and not a number where x is none. Within
+// 2e-7 of itself from 2⁻¹²⁶ on.
 // x = n + f with |f| ≤ ½; 2ᶠ is the polynomial of fifth degree with the least largest error, 2ⁿ is added to its exponent.
 template <F (*multiply_add)(F, F, F)>
 INLINE F power_of_two(F x) {
@@ -103,7 +104,7 @@ INLINE F power_of_two(F x) {
   for (const float factor : {0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f}) {
     series = multiply_add(series, f, splat(factor));
   }
-  return (F)((I)series + ((I)shifted << 23));
+  return (F)((U)series + ((U)shifted << 23));
 }
 
 // e⁻ˣ is taken as e⁸⁷ at most: what is below -87 hardly differs from 0.

@@ -160,7 +160,7 @@ INLINE F seen(const AttentionTile& tile, int64_t r, const Strip& strip, int64_t 
   if (first <= 0 && end >= W) return scores;
   const auto from = static_cast<int32_t>(std::clamp<int64_t>(first, 0, W));
   const auto until = static_cast<int32_t>(std::clamp<int64_t>(end, 0, W));
-  return (lanes() >= from) & (lanes() < until) ? scores : splat(-INFINITY);
+  return ((lanes() >= from) & (lanes() < until)) ? scores : splat(-INFINITY);
 }
 
 // From scores to weights e^(score - largest), in place; what was summed under a much smaller largest one shrinks.

@@ -67,30 +67,14 @@ struct Kernels {
 #define KNOWS_BFLOAT16 0
 #endif
 
+// Between ALLOW and ALLOW_NO_MORE functions may use these instructions.
+#define PRAGMA(...) _Pragma(#__VA_ARGS__)
 #if defined(__clang__)
-#define ALLOW_AVX2 _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
-#define ALLOW_AMX                                                                                              \
-  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16\"" \
-          "))), apply_to = function)")
-#define ALLOW_AVX512                                                                                              \
-  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni\"" \
-          "))), apply_to = function)")
-#define ALLOW_AVX512_BF16                                                                                              \
-  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16\"" \
-          "))), apply_to = function)")
-#define ALLOW_NO_MORE _Pragma("clang attribute pop")
+#define ALLOW(instructions) PRAGMA(clang attribute push(__attribute__((target(instructions))), apply_to = function))
+#define ALLOW_NO_MORE PRAGMA(clang attribute pop)
 #else
-#define ALLOW_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
-#define ALLOW_AVX512      \
-  _Pragma("GCC push_options") \
-  _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512\")")
-#define ALLOW_AVX512_BF16 \
-  _Pragma("GCC push_options") _Pragma( \
-      "GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512\")")
-#define ALLOW_AMX \
-  _Pragma("GCC push_options") _Pragma( \
-      "GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,prefer-vector-width=512\")")
-#define ALLOW_NO_MORE _Pragma("GCC pop_options")
+#define ALLOW(instructions) PRAGMA(GCC push_options) PRAGMA(GCC target(instructions, "prefer-vector-width=512"))
+#define ALLOW_NO_MORE PRAGMA(GCC pop_options)
 #endif
 
 #define GROUNDUP_LEVEL 0
@@ -100,7 +84,7 @@ namespace portable {
 #undef GROUNDUP_LEVEL
 
 #if defined(__x86_64__)
-ALLOW_AVX2
+ALLOW("avx2,fma,f16c")
 #define GROUNDUP_LEVEL 1
 namespace avx2 {
 #include "level.h"
@@ -108,7 +92,7 @@ namespace avx2 {
 #undef GROUNDUP_LEVEL
 ALLOW_NO_MORE
 
-ALLOW_AVX512
+ALLOW("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #define GROUNDUP_LEVEL 2
 namespace avx512 {
 #include "level.h"
@@ -117,7 +101,7 @@ namespace avx512 {
 ALLOW_NO_MORE
 
 #if KNOWS_BFLOAT16
-ALLOW_AVX512_BF16
+ALLOW("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
 #define GROUNDUP_LEVEL 3
 namespace avx512_bf16 {
 #include "level.h"
@@ -125,7 +109,7 @@ namespace avx512_bf16 {
 #undef GROUNDUP_LEVEL
 ALLOW_NO_MORE
 
-ALLOW_AMX
+ALLOW("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16")
 #define GROUNDUP_LEVEL 4
 namespace amx {
 #include "level.h"
@@ -149,13 +133,21 @@ bool has_amx() {
 #endif
 #endif
 
+#if defined(__x86_64__)
+// Numbers of half precision, which not every compiler can be asked for.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
+
 // Levels from 0: portable, avx2, avx512, avx512_bf16, amx. Null for those that this machine cannot run.
 const Kernels* level(int number) {
   if (number == 0) return &portable::kernels;
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #define HAS __builtin_cpu_supports
-  const bool has_avx2 = HAS("avx2") && HAS("fma") && HAS("f16c");
+  const bool has_avx2 = HAS("avx2") && HAS("fma") && has_f16c();
   const bool has_avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512vl") && HAS("avx512dq") && HAS("avx512vnni");
 #undef HAS
   if (number == 1 && has_avx2) return &avx2::kernels;

@@ -56,9 +56,24 @@ INLINE I dot_nibbles(I sums, B weights, I values) {
 INLINE I dot_bytes(I sums, B weights, I values) { return dot_nibbles(sums, weights, values); }
 #if GROUNDUP_LEVEL >= 3
 // sums + the products of the lower and of the upper bfloat16 of each number
-INLINE F dot_pairs(F sums, U a, U b) { return (F)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b); }
+INLINE F dot_pairs(F sums, U a, U b) {
+#if defined(__clang__)  // some break on their own type of these numbers
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+  return sums;
+#else
+  return (F)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#endif
+}
 // To the nearest, halves to even; what is below 2⁻¹²⁶ becomes 0.
-INLINE H to_bfloat16(F x) { return (H)_mm512_cvtneps_pbh((__m512)x); }
+INLINE H to_bfloat16(F x) {
+#if defined(__clang__)
+  H rounded;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(x));
+  return rounded;
+#else
+  return (H)_mm512_cvtneps_pbh((__m512)x);
+#endif
+}
 #endif
 
 #elif GROUNDUP_LEVEL == 1
