@@ -141,7 +141,7 @@ class MadeUpTokenizer:
     """As much of a tokenizer as constraints need: ten control tokens, the bytes, and words that differ."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.vocab_size, self.eos_id, self.end_id = vocab_size, 1, 9
+        self.vocab_size, self.end_ids = vocab_size, (1, 9)
         generator = np.random.default_rng(0)
         pieces = {bytes([value]): None for value in range(256)}
         parts = b'e|t|a|on|in|er|st|re|th|1|20|"|, |_|(|\n'.split(b"|")
@@ -156,7 +156,7 @@ class MadeUpTokenizer:
     def control_name(self, index: int) -> str:
         return f"<|{index}|>"
 
-    def encode(self, text: str) -> list[int]:
+    def encode_behind(self, text: str) -> list[int]:
         return [10 + value for value in text.encode()]
 
 

@@ -11,7 +11,8 @@ from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.tokens.chat import render
 from groundup.tokens.config import CONTROL_TOKENS, PATTERNS
-from groundup.tokens.tokenizer import TextStream, Tokenizer, train
+from groundup.tokens.text import TextStream
+from groundup.tokens.tokenizer import Tokenizer, train
 
 
 @pytest.fixture(scope="module")

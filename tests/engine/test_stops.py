@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from groundup.engine.stops import StopMatcher
 from groundup.tokens.config import PATTERNS
-from groundup.tokens.tokenizer import TextStream, Tokenizer, train
+from groundup.tokens.text import TextStream
+from groundup.tokens.tokenizer import Tokenizer, train
 
 # Few letters, so that stop strings begin again within themselves; one of them has four bytes.
 LETTERS = "ab😀"

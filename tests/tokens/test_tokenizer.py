@@ -17,7 +17,8 @@ from groundup.errors import UserError
 from groundup.settings import read_table
 from groundup.tokens import tokenizer as training
 from groundup.tokens.config import CONTROL_TOKENS, MASK_TOKEN, PATTERNS, SENTINEL_TOKENS, TokenizerConfig
-from groundup.tokens.tokenizer import TextStream, Tokenizer, sample, train
+from groundup.tokens.text import TextStream
+from groundup.tokens.tokenizer import Tokenizer, sample, train
 
 # Pieces from which hypothesis puts together what an attacker might write.
 FRAGMENTS = [*CONTROL_TOKENS, "<", "|", ">", "<|", "|>", "user", "end", " ", "\n", "_", "é", "日本"]

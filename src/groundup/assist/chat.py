@@ -13,8 +13,9 @@ from groundup.engine.engine import Engine
 from groundup.engine.sampling import Sampling
 from groundup.errors import UserError
 from groundup.formats.huggingface import load_decoder
+from groundup.formats.published import load_tokenizer
 from groundup.tokens.chat import Message, render, turn_ends
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.tokenizer import Tokenizer, require_own
 
 # A model that calls again and again without ever answering is stopped here.
 MAX_CALLS = 4
@@ -52,6 +53,13 @@ def load_assistant(folder: Path) -> Engine:
     return Engine(load_decoder(folder), tokenizer, stop_ids=turn_ends(tokenizer))
 
 
+def load_writer(folder: Path) -> Engine:
+    """The same, ready to go on from texts, whoever trained it; one of groundup's ends where a turn would."""
+    tokenizer = load_tokenizer(folder)
+    stop_ids = turn_ends(tokenizer) if isinstance(tokenizer, Tokenizer) else tokenizer.end_ids
+    return Engine(load_decoder(folder), tokenizer, stop_ids=stop_ids)
+
+
 def stream_reply(
     engine: Engine, messages: Sequence[Message], sampling: Sampling, adapter: str | None = None
 ) -> Iterator[Event]:
@@ -62,7 +70,7 @@ def stream_reply(
     """
     events: list[Event] = []
     for _ in range(MAX_CALLS + 1):
-        prompt = next_prompt(engine.tokenizer, messages, messages_of(events), engine.max_positions)
+        prompt = next_prompt(require_own(engine.tokenizer), messages, messages_of(events), engine.max_positions)
         if prompt is None:
             return
         for event in _stream_turn(engine, prompt, sampling, adapter):
@@ -93,11 +101,11 @@ def next_prompt(
 
 def _stream_turn(engine: Engine, prompt: Sequence[int], sampling: Sampling, adapter: str | None) -> Iterator[Event]:
     """Text up to the end of the turn, or up to a call, which is given as one event once it is whole."""
-    pieces = engine.pieces(prompt, sampling, adapter=adapter)
+    tokenizer, pieces = require_own(engine.tokenizer), engine.pieces(prompt, sampling, adapter=adapter)
     for piece in pieces:
-        if piece.choice is not None and piece.choice.token == engine.tokenizer.control["<|tool_call|>"]:
+        if piece.choice is not None and piece.choice.token == tokenizer.control["<|tool_call|>"]:
             called = [one.choice.token for one in pieces if one.choice is not None]
-            yield ToolCall(engine.tokenizer.decode(called).strip())
+            yield ToolCall(tokenizer.decode(called).strip())
             return
         if piece.text:
             yield Text(piece.text)

@@ -8,6 +8,7 @@ from groundup.assist.tools import calculate
 from groundup.engine.engine import Engine
 from groundup.engine.sampling import Sampling
 from groundup.tokens.chat import Reply, parse_assistant
+from groundup.tokens.tokenizer import require_own
 
 # Conversations that are asked at a time: progress is seen when they have their replies.
 TOGETHER = 128
@@ -28,7 +29,7 @@ def reply_to_all(
     open_ones = list(range(len(conversations)))
     for _ in range(MAX_CALLS + 1):
         found = {
-            index: next_prompt(engine.tokenizer, conversations[index], said[index], engine.max_positions)
+            index: next_prompt(require_own(engine.tokenizer), conversations[index], said[index], engine.max_positions)
             for index in open_ones
         }
         prompts = {index: prompt for index, prompt in found.items() if prompt is not None}
@@ -52,4 +53,4 @@ def _turns(engine: Engine, prompts: Mapping[int, list[int]], sampling: Sampling)
         asked = numbers[first : first + TOGETHER]
         written = engine.generate([prompts[number] for number in asked], sampling)
         for number, one in zip(asked, written, strict=True):
-            yield number, parse_assistant(engine.tokenizer, one.tokens)
+            yield number, parse_assistant(require_own(engine.tokenizer), one.tokens)

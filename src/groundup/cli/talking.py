@@ -31,7 +31,8 @@ examples:
 SAMPLE_AFTER = """\
 examples:
   groundup sample runs/pocket --prompt "def main("
-  groundup sample runs/pocket --prompt "import " --temperature 0        always the likeliest token"""
+  groundup sample runs/pocket --prompt "import " --temperature 0        always the likeliest token
+  groundup sample hf:org/name --prompt "Once upon"                      a published model of the Hugging Face hub"""
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -120,15 +121,17 @@ def _chat(flags: argparse.Namespace) -> None:
 
 def _sample(flags: argparse.Namespace) -> None:
     folder = find_model(flags.model, "pretrain")
-    from groundup.assist.chat import load_assistant
+    from groundup.assist.chat import load_writer
     from groundup.cli.conversation import printable
 
     sampling = _sampling(flags)
-    engine = load_assistant(folder)
+    engine = load_writer(folder)
     try:
-        prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode(flags.prompt)]
+        prompt = engine.tokenizer.prompt(flags.prompt)
     except ValueError as error:
         raise UserError(f"--prompt: {error}") from None
+    if not prompt:
+        raise UserError("--prompt needs a text: no token stands before the texts of this model")
     _require_room(prompt, engine.max_positions)
     adapter = _with_adapter(engine, flags.adapter)
     print(flags.prompt, end="")

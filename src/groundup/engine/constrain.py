@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from groundup.engine.filters import Floats
 from groundup.errors import UserError
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.text import TextTokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -31,18 +31,18 @@ _ADDED_BY_BITS = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, 0.0, -np.
 class GrammarCompiler:
     """Makes constraints for the texts of one tokenizer; the vocabulary is prepared once.
 
-    end_ids: the control tokens that may end a text, by default the tokenizer's end of text and end of message.
+    end_ids: the control tokens that may end a text, by default the tokenizer's `end_ids`.
     Raises UserError where `llguidance` is not installed, ValueError where one of `end_ids` is no control token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int] | None = None) -> None:
+    def __init__(self, tokenizer: TextTokenizer, end_ids: Sequence[int] | None = None) -> None:
         try:
             import llguidance
         except ModuleNotFoundError:
             raise UserError(
                 "constrained decoding needs llguidance; pip install 'groundup[constrain]' brings it"
             ) from None
-        self.end_ids = (tokenizer.eos_id, tokenizer.end_id) if end_ids is None else tuple(end_ids)
+        self.end_ids = tokenizer.end_ids if end_ids is None else tuple(end_ids)
         if not self.end_ids or any(tokenizer.control_name(index) is None for index in self.end_ids):
             raise ValueError(f"`end_ids` must be one or more control tokens of the tokenizer, not {self.end_ids}")
         vocabulary = _Vocabulary(tokenizer, self.end_ids)
@@ -176,17 +176,35 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, end_ids: tuple[int, ...]) -> None:
+    def __init__(self, tokenizer: TextTokenizer, end_ids: tuple[int, ...]) -> None:
         self._tokenizer = tokenizer
         self.tokens = [tokenizer.piece(index) for index in range(tokenizer.vocab_size)]
         for index in end_ids:
             self.tokens[index] = (tokenizer.control_name(index) or "").encode()
+        self._index_of = {piece: index for index, piece in enumerate(self.tokens) if index not in end_ids}
+        self._most_bytes = max(map(len, self.tokens))
         self.eos_token_id = end_ids[0]
         self.special_token_ids = list(end_ids)
 
     def __call__(self, text: str) -> list[int]:
-        """Token ids of a text; llguidance tries bytes first, and takes the TypeError as an answer."""
-        return self._tokenizer.encode(text)
+        """Token ids of a text; llguidance tries bytes first, and takes the TypeError as an answer.
+
+        They must spell the text as it stands. Where the tokenizer normalizes it, they are the longest that do.
+        """
+        ids, text_bytes = self._tokenizer.encode_behind(text), text.encode()
+        return ids if b"".join(self.tokens[index] for index in ids) == text_bytes else self._longest(text_bytes)
+
+    def _longest(self, text: bytes) -> list[int]:
+        """Tokens for the bytes, from the left each as long as can be, up to a byte that none begins with."""
+        ids: list[int] = []
+        while text:
+            lengths = range(min(len(text), self._most_bytes), 0, -1)
+            length = next((length for length in lengths if text[:length] in self._index_of), None)
+            if length is None:
+                break
+            ids.append(self._index_of[text[:length]])
+            text = text[length:]
+        return ids
 
 
 def _reason(matcher: "LLMatcher") -> str:

@@ -11,14 +11,16 @@ from groundup.engine.constrain import Constraint
 from groundup.engine.prompts import Prompt
 from groundup.engine.sampling import Sampling
 from groundup.tokens.chat import Message, Reply, parse_assistant, render, turn_ends
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.text import TextTokenizer
+from groundup.tokens.tokenizer import Tokenizer, require_own
 
 
 class Conversing(ABC):
     """What an engine answers to conversations.
 
     sampling, options: as for `generate`, of one text; it ends at `stop_token_ids` and at the tokens that end a turn.
-    All verbs raise UserError where the messages are no conversation, ValueError where they are too long.
+    All verbs raise UserError where the messages are no conversation or the tokenizer knows none, ValueError where they
+    are too long.
     """
 
     def chat(
@@ -31,9 +33,10 @@ class Conversing(ABC):
         **options: Any,
     ) -> Reply:
         """The assistant's reply to a conversation; `reply.message()` continues it."""
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, turn_ends(self.tokenizer))
+        own = require_own(self.tokenizer)
+        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, turn_ends(own))
         (written,) = self.generate([prompt], wanted, constraint=constraint, adapter=adapter)
-        return reply_of(self.tokenizer, written)
+        return reply_of(own, written)
 
     async def achat(
         self,
@@ -45,9 +48,10 @@ class Conversing(ABC):
         **options: Any,
     ) -> Reply:
         """As `chat`; cancelled as `agenerate` is."""
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, turn_ends(self.tokenizer))
+        own = require_own(self.tokenizer)
+        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, turn_ends(own))
         (written,) = await self.agenerate([prompt], wanted, constraint=constraint, adapter=adapter)
-        return reply_of(self.tokenizer, written)
+        return reply_of(own, written)
 
     def stream_chat(
         self,
@@ -59,7 +63,8 @@ class Conversing(ABC):
         **options: Any,
     ) -> Iterator[str]:
         """The words of the reply as they come, up to a tool call if it makes one."""
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, word_ends(self.tokenizer))
+        ends = word_ends(require_own(self.tokenizer))
+        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, ends)
         return self.stream(prompt, wanted, constraint=constraint, adapter=adapter)
 
     def astream_chat(
@@ -72,16 +77,17 @@ class Conversing(ABC):
         **options: Any,
     ) -> AsyncIterator[str]:
         """As `stream_chat`; it ends as `astream` does."""
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, word_ends(self.tokenizer))
+        ends = word_ends(require_own(self.tokenizer))
+        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, ends)
         return self.astream(prompt, wanted, constraint=constraint, adapter=adapter)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens from which the assistant goes on."""
-        return render(self.tokenizer, messages, add_generation_prompt=True).ids
+        return render(require_own(self.tokenizer), messages, add_generation_prompt=True).ids
 
     @property
     @abstractmethod
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> TextTokenizer: ...
 
     @abstractmethod
     def generate(

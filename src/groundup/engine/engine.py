@@ -50,7 +50,7 @@ from groundup.formats.peft import read_adapter
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.text import TextTokenizer
 
 
 class Engine(Conversing):
@@ -58,7 +58,7 @@ class Engine(Conversing):
 
     model: a model folder, `hf:org/name`, or a model; decoders write and score, encoder-decoders do for a source,
         encoders only embed.
-    tokenizer: of a model that is given as such; a folder has its own. Token ids need none.
+    tokenizer: of a model that is given as such; a folder has its own, whoever trained it. Token ids need none.
     stop_ids: tokens that end a text; by default those of the folder's generation settings, or of the tokenizer.
     cache_tokens: how many tokens the cache holds for all requests together; by default as many as fit into 1 GiB, but
         at least one text of the model's full length.
@@ -83,7 +83,7 @@ class Engine(Conversing):
     def __init__(
         self,
         model: str | PathLike[str] | LanguageModel | EncoderDecoder,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: TextTokenizer | None = None,
         *,
         stop_ids: Collection[int] | None = None,
         cache_tokens: int | None = None,
@@ -97,7 +97,7 @@ class Engine(Conversing):
         compile_layers: bool = False,
     ) -> None:
         require_limits(step_tokens, most_running, cache_tokens, host_tokens)
-        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        if tokenizer is not None and not isinstance(tokenizer, TextTokenizer):
             raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {tokenizer!r}")
         self.model, folder = loaded(model, quantize, device)
         self._reader = reader_of(self.model.config, folder, tokenizer)
@@ -121,7 +121,7 @@ class Engine(Conversing):
         self._desk = Desk(self.model, self._reader, self._loop, self._worker, self._pool, step_tokens, most_running)
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TextTokenizer:
         """Raises UserError, saying why, where there is none: token ids are then all that the engine understands."""
         return self._reader.tokenizer
 

@@ -11,7 +11,7 @@ from groundup.engine.source import Source
 from groundup.errors import UserError
 from groundup.formats.folder import GENERATION
 from groundup.model.config import AudioConfig, EncoderDecoderConfig, ModelConfig
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.text import TextTokenizer
 
 
 class PairReader(Reader):
@@ -20,7 +20,7 @@ class PairReader(Reader):
     Raises UserError for a folder whose generation settings begin targets with what are no tokens.
     """
 
-    def __init__(self, config: EncoderDecoderConfig, folder: Path | None, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, config: EncoderDecoderConfig, folder: Path | None, tokenizer: TextTokenizer | None) -> None:
         super().__init__(config.decoder, folder, tokenizer)
         self._encoder = config.encoder
         self._start = self._usual_start(config.start_id)
@@ -37,13 +37,11 @@ class PairReader(Reader):
         return target, self._source(pair.source, where)
 
     def ids(self, text: Prompt, where: str, room: int) -> list[int]:
-        """The token ids of a source of text; they end with `<|end_of_text|>`, as those that such models learn from."""
+        """The token ids of a source of text, with what stands around it, as in those that such models learn from."""
         if isinstance(self._encoder, AudioConfig) or isinstance(text, Pair | Tensor):
             reads = "a log-mel spectrogram" if isinstance(self._encoder, AudioConfig) else "a text or token ids"
             raise ValueError(f"{where}: the encoder of this {self._config.family} model reads {reads}")
-        ids = (
-            [*self.tokenizer.encode(text), self.tokenizer.eos_id] if isinstance(text, str) else listed_ids(text, where)
-        )
+        ids = self.tokenizer.source(text) if isinstance(text, str) else listed_ids(text, where)
         self._require_tokens(ids, where)
         if self._config.learned_positions is not None:
             self._require_room(ids, where, room)
@@ -83,7 +81,9 @@ class PairReader(Reader):
         return start
 
 
-def reader_of(config: ModelConfig | EncoderDecoderConfig, folder: Path | None, tokenizer: Tokenizer | None) -> Reader:
+def reader_of(
+    config: ModelConfig | EncoderDecoderConfig, folder: Path | None, tokenizer: TextTokenizer | None
+) -> Reader:
     """Who reads prompts for a model of this kind."""
     if isinstance(config, EncoderDecoderConfig):
         return PairReader(config, folder, tokenizer)

@@ -15,8 +15,9 @@ from groundup.engine.source import Source
 from groundup.engine.text import StoppingText
 from groundup.errors import UserError
 from groundup.formats.folder import GENERATION, read_object
+from groundup.formats.published import load_tokenizer
 from groundup.model.config import ModelConfig
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.text import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Reader:
     folder: that the model lies in, or None; tokenizer: to be used instead of the folder's, or None.
     """
 
-    def __init__(self, config: ModelConfig, folder: Path | None, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, config: ModelConfig, folder: Path | None, tokenizer: TextTokenizer | None) -> None:
         self._config, self._folder, self._given = config, folder, tokenizer
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TextTokenizer:
         """Raises UserError, saying why, where there is none: token ids are then all that can be read."""
         if isinstance(self._words, UserError):
             raise self._words
@@ -60,14 +61,15 @@ class Reader:
         return self.ids(prompt, where, room), None
 
     def ids(self, text: Prompt, where: str, room: int) -> list[int]:
-        """The token ids of a text by itself; raises as `read` does. They begin with `<|begin_of_text|>`."""
+        """The token ids of a text by itself, with what texts begin with; raises as `read` does."""
         if isinstance(text, Pair | Tensor):
             raise ValueError(
                 f"{where}: a {self._config.family} model goes on from a text or token ids, without a source"
             )
-        ids = (
-            [self.tokenizer.bos_id, *self.tokenizer.encode(text)] if isinstance(text, str) else listed_ids(text, where)
-        )
+        if isinstance(text, str):
+            ids = self.tokenizer.prompt(text) if self._config.causal else self.tokenizer.whole(text)
+        else:
+            ids = listed_ids(text, where)
         self._require_tokens(ids, where)
         self._require_room(ids, where, room)
         return ids
@@ -86,11 +88,11 @@ class Reader:
 
     def text(self, stops: Sequence[str]) -> StoppingText | None:
         """What turns tokens into text; None where there is no tokenizer. Raises UserError if stop strings need one."""
-        return StoppingText(self.tokenizer, stops) if stops or isinstance(self._words, Tokenizer) else None
+        return StoppingText(self.tokenizer, stops) if stops or isinstance(self._words, TextTokenizer) else None
 
     def spell(self, ids: Sequence[int]) -> str:
-        """The text of token ids; none where there is no tokenizer."""
-        return self._words.decode(ids) if isinstance(self._words, Tokenizer) else ""
+        """What token ids say behind a prompt; nothing where there is no tokenizer."""
+        return self._words.spell(ids) if isinstance(self._words, TextTokenizer) else ""
 
     def usual_stops(self) -> Collection[int]:
         """The tokens that end a text by the folder's generation settings or, without any, by the tokenizer.
@@ -106,7 +108,7 @@ class Reader:
                     f"not {found!r}; mend it, or give the engine `stop_ids`"
                 )
             return named
-        return (self._words.eos_id, self._words.end_id) if isinstance(self._words, Tokenizer) else ()
+        return self._words.end_ids if isinstance(self._words, TextTokenizer) else ()
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -116,13 +118,13 @@ class Reader:
         return read_object(self._folder / GENERATION)
 
     @cached_property
-    def _words(self) -> Tokenizer | UserError:
+    def _words(self) -> TextTokenizer | UserError:
         if self._given is not None:
             return self._given
         if self._folder is None:
             return UserError("this engine has a model without a tokenizer; give it token ids, or a `tokenizer`")
         try:
-            return Tokenizer.load(self._folder)
+            return load_tokenizer(self._folder)
         except UserError as error:
             return error
 

@@ -8,8 +8,7 @@ class StopMatcher:
 
     What could be the beginning of one is held back until the next piece decides. The text ends before the stop string
     that is whole first, of several that end with the same character before the longest: so the result does not depend
-    on how the text was cut into pieces. Pieces are whole characters, as `tokens.tokenizer.TextStream` makes them of
-    tokens.
+    on how the text was cut into pieces. Pieces are whole characters, as `tokens.text.TextStream` makes them of tokens.
 
     found: the stop string at which the text has ended, or None.
     """

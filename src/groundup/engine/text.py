@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from copy import copy
 
 from groundup.engine.stops import StopMatcher
-from groundup.tokens.tokenizer import TextStream, Tokenizer
+from groundup.tokens.text import TextStream, TextTokenizer
 
 
 class StoppingText:
     """Text that ends where a stop string begins, however it is divided into tokens; see `StopMatcher`."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = ()) -> None:
         self._stream = TextStream(tokenizer)
         self._matcher = StopMatcher(stops)
 

@@ -23,6 +23,7 @@ from groundup.engine.loading import use_kernels
 from groundup.errors import UserError
 from groundup.formats.folder import CONFIG, SHARDS, SINGLE, read_object
 from groundup.formats.huggingface import load_language_model, save_folder
+from groundup.formats.published import load_tokenizer
 from groundup.model.language_model import LanguageModel
 from groundup.model.parts import widen
 from groundup.quantize.calibrate import calibrated, observe
@@ -32,7 +33,7 @@ from groundup.record.metrics import Progress
 from groundup.storage import hash_file, require_place, staged, write_json
 from groundup.tokens.batches import Rows
 from groundup.tokens.shards import Int64s
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.text import TextTokenizer
 from groundup.train.heldout import heldout_rows
 from groundup.train.learner import final_hidden
 
@@ -103,14 +104,23 @@ class Comparison:
 
 
 class TextStream:
-    """Documents in memory as a stream of tokens, each closed by the end of text: a `HeldoutStream`."""
+    """Documents in memory as a stream of tokens, each closed by what ends a text, if anything: a `HeldoutStream`.
 
-    def __init__(self, paths: Sequence[str], words: Tokenizer) -> None:
-        self.bos_id = words.bos_id
+    bos_id: the token that stands before a document; where texts begin with none, the one that closed another.
+    Raises UserError where there is no text, and for a tokenizer with no such token.
+    """
+
+    def __init__(self, paths: Sequence[str], words: TextTokenizer) -> None:
+        end = words.end_ids[:1]
+        if not (before := (*end, *words.beginning)):
+            raise UserError(
+                "this tokenizer has no token that begins or ends a text, so that no first token can be guessed"
+            )
+        self.bos_id = before[-1]
         texts = [text for _, text in _texts(paths)]
         if not texts:
             raise UserError(f"{', '.join(paths)}: there is no text in it")
-        all_ids = [[*ids, words.eos_id] for ids in words.encode_batch([text.decode() for text in texts])]
+        all_ids = [[*ids, *end] for ids in words.encode_batch([text.decode() for text in texts])]
         self._tokens = np.fromiter(chain.from_iterable(all_ids), dtype=np.int64)
         self.offsets = np.cumsum([0, *map(len, all_ids)], dtype=np.int64)
         self.total_tokens = len(self._tokens)
@@ -140,7 +150,7 @@ def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
     method = config.method or ("calibrated" if config.calibration else "nearest")
     named = _named_texts(config)
     # Where no text is read, no tokenizer is needed.
-    words = Tokenizer.load(folder) if named else None
+    words = load_tokenizer(folder) if named else None
     texts = {} if words is None else {name: TextStream(paths, words) for name, paths in named.items()}
     window = min(config.context, model.config.max_positions)
     quantized = load_language_model(folder)

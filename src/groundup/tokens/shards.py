@@ -23,7 +23,8 @@ from groundup.record.metrics import Progress
 from groundup.storage import hash_file, write_json
 from groundup.tokens.config import TokensConfig
 from groundup.tokens.documents import count_text_bytes, read_documents
-from groundup.tokens.tokenizer import TOKENIZER_FILE, Tokenizer, fingerprint_without_appended
+from groundup.tokens.text import TOKENIZER_FILE
+from groundup.tokens.tokenizer import Tokenizer, fingerprint_without_appended
 
 Int64s = npt.NDArray[np.int64]
 

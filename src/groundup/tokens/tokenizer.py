@@ -8,10 +8,8 @@ library: it puts `<|begin_of_text|>` first, as for Llama, unless told `add_speci
 Source: Sennrich et al. 2016 (BPE), Radford et al. 2019 (the 256 bytes as alphabet).
 """
 
-import codecs
 import hashlib
 import json
-import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
@@ -25,43 +23,34 @@ from groundup.record.metrics import Progress
 from groundup.storage import hash_file, write_atomically, write_json
 from groundup.tokens.config import CONTROL_TOKENS, MASK_TOKEN, PATTERNS, SENTINEL_TOKENS, TokenizerConfig
 from groundup.tokens.template import CHAT_TEMPLATE
+from groundup.tokens.text import TOKENIZER_FILE, TextTokenizer, byte_alphabet, read_tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 # What a tokenizer may have beyond what it was trained with.
 HIDDEN_TEXT_TOKENS = (MASK_TOKEN, *SENTINEL_TOKENS)
-
-# Half a pair, which no UTF-8 text can hold.
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Characters per passage where only a part of the corpus is learned from.
 _PASSAGE = 16_384
 
 
-class Tokenizer:
-    """Text ⇄ token ids.
+class Tokenizer(TextTokenizer):
+    """One that groundup has trained, with control tokens for conversations and for text that is hidden.
 
-    vocab_size: number of tokens; ids are 0 … vocab_size - 1.
-    control: the id of each control token, by its text.
     mask_id, sentinel_ids: of what stands for hidden text, or None and () where pre-training did not append them.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        self._inner = inner
-        # Text that spells a control token is encoded as the ordinary characters it consists of.
-        self._inner.encode_special_tokens = True
-        self.vocab_size: int = inner.get_vocab_size()
         vocabulary = inner.get_vocab()
         added = {token.content for token in inner.get_added_tokens_decoder().values()}
-        self.control = {token: vocabulary[token] for token in CONTROL_TOKENS}
-        self.control |= {token: vocabulary[token] for token in HIDDEN_TEXT_TOKENS if token in added}
-        self.bos_id = self.control["<|begin_of_text|>"]
-        self.eos_id = self.control["<|end_of_text|>"]
-        self.pad_id = self.control["<|pad|>"]
-        self.end_id = self.control["<|end|>"]
-        self.mask_id = self.control.get(MASK_TOKEN)
-        self.sentinel_ids = tuple(self.control[token] for token in SENTINEL_TOKENS if token in self.control)
-        self._bytes = _bytes_of_tokens(inner, self.control)
-        self._control_names = {index: token for token, index in self.control.items()}
+        control = {token: vocabulary[token] for token in CONTROL_TOKENS}
+        control |= {token: vocabulary[token] for token in HIDDEN_TEXT_TOKENS if token in added}
+        self.bos_id = control["<|begin_of_text|>"]
+        self.eos_id = control["<|end_of_text|>"]
+        self.pad_id = control["<|pad|>"]
+        self.end_id = control["<|end|>"]
+        self.mask_id = control.get(MASK_TOKEN)
+        self.sentinel_ids = tuple(control[token] for token in SENTINEL_TOKENS if token in control)
+        pieces = _bytes_of_tokens(inner, control)
+        super().__init__(inner, pieces, control, beginning=(self.bos_id,), end_ids=(self.eos_id, self.end_id))
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -69,17 +58,9 @@ class Tokenizer:
 
         Raises UserError where it is missing, unreadable, not byte-level, or lacks one of groundup's control tokens.
         """
-        path = folder / TOKENIZER_FILE
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; every tokenizer and model folder holds one")
-        try:
-            inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path}: not a whole tokenizer ({error}); copy it again or train it anew") from error
-        missing = [token for token in CONTROL_TOKENS if inner.token_to_id(token) is None]
-        if missing or not isinstance(inner.decoder, decoders.ByteLevel):
-            lack = f"has no control token `{missing[0]}`" if missing else "is not byte-level"
-            raise UserError(f"{path}: this tokenizer {lack}; use one that groundup has trained")
+        inner = read_tokenizer(folder)
+        if (lack := what_it_lacks(inner)) is not None:
+            raise UserError(f"{folder / TOKENIZER_FILE}: this tokenizer {lack}; use one that groundup has trained")
         return cls(inner)
 
     def with_control(self, tokens: Sequence[str]) -> "Tokenizer":
@@ -104,23 +85,6 @@ class Tokenizer:
         write_atomically(folder / TOKENIZER_FILE, _serialise(self._inner))
         write_json(folder / "tokenizer_config.json", _transformers_config(tuple(self.control)))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`: nothing is added, and no control token appears whatever the text says.
-
-        Raises ValueError for half a surrogate pair, which no UTF-8 text can hold.
-        """
-        try:
-            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            if (broken := _SURROGATE.search(text)) is None:
-                raise
-            raise ValueError(f"text is not valid Unicode at character {broken.start()}; send UTF-8 text") from None
-        return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, for many texts on all cores."""
-        return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
-
     def decode(self, ids: Sequence[int], keep_control: bool = False) -> str:
         """The text of token ids; control tokens are left out, or written as `<|user|>` with `keep_control`.
 
@@ -133,45 +97,31 @@ class Tokenizer:
         )
         return b"".join(pieces).decode("utf-8", errors="replace")
 
-    def piece(self, index: int) -> bytes:
-        """The bytes of text that one token stands for, none for a control token. Raises ValueError as `decode` does.
-
-        None for an id beyond the vocabulary either: many a model's table has more rows than its tokenizer has tokens,
-        and one that was hardly trained may choose any of them.
-        """
-        if index < 0:
-            raise ValueError(f"a token id is at least 0, not {index}")
-        return self._bytes[index] if index < self.vocab_size else b""
-
-    def control_name(self, index: int) -> str | None:
-        """`<|user|>` and the like for the id of a control token, None for any other."""
-        return self._control_names.get(index)
+    def source(self, text: str) -> list[int]:
+        """As such models learn from them: closed by the end of text, with nothing before it."""
+        return [*self.encode(text), self.eos_id]
 
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """How many bytes of text each token stands for: (vocab,) int32, 0 for control tokens."""
         return np.array([len(piece) for piece in self._bytes], dtype=np.int32)
 
 
-class TextStream:
-    """Text from token ids that arrive one by one: an incomplete character is held back until its last byte is there."""
+def what_it_lacks(inner: tokenizers.Tokenizer) -> str | None:
+    """What keeps this from being a `Tokenizer`, or None."""
+    missing = [token for token in CONTROL_TOKENS if inner.token_to_id(token) is None]
+    if missing:
+        return f"has no control token `{missing[0]}`"
+    return None if isinstance(inner.decoder, decoders.ByteLevel) else "is not byte-level"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def push(self, index: int) -> str:
-        """The text that token `index` completes, sometimes none; control tokens are left out."""
-        return self._decoder.decode(self._tokenizer.piece(index))
-
-    def finish(self) -> str:
-        """What was held back at the end: U+FFFD for a character that was never completed, else nothing."""
-        return self._decoder.decode(b"", final=True)
-
-    def copy(self) -> "TextStream":
-        """Another one that goes on from here."""
-        copied = TextStream(self._tokenizer)
-        copied._decoder.setstate(self._decoder.getstate())
-        return copied
+def require_own(tokenizer: TextTokenizer) -> Tokenizer:
+    """The same. Raises UserError for a published one, which has no tokens to make conversations of."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(
+            "conversations are made of groundup's own control tokens, which the tokenizer of this model lacks; let it "
+            "go on from texts, or use a model that groundup has trained"
+        )
+    return tokenizer
 
 
 def run(config: TokenizerConfig, out: Path, *, corpus: Path) -> None:
@@ -214,7 +164,7 @@ def train(batches: Iterator[list[str]], vocab_size: int, pattern: str) -> tokeni
         vocab_size=vocab_size,
         special_tokens=[_control_token(token) for token in CONTROL_TOKENS],
         # All 256 bytes, whether or not the text holds them, so that every text can be encoded.
-        initial_alphabet=sorted(_byte_alphabet()),
+        initial_alphabet=sorted(byte_alphabet()),
         show_progress=False,
     )
     inner.train_from_iterator(batches, trainer=trainer)
@@ -307,16 +257,9 @@ def _summary(tokenizer: Tokenizer, corpus_bytes: int, share: float) -> dict[str,
 
 def _bytes_of_tokens(inner: tokenizers.Tokenizer, control: Container[str]) -> list[bytes]:
     """The bytes behind each id; none for control tokens."""
-    byte_of = {character: value for value, character in enumerate(_byte_alphabet())}
+    byte_of = {character: value for value, character in enumerate(byte_alphabet())}
     pieces = [b""] * inner.get_vocab_size()
     for token, index in inner.get_vocab().items():
         if token not in control:
             pieces[index] = bytes(byte_of[character] for character in token)
     return pieces
-
-
-def _byte_alphabet() -> list[str]:
-    """The printable character by which byte-level BPE writes each of the 256 bytes (GPT-2's `bytes_to_unicode`)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(value if value in printable else next(others)) for value in range(256)]
