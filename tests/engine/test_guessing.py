@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sourced import contents, sourced_config, sourced_model
+from sourced import WIDTH, contents, sourced_config, sourced_model
 from talking import WORDS, is_free, talker
 from tiny import hot_decoder, random_ids, tiny_config
 
@@ -19,15 +19,37 @@ import groundup as gu
 from groundup.engine.completion import Completion
 from groundup.engine.constrain import GrammarCompiler
 from groundup.engine.draft import DraftModel
-from groundup.engine.guessing import PromptLookup, Trust
+from groundup.engine.guessing import PromptLookup, Speculation, Trust
+from groundup.engine.jobs import Writing
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
+from groundup.model.presets import build_config
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS
 
 PROMPTS = ["to be or not to be or not to be or not to", "a", "one two three one two three one two"]
-# Quantile of chi-square at 99.9 % for 26 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.4).
-CHI_SQUARE_999 = 54.052
+
+
+@dataclass
+class Verdicts:
+    """What became of guesses: how many were right, and how often one was wrong."""
+
+    right: int = 0
+    wrong: int = 0
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> Verdicts:
+    """Those of the test: one whose texts have no guesses says nothing of them."""
+    found, learn = Verdicts(), Speculation.learn
+
+    def counting(self: Speculation, text: Writing, guessed: int, right: int) -> None:
+        found.right += right
+        found.wrong += right < guessed
+        learn(self, text, guessed, right)
+
+    monkeypatch.setattr(Speculation, "learn", counting)
+    return found
 
 
 @torch.no_grad()
@@ -80,9 +102,12 @@ PAIRS = [pair for pair in product(ENGINES, SETTINGS) if pair[0] != "without" and
 
 
 @pytest.mark.parametrize(("engine", "name"), PAIRS)
-def test_what_is_written_is_the_same_with_and_without_guesses(engine: str, name: str):
+def test_what_is_written_is_the_same_with_and_without_guesses(engine: str, name: str, verdicts: Verdicts):
     asked = {"max_tokens": 40, "seed": 3, **SETTINGS[name]}
     _same(ENGINES[engine].generate(PROMPTS, **asked), ENGINES["without"].generate(PROMPTS, **asked))
+    # Nothing is guessed in a search; the crowded engine's draft is the model itself, the wrong one says nothing alike.
+    assert verdicts.right > 0 or engine == "wrong draft" or name == "search"
+    assert verdicts.wrong > 0 or engine == "crowded" or name == "search"
     assert is_free(ENGINES[engine])
 
 
@@ -142,28 +167,35 @@ def test_steps_that_are_programs_take_tokens_back_too(compiled: None):
         assert [one.choices for one in engine.generate(prompts, **asked)] == [one.choices for one in expected]
 
 
-def test_drawn_texts_have_the_distribution_of_the_model():
-    """All texts of three tokens from three, against their probabilities.
+def _three_tokens(seed: int) -> LanguageModel:
+    return hot_decoder(build_config("llama", depth=2, vocab_size=3, context=20, width=32, head_dim=16), seed)
 
-    A bias leaves three tokens. The draft says nearly the same as the model; half of the second and third tokens, say,
-    drawn from it alone would give a statistic far above the limit.
+
+@pytest.mark.parametrize("name", ["lookup", "draft"])
+def test_drawn_texts_have_the_distribution_of_the_model(name: str, verdicts: Verdicts):
+    """All texts of five tokens from three, against their probabilities, by a chi-square test.
+
+    Texts that are expected fewer than five times are counted as one.
     """
-    few, prompt = (40, 41, 42), [5, 6]
-    texts = ENGINES["draft"].generate(
-        [prompt], n=3000, max_tokens=3, temperature=1.0, seed=1, logit_bias=dict.fromkeys(few, 1000.0)
-    )
-    found = Counter(tuple(one.tokens) for one in texts)
+    model, prompt, length, texts, temperature = _three_tokens(2), [0, 1, 2, 0, 1, 2], 5, 2000, 12.0
+    guesser = PromptLookup(shortest=1, step_guesses=1000)
+    speculate = guesser if name == "lookup" else DraftModel(_three_tokens(5), step_guesses=1000)
+    engine = gu.Engine(model, stop_ids=[], speculate=speculate)
+    written = engine.generate([prompt], n=texts, max_tokens=length, temperature=temperature, seed=1)
+    assert verdicts.right > 1000 and verdicts.wrong > 1000
 
-    @torch.no_grad()
-    def probability(token: int, before: tuple[int, ...]) -> float:
-        logits_v = TALKER(torch.tensor([[*prompt, *before]]))[0, -1, list(few)]
-        return float(logits_v.softmax(0)[few.index(token)])
-
-    statistic = 0.0
-    for text in product(few, repeat=3):
-        expected = 3000 * probability(text[0], ()) * probability(text[1], text[:1]) * probability(text[2], text[:2])
-        statistic += (found[text] - expected) ** 2 / expected
-    assert statistic < CHI_SQUARE_999
+    every = list(product(range(3), repeat=length))
+    with torch.no_grad():
+        logits_nlv = model(torch.tensor([[*prompt, *text] for text in every]))[:, len(prompt) - 1 : -1]
+    logprobs_nlv = (logits_nlv / temperature).log_softmax(-1)
+    expected_n = texts * logprobs_nlv.gather(2, torch.tensor(every)[:, :, None]).sum((1, 2)).exp()
+    counts = Counter(tuple(one.tokens) for one in written)
+    found_n = torch.tensor([counts[text] for text in every], dtype=torch.float64)
+    rare_n = expected_n < 5
+    expected_k, found_k = (torch.cat([one[~rare_n], one[rare_n].sum()[None]]) for one in (expected_n, found_n))
+    statistic = ((found_k - expected_k) ** 2 / expected_k).sum()
+    freedom = torch.tensor(len(expected_k) - 1, dtype=torch.float64)
+    assert torch.special.gammaincc(freedom / 2, statistic / 2) > 1e-6
 
 
 def test_a_text_whose_guesses_are_wrong_is_soon_left_alone():
@@ -266,11 +298,16 @@ def test_a_draft_that_is_unlike_the_model_is_refused_in_a_sentence(name: str):
         gu.Engine(model(), stop_ids=[], speculate=DraftModel(draft()))
 
 
-def test_a_draft_hears_more_than_the_model_needs():
+def test_a_draft_hears_more_than_the_model_needs(verdicts: Verdicts):
     """Of sound, more frames than the model reads do not matter."""
-    engine = gu.Engine(sourced_model("sound"), stop_ids=[], speculate=DraftModel(_listener(positions=31)))
-    expected = gu.Engine(sourced_model("sound"), stop_ids=[]).generate(contents("sound"), max_tokens=9)
+    model, draft = sourced_model("sound"), _listener(positions=31).double().eval()
+    weights, table = model.state_dict(), "encoder.positions.weight"
+    weights[table] = torch.cat([weights[table], torch.ones(1, WIDTH)])
+    draft.load_state_dict(weights)
+    engine = gu.Engine(model, stop_ids=[], speculate=DraftModel(draft))
+    expected = gu.Engine(model, stop_ids=[]).generate(contents("sound"), max_tokens=9)
     _same(engine.generate(contents("sound"), max_tokens=9), expected)
+    assert verdicts.right > 0 and verdicts.wrong == 0
 
 
 def test_other_mistakes_are_told_in_a_sentence():
