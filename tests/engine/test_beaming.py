@@ -221,6 +221,20 @@ def test_beams_of_a_form(speaker: LanguageModel):
         engine.generate(["Hello"], beams=64, n=64, max_tokens=10, constraint=form)
 
 
+def test_answers_that_differ_only_in_the_token_of_their_end_are_one(speaker: LanguageModel):
+    """A form has two ends, and requests may name more."""
+    engine = gu.Engine(speaker, WORDS, stop_ids=[])
+    form = GrammarCompiler(WORDS).choices(["yes", "no"])
+    for prompt in ("Hello", "a", "b", "c"):
+        found = engine.generate([prompt], beams=4, n=2, constraint=form)
+        assert {one.text for one in found} == {"yes", "no"}
+        stops = tuple(range(0, WORDS.vocab_size, 3))
+        found = engine.generate([prompt], beams=8, n=8, max_tokens=5, length_penalty=0.0, stop_token_ids=stops)
+        assert len({tuple(one.tokens) for one in found}) == 8
+    with pytest.raises(ValueError, match="beam search found 2 answers where `n` asks for 4: no more exist"):
+        engine.generate(["Hello"], beams=4, n=4, constraint=form)
+
+
 def test_penalties_count_as_part_of_the_log_probability():
     """A bias that outweighs all: the token is in every answer; what is told is the model's log-probability."""
     model = workload_model("llama")

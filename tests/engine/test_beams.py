@@ -47,14 +47,17 @@ def beam_search(
 
 
 def _all_answers(model: Model, end_ids: Sequence[int], max_tokens: int, penalty: float) -> list[Beam]:
-    answers = []
+    """The best first; of those that differ only in which of `end_ids` ends them, the best alone."""
+    answers: dict[Tokens, Beam] = {}
     for length in range(1, max_tokens + 1):
         for tokens in itertools.product(range(model.vocab_size), repeat=length):
             has_ended = tokens[-1] in end_ids or length == max_tokens
             if has_ended and not set(tokens[:-1]) & set(end_ids):
                 logprob = model.logprob(tokens)
-                answers.append(Beam(logprob / length**penalty, logprob, tokens))
-    return sorted(answers, reverse=True)
+                said = (*tokens[:-1], -1) if tokens[-1] in end_ids else tokens
+                beam = Beam(logprob / length**penalty, logprob, tokens)
+                answers[said] = max(answers.get(said, beam), beam)
+    return sorted(answers.values(), reverse=True)
 
 
 @settings(max_examples=60, deadline=None)

@@ -30,6 +30,7 @@ def _goes_on(tokens: Tokens) -> bool:
 class BeamSearch:
     """A search for up to `beams` answers; they end with one of `end_ids`, by what they spell, or have `max_tokens`.
 
+    Those that differ only in which of `end_ids` ends them are one answer, and end with the likeliest.
     Each beginning that is followed may end at each step, whatever its rank, and takes none of the `beams` places of
     those that go on. The search goes on until nothing that is left could enter the result: with as many beams as there
     are beginnings, the result is the best of all answers.
@@ -53,7 +54,12 @@ class BeamSearch:
         """
         totals_bv = np.array([beam.logprob for beam in self.live])[:, None] + np.asarray(logprobs_bv, np.float64)
         length, every = len(self.live[0].tokens) + 1, range(totals_bv.shape[1])
-        end_ids = every if length == self._max_tokens else [token for token in self._end_ids if token in every]
+        stop_ids = [token for token in self._end_ids if token in every]
+        if stop_ids:
+            stops_bn = totals_bv[:, stop_ids]
+            is_likeliest_bn = np.arange(len(stop_ids)) == stops_bn.argmax(1)[:, None]
+            totals_bv[:, stop_ids] = np.where(is_likeliest_bn, stops_bn, -np.inf)
+        end_ids = every if length == self._max_tokens else stop_ids
         ended = list(islice(_likeliest(self.live, totals_bv[:, end_ids], end_ids, self._beams), self._beams))
         totals_bv[:, end_ids] = -np.inf
         followed: list[Beam] = []
