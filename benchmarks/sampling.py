@@ -10,7 +10,7 @@ The vocabulary is made up: single bytes and words of common letters, with and wi
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def batch_times(vocab_size: int) -> list[dict[str, Any]]:
 
 def mask_times(vocab_size: int) -> list[dict[str, Any]]:
     """A row for each of `FORMS`."""
-    compiler = GrammarCompiler(cast(Tokenizer, MadeUpTokenizer(vocab_size)))
+    compiler = GrammarCompiler(MadeUpTokenizer(vocab_size))
     logits_tv = zipf_logits(vocab_size, rows=64).numpy()
     rows = []
     for name, form in FORMS.items():
@@ -137,7 +137,7 @@ def zipf_logits(vocab_size: int, rows: int) -> torch.Tensor:
     return -1.5 * torch.log(ranks_tv + 1.0) + torch.randn(rows, vocab_size, generator=generator)
 
 
-class MadeUpTokenizer:
+class MadeUpTokenizer(Tokenizer):
     """As much of a tokenizer as constraints need: ten control tokens, the bytes, and words that differ."""
 
     def __init__(self, vocab_size: int) -> None:

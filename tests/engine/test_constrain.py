@@ -268,7 +268,7 @@ def test_logits_beyond_the_tokenizer_are_never_chosen_and_fewer_are_refused():
     while not chooser.has_ended:
         chooser.choose(logits_v)
     assert TOKENIZER.decode(chooser.answer) == "ab"
-    with pytest.raises(ValueError, match="the constraint is for 306 tokens, but there are only 300 logits"):
+    with pytest.raises(ValueError, match="the constraint is for a tokenizer of 306 tokens, but the model has only 300"):
         make_chooser(Sampling(), [0], COMPILER.choices(["ab"])).choose(torch.zeros(300))
 
 
@@ -286,6 +286,21 @@ def test_logits_beyond_the_tokenizer_are_never_chosen_and_fewer_are_refused():
         ("choices", [], r"choices must be a list of texts that are not empty, not \[\]"),
         ("choices", ["a", ""], r"choices must be a list of texts that are not empty, not \['a', ''\]"),
         ("choices", "ab", "choices must be a list of texts that are not empty, not 'ab'"),
+        ("choices", 5, "choices must be a list of texts that are not empty, not 5"),
+        ("regex", None, "the regular expression must be a text, not None"),
+        ("regex", 5, "the regular expression must be a text, not 5"),
+        ("regex", "a\ud800", "the regular expression is not valid Unicode at character 1"),
+        ("lark", None, "the grammar must be a text, not None"),
+        (
+            "json_schema",
+            {"enum": {1, 2}},
+            "the JSON schema cannot be read: Object of type set is not JSON serializable",
+        ),
+        ("json_schema", {(1, 2): {}}, "the JSON schema cannot be read: keys must be str"),
+        ("json_schema", False, "the JSON schema cannot be compiled: Unsatisfiable schema"),
+        ("json_schema", "false", "the JSON schema cannot be compiled: Unsatisfiable schema"),
+        ("json_schema", None, "a JSON schema must be a mapping, true, false, or their text, not None"),
+        ("json_schema", [1], r"a JSON schema must be a mapping, true, false, or their text, not \[1\]"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_in_one_sentence(form: str, what: Any, message: str):
@@ -293,6 +308,26 @@ def test_what_cannot_be_compiled_is_refused_in_one_sentence(form: str, what: Any
         getattr(COMPILER, form)(what)
     assert "backtrace" not in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("schema", [True, "true", " true\n", {}])
+def test_a_schema_that_asks_for_nothing_is_met_by_any_json(schema: Any):
+    for text in ('{"a": [1, null]}', "12", '"abc"'):
+        constraint = COMPILER.json_schema(schema)
+        for token in TOKENIZER.encode(text):
+            constraint.accept(token)
+        assert constraint.may_end
+
+
+def test_choices_that_can_be_read_once_are_those_that_are_in_a_list():
+    assert _random_text(COMPILER.choices(text for text in ("a", "b")), 0)[0] in ("a", "b")
+
+
+def test_what_is_no_tokenizer_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="`tokenizer` must be a `Tokenizer`, not 5"):
+        GrammarCompiler(5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`end_ids`: 5 is no list of token ids"):
+        GrammarCompiler(TOKENIZER, 5)  # type: ignore[arg-type]
 
 
 def test_without_the_library_it_is_said_what_brings_it(monkeypatch: pytest.MonkeyPatch):

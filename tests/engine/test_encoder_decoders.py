@@ -230,6 +230,15 @@ def test_a_broken_prompt_fails_alone(name: str):
     assert is_free(engine)
 
 
+def test_sources_and_targets_of_token_ids_come_in_tensors_too():
+    engine = _engine("text")
+    for source in TEXTS:
+        expected = engine.generate([source, gu.Pair(source, [START, 5])], max_tokens=4)
+        pair = gu.Pair(torch.tensor(source), torch.tensor([START, 5]))
+        found = engine.generate([torch.tensor(source), pair], max_tokens=4)
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+
+
 def test_numbers_that_are_none_fail_alone():
     """A clip of sound that is not a number gives no logits; others in the same step never notice."""
     engine, broken = _engine("sound"), torch.full((BINS, 24), float("nan"), dtype=torch.float64)

@@ -166,6 +166,15 @@ def test_token_ids_come_in_arrays_of_any_integers(model: LanguageModel, dtype: t
     assert all(type(token) is int for token in together[1].prompt)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
+def test_token_ids_come_in_tensors_too(model: LanguageModel, dtype: torch.dtype):
+    engine, ids = gu.Engine(model, stop_ids=[]), torch.tensor(PROMPTS[2], dtype=dtype)
+    expected = greedy(model, PROMPTS[2], 5)
+    assert [one.tokens for one in engine.generate(torch.stack([ids, ids]), max_tokens=5)] == [expected, expected]
+    assert engine.score([ids])[0].logprobs == engine.score([PROMPTS[2]])[0].logprobs
+    assert engine.embed([ids]).equal(engine.embed([PROMPTS[2]]))
+
+
 def test_what_has_to_give_way_comes_back_from_the_host(model: LanguageModel):
     """Beginnings that other texts have displaced are found again, and the texts are the same."""
     engine = gu.Engine(model, stop_ids=[], cache_tokens=112, host_tokens=320, step_tokens=24, most_running=4)

@@ -35,6 +35,17 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a negative token": ([-1], {}, r"prompts\[1\]: -1 is no token"),
     "too long": ([1] * 100, {}, r"prompts\[1\] has 100 tokens and leaves no room: the model holds 100"),
     "fractions": ([1.5, 2.0] * 10, {}, r"prompts\[1\]: \[1.5, 2.0, .*\] is no list of token ids"),
+    "a tensor of fractions": (
+        torch.ones(20),
+        {},
+        r"prompts\[1\]: a llama model goes on from a text or token ids, without a source",
+    ),
+    "a tensor with another dimension": (
+        torch.ones(1, 9, dtype=torch.long),
+        {},
+        r"prompts\[1\]: tensor\(.* is no list of token ids",
+    ),
+    "a tensor with none": (torch.tensor(5), {}, r"prompts\[1\]: tensor\(5\) is no list of token ids"),
     "an array of fractions": (np.ones(20), {}, r"prompts\[1\]: array.* is no list of token ids"),
     "a matrix": (np.ones((2, 9), dtype=int), {}, r"prompts\[1\]: array.* is no list of token ids"),
     "an integer beyond 64 bits": ([2**70], {}, r"prompts\[1\]: .* is no list of token ids"),
@@ -58,6 +69,11 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no answer": ([1], {"n": 0}, "`n` must be an integer of at least 1, not 0"),
     "more than the cache": ([1] * 4, {"max_tokens": 78}, "a text of up to 81 tokens does not fit .* which holds 80"),
     "no constraint": ([1], {"constraint": "yes"}, "`constraint` must be made by a `GrammarCompiler`, not 'yes'"),
+    "another tokenizer's constraint": (
+        [1],
+        {"constraint": GrammarCompiler(WORDS).choices(["yes"])},
+        f"the constraint is for a tokenizer of {WORDS.vocab_size} tokens, but the model has only {VOCABULARY}; make it",
+    ),
     "no adapter": ([1], {"adapter": "mine"}, "there is no adapter `mine`"),
     "an adapter of another type": ([1], {"adapter": ["mine"]}, r"there is no adapter `.'mine'.`; none has been added"),
 }
@@ -105,8 +121,14 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
         engine.generate([[1]], {"n": 2})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"give `sampling` or its fields \(max_tokens\), not both"):
         engine.generate([[1]], Sampling(), max_tokens=3)
-    with pytest.raises(TypeError, match="temprature"):
-        engine.generate([[1]], temprature=3)
+    with pytest.raises(
+        ValueError, match=r"there is no option `temprature` here: .* accepted are max_tokens, min_tokens"
+    ):
+        engine.generate([[1]], Sampling(), temprature=3)
+    with pytest.raises(
+        ValueError, match="there is no option `echo` here: besides `constraint` and `adapter`, accepted"
+    ):
+        next(engine.stream([1], echo=True))
     with pytest.raises(ValueError, match="a stream is of one text, not of 2"):
         next(engine.pieces([1], n=2, temperature=1.0))
     with pytest.raises(ValueError, match="`pooling` must be one of mean, last"):

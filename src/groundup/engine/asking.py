@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from reprlib import repr as shortened
 from typing import Any
@@ -71,7 +71,10 @@ class Desk:
         require_decoder(self._model)
         if constraint is not None and not isinstance(constraint, Constraint):
             raise ValueError(f"`constraint` must be made by a `GrammarCompiler`, not {constraint!r}")
-        sampling.require_vocabulary(self._model.config.vocab_size)
+        vocab_size = self._model.config.vocab_size
+        sampling.require_vocabulary(vocab_size)
+        if constraint is not None:
+            constraint.require_vocabulary(vocab_size)
         adapted = self._adapter(adapter)
         groups: list[list[Writing | Beaming]] = []
         for index, prompt in enumerate(listed(prompts, "prompts")):
@@ -173,6 +176,12 @@ def require_decoder(model: LanguageModel | EncoderDecoder) -> None:
 
 def asked(sampling: Sampling | None, options: Mapping[str, Any], stop_ids: Collection[int]) -> Sampling:
     """What is asked for, as a whole; without `stop_token_ids` of its own, it has `stop_ids`."""
+    known = [field.name for field in fields(Sampling)]
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"there is no option `{name}` here: besides `constraint` and `adapter`, accepted are {', '.join(known)}"
+            )
     if sampling is None:
         sampling = Sampling(**options)
     elif not isinstance(sampling, Sampling):

@@ -6,19 +6,23 @@ where it may end.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from groundup.engine.filters import Floats
+from groundup.engine.prompts import listed_ids
 from groundup.errors import UserError
 from groundup.tokens.text import TextTokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+# The schemas that are no objects, and objects that say the same: the library reads no others.
+_AS_OBJECTS = {"true": "{}", "false": '{"enum": []}'}
 # Between the parts of a JSON text: nothing, a blank, or a line break with indentation. Without a bound, a small model
 # can write blanks for ever, which every schema allows.
 _JSON_SPACE = r"[ ]?|\n[ \t]{0,20}"
@@ -32,7 +36,8 @@ class GrammarCompiler:
     """Makes constraints for the texts of one tokenizer; the vocabulary is prepared once.
 
     end_ids: the control tokens that may end a text, by default the tokenizer's `end_ids`.
-    Raises UserError where `llguidance` is not installed, ValueError where one of `end_ids` is no control token.
+    Raises UserError where `llguidance` is not installed, ValueError for another kind of tokenizer and where one of
+    `end_ids` is no control token.
     """
 
     def __init__(self, tokenizer: TextTokenizer, end_ids: Sequence[int] | None = None) -> None:
@@ -42,7 +47,9 @@ class GrammarCompiler:
             raise UserError(
                 "constrained decoding needs llguidance; pip install 'groundup[constrain]' brings it"
             ) from None
-        self.end_ids = tokenizer.end_ids if end_ids is None else tuple(end_ids)
+        if not isinstance(tokenizer, TextTokenizer):
+            raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {shortened(tokenizer)}")
+        self.end_ids = tokenizer.end_ids if end_ids is None else tuple(listed_ids(end_ids, "`end_ids`"))
         if not self.end_ids or any(tokenizer.control_name(index) is None for index in self.end_ids):
             raise ValueError(f"`end_ids` must be one or more control tokens of the tokenizer, not {self.end_ids}")
         vocabulary = _Vocabulary(tokenizer, self.end_ids)
@@ -51,31 +58,36 @@ class GrammarCompiler:
         self._vocab_size = tokenizer.vocab_size
         self._usable = np.packbits([len(piece) > 0 for piece in vocabulary.tokens], bitorder="little")
 
-    def json_schema(self, schema: Mapping[str, Any] | str) -> "Constraint":
+    def json_schema(self, schema: Mapping[str, Any] | str | bool) -> "Constraint":
         """JSON that the schema describes. Raises UserError for one that is not understood or that nothing meets."""
-        text = schema if isinstance(schema, str) else json.dumps(schema)
+        if not isinstance(schema, Mapping | str | bool):
+            raise UserError(f"a JSON schema must be a mapping, true, false, or their text, not {shortened(schema)}")
         try:
+            text = schema if isinstance(schema, str) else json.dumps(schema)
             grammar = self._library.LLMatcher.grammar_from_json_schema(
-                text, defaults={"whitespace_pattern": _JSON_SPACE}
+                _AS_OBJECTS.get(text.strip(), text), defaults={"whitespace_pattern": _JSON_SPACE}
             )
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"the JSON schema cannot be read: {error}") from None
         return self._compile("JSON schema", grammar)
 
     def regex(self, pattern: str) -> "Constraint":
         """All of the text matches the pattern, in Rust's syntax (no look-around, no back-references)."""
+        _require_text("regular expression", pattern)
         return self._compile("regular expression", self._library.LLMatcher.grammar_from_regex(pattern))
 
     def lark(self, grammar: str) -> "Constraint":
         """The text is a `start` of the grammar, in llguidance's variant of Lark."""
+        _require_text("grammar", grammar)
         return self._compile("grammar", self._library.LLMatcher.grammar_from_lark(grammar))
 
-    def choices(self, texts: Sequence[str]) -> "Constraint":
+    def choices(self, texts: Iterable[str]) -> "Constraint":
         """One of the texts."""
-        if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+        listed = [] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+        if not listed or not all(isinstance(text, str) and text for text in listed):
             raise UserError(f"choices must be a list of texts that are not empty, not {texts!r}")
         # Every character by its number: nothing that a text holds can then mean anything in a pattern.
-        spelled = ("".join(f"\\x{{{ord(character):x}}}" for character in text) for text in texts)
+        spelled = ("".join(f"\\x{{{ord(character):x}}}" for character in text) for text in listed)
         return self._compile("list of choices", self._library.LLMatcher.grammar_from_regex("|".join(spelled)))
 
     def _compile(self, kind: str, grammar: str) -> "Constraint":
@@ -127,14 +139,18 @@ class Constraint:
         """
         return np.unpackbits(self._bits(), count=self._vocab_size, bitorder="little").view(np.bool_)
 
-    def restrict(self, logits_v: Floats) -> None:
-        """Write -inf over the logits of what may not come next; a model can have more logits than there are tokens.
+    def require_vocabulary(self, vocab_size: int) -> None:
+        """Raises ValueError where a model has fewer tokens than the tokenizer; it can have more."""
+        if vocab_size < self._vocab_size:
+            raise ValueError(
+                f"the constraint is for a tokenizer of {self._vocab_size} tokens, but the model has only {vocab_size}; "
+                "make it with the model's own tokenizer"
+            )
 
-        Raises ValueError as `allowed` does, and where there are fewer logits than tokens.
-        """
+    def restrict(self, logits_v: Floats) -> None:
+        """Write -inf over the logits of what may not come next. Raises ValueError as `allowed` does."""
         tokens = self._vocab_size
-        if len(logits_v) < tokens:
-            raise ValueError(f"the constraint is for {tokens} tokens, but there are only {len(logits_v)} logits")
+        self.require_vocabulary(len(logits_v))
         logits_v[:tokens] += np.take(_ADDED_BY_BITS, self._bits(), axis=0).reshape(-1)[:tokens]
         logits_v[tokens:] = -np.inf
 
@@ -205,6 +221,16 @@ class _Vocabulary:
             ids.append(self._index_of[text[:length]])
             text = text[length:]
         return ids
+
+
+def _require_text(kind: str, given: Any) -> None:
+    """Raises UserError for what is no text, and for one that no UTF-8 can hold."""
+    if not isinstance(given, str):
+        raise UserError(f"the {kind} must be a text, not {shortened(given)}")
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the {kind} is not valid Unicode at character {error.start}") from None
 
 
 def _reason(matcher: "LLMatcher") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from groundup.engine.prompts import Pair, Prompt, Reader, listed_ids
+from groundup.engine.prompts import Pair, Prompt, Reader, is_sound, listed_ids
 from groundup.engine.source import Source
 from groundup.errors import UserError
 from groundup.formats.folder import GENERATION
@@ -38,7 +38,7 @@ class PairReader(Reader):
 
     def ids(self, text: Prompt, where: str, room: int) -> list[int]:
         """The token ids of a source of text, with what stands around it, as in those that such models learn from."""
-        if isinstance(self._encoder, AudioConfig) or isinstance(text, Pair | Tensor):
+        if isinstance(self._encoder, AudioConfig) or isinstance(text, Pair) or is_sound(text):
             reads = "a log-mel spectrogram" if isinstance(self._encoder, AudioConfig) else "a text or token ids"
             raise ValueError(f"{where}: the encoder of this {self._config.family} model reads {reads}")
         ids = self.tokenizer.source(text) if isinstance(text, str) else listed_ids(text, where)

@@ -24,13 +24,13 @@ from groundup.tokens.text import TextTokenizer
 class Pair:
     """What an encoder-decoder is given where it is more than a source.
 
-    source: a text, token ids, or of sound a log-mel spectrogram (mel bins, frames).
+    source: a text, token ids (a list, an array, a tensor), or of sound a log-mel spectrogram (mel bins, frames).
     target: how the text begins that is written for it, or the text that is scored; a text goes behind the tokens with
         which targets begin, token ids are all there is. None: those tokens alone.
     """
 
     source: str | Sequence[int] | Tensor
-    target: str | Sequence[int] | None = None
+    target: str | Sequence[int] | Tensor | None = None
 
 
 # A text, or token ids as they are; of encoder-decoders the source, or a pair.
@@ -62,7 +62,7 @@ class Reader:
 
     def ids(self, text: Prompt, where: str, room: int) -> list[int]:
         """The token ids of a text by itself, with what texts begin with; raises as `read` does."""
-        if isinstance(text, Pair | Tensor):
+        if isinstance(text, Pair) or is_sound(text):
             raise ValueError(
                 f"{where}: a {self._config.family} model goes on from a text or token ids, without a source"
             )
@@ -130,17 +130,22 @@ class Reader:
 
 
 def listed_ids(given: Iterable[int], where: str) -> list[int]:
-    """Token ids as integers of Python's own, whatever holds them, an array say.
+    """Token ids as integers of Python's own, whatever holds them, an array or a tensor say.
 
     Raises ValueError, naming `where` they stand, for anything else: it would fail in the midst of a step, and with it
     all texts that share the step.
     """
     if isinstance(given, Iterable) and not isinstance(given, bytes | bytearray | Mapping):
         try:
-            return array("q", given).tolist()
+            return array("q", given.tolist() if isinstance(given, Tensor) else given).tolist()
         except (TypeError, OverflowError):
             pass
     raise ValueError(f"{where}: {shortened(given)} is no list of token ids")
+
+
+def is_sound(content: object) -> bool:
+    """Whether it is a tensor of other numbers than token ids are."""
+    return isinstance(content, Tensor) and content.is_floating_point()
 
 
 def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
