@@ -220,7 +220,9 @@ class BlockTable:
 
     def has_room(self, tokens: int, written: int) -> bool:
         """Whether `grow` has nothing to do."""
-        return tokens <= self.room and not self._shared_from(written)
+        if tokens > self.room:
+            return False
+        return not any(map(self._pool.is_shared, self.blocks[self._place_of(written) :]))
 
     def wanted(self, tokens: int, written: int) -> int:
         """Blocks that `grow` would take from the pool."""
@@ -275,8 +277,12 @@ class BlockTable:
 
     def _shared_from(self, written: int) -> list[int]:
         """Places of the blocks that are still to be written to, and held by others too."""
-        first = max(0, written // self._pool.block_size - self.dropped)
-        return [place for place in range(first, len(self.blocks)) if self._pool.is_shared(self.blocks[place])]
+        places = range(self._place_of(written), len(self.blocks))
+        return [place for place in places if self._pool.is_shared(self.blocks[place])]
+
+    def _place_of(self, written: int) -> int:
+        """Of the block that is written to next, where so many tokens are there."""
+        return max(0, written // self._pool.block_size - self.dropped)
 
 
 def blocks_for(tokens: int, block_size: int = BLOCK_TOKENS) -> int:

@@ -66,7 +66,8 @@ class Sequence:
     @property
     def is_written(self) -> bool:
         """Whether one token more is all that has to be computed before the next can be chosen, or guessed."""
-        return self.pending > 0 and self.computed >= self.certain - 1 and not self.unread
+        length, computed = len(self.tokens), self.computed
+        return length - self.guessed - 1 <= computed < length and (self.source is None or not self.unread)
 
     @property
     def guesses(self) -> list[int]:
