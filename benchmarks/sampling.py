@@ -20,7 +20,7 @@ from groundup.engine.choose import make_chooser
 from groundup.engine.constrain import Constraint, GrammarCompiler
 from groundup.engine.rows import RowReader
 from groundup.engine.sampling import Sampling
-from groundup.tokens.tokenizer import Tokenizer
+from groundup.tokens.text import TextTokenizer
 
 VOCABULARIES = (4_096, 32_000, 151_936)
 STEPS = 400
@@ -137,7 +137,7 @@ def zipf_logits(vocab_size: int, rows: int) -> torch.Tensor:
     return -1.5 * torch.log(ranks_tv + 1.0) + torch.randn(rows, vocab_size, generator=generator)
 
 
-class MadeUpTokenizer(Tokenizer):
+class MadeUpTokenizer(TextTokenizer):
     """As much of a tokenizer as constraints need: ten control tokens, the bytes, and words that differ."""
 
     def __init__(self, vocab_size: int) -> None:
