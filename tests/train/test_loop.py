@@ -233,10 +233,13 @@ def test_a_loss_that_is_no_number_is_the_users_to_mend(tmp_path: Path):
 def test_compiled_training_gives_the_losses_of_plain_training(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """With rows by which no token's choice of experts is within 4e-5 of another: with those of seed 0, one of mixtral's
+    is within 1e-7, and rounding decides."""
     monkeypatch.setattr(optim, "orthogonalise", orthogonalise_exactly)
     for name, compiled in (("plain", False), ("compiled", True)):
         (tmp_path / name).mkdir()
-        model = train_tiny(tmp_path / name, preset, compile=compiled, steps=3)
+        rows = UnevenRows(seed=1, corruption=corruption_for(preset))
+        model = train_tiny(tmp_path / name, preset, source=rows, compile=compiled, steps=3)
         assert all(layer._compiled_call_impl is None for stack in stacks(model) for layer in stack.layers)
     plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert compiled[0] == pytest.approx(plain[0], rel=1e-5)
