@@ -32,18 +32,20 @@ class Wish:
 
 @dataclass
 class Machine:
-    """Runs a scheduler; `cells` is what stands in blocks."""
+    """Runs a scheduler; `cells` is what stands in blocks, `window_cells` what does in those of windows."""
 
     scheduler: Scheduler
     recurrent: bool = False
     reach: int | None = None
     cells: dict[int, list[int]] = field(default_factory=dict)
+    window_cells: dict[int, list[int]] = field(default_factory=dict)
     answers: dict[Sequence, int] = field(default_factory=dict)
     steps: int = 0
 
     def compute(self, step: Step) -> None:
-        for copy in step.copies:
-            self.cells[copy.target] = list(self.cells[copy.source])
+        for cells, copies in ((self.cells, step.copies), (self.window_cells, step.window_copies)):
+            for copy in copies:
+                cells[copy.target] = list(cells[copy.source])
         for sequence, start, count in step.chunks:
             assert start == sequence.computed and 1 <= count <= len(sequence.tokens) - start
             self._read(sequence, start)
@@ -53,10 +55,12 @@ class Machine:
             for place in range(start, start + count):
                 block = sequence.table.block_of(place // BLOCK_TOKENS)
                 assert not self.scheduler.pool.is_shared(block)
-                cell = self.cells.setdefault(block, [-1] * BLOCK_TOKENS)
-                if place % BLOCK_TOKENS == 0:
-                    cell[:] = [-1] * BLOCK_TOKENS
-                cell[place % BLOCK_TOKENS] = sequence.tokens[place]
+                _write_cell(self.cells, block, place, sequence.tokens[place])
+                if self.scheduler.pool.windows is not None:
+                    own = sequence.table.window_block_of(place // BLOCK_TOKENS)
+                    _write_cell(self.window_cells, own, place, sequence.tokens[place])
+        for sequence, start, _ in step.chunks:
+            self._read_window(sequence, start)  # nobody has written to what another sees
         self.steps += 1
 
     def _read(self, sequence: Sequence, start: int) -> None:
@@ -65,6 +69,23 @@ class Machine:
         assert seen[: start - first] == sequence.tokens[first:start]
         # All that can be seen is still there.
         assert first == 0 or (self.reach is not None and first <= max(0, start - self.reach))
+        self._read_window(sequence, start)
+
+    def _read_window(self, sequence: Sequence, start: int) -> None:
+        """What the token at `start` can see in blocks of windows is right."""
+        windows = self.scheduler.pool.windows
+        if windows is not None:
+            numbers = sequence.table.window_numbers()
+            for place in range(max(0, start - windows.window), start):
+                cell = self.window_cells[int(numbers[place // BLOCK_TOKENS])]
+                assert cell[place % BLOCK_TOKENS] == sequence.tokens[place]
+
+
+def _write_cell(cells: dict[int, list[int]], block: int, place: int, token: int) -> None:
+    cell = cells.setdefault(block, [-1] * BLOCK_TOKENS)
+    if place % BLOCK_TOKENS == 0:
+        cell[:] = [-1] * BLOCK_TOKENS
+    cell[place % BLOCK_TOKENS] = token
 
 
 def serve(machine: Machine, wishes: list[Wish], budget: int) -> dict[int, list[Sequence]]:
@@ -103,7 +124,21 @@ def serve(machine: Machine, wishes: list[Wish], budget: int) -> dict[int, list[S
         blocks = {block for one in scheduler.running for block in one.table.blocks}
         assert scheduler.pool.available == scheduler.pool.count - len(blocks)
         assert not any(one.table.blocks or one.state for one in scheduler.waiting)
+        _check_sight(scheduler)
     raise AssertionError("not all requests were served")
+
+
+def _check_sight(scheduler: Scheduler) -> None:
+    """Texts have no more in sight than a window, what a step may have computed behind it, and a block begun."""
+    windows = scheduler.pool.windows
+    if windows is not None:
+        tables = [one.table for one in scheduler.running]
+        seen = {block for table in tables for block in table.blocks[table.closed : table.opened]}
+        assert windows.available == windows.count - len(seen)
+        for one in scheduler.running:
+            certain = min(one.computed, one.certain)
+            assert one.table.closed * BLOCK_TOKENS >= certain - windows.window - BLOCK_TOKENS + 1
+            assert one.table.opened <= blocks_for(len(one.tokens))
 
 
 def _next_token(sequence: Sequence, length: int) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import hot_decoder, random_ids, tiny_config
 from torch import Tensor
 
-from groundup.engine.blocks import BlockPool
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool
 from groundup.engine.choose import Choice
 from groundup.engine.decode_graphs import unrecorded
 from groundup.engine.device_runner import DeviceRunner, is_packable
@@ -19,14 +19,16 @@ from groundup.engine.draft import DraftGuesser
 from groundup.engine.jobs import Scoring, Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits, Row
-from groundup.engine.runner import Runner, StepRunner, decoder_of, reach
+from groundup.engine.runner import Runner, StepRunner, decoder_of
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence, Step
+from groundup.engine.sight import blocks_in_sight, reach, window_of
 from groundup.engine.source import Source
+from groundup.engine.window_blocks import WindowBlocks
 from groundup.model.config import ModelConfig
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
-from groundup.model.specs import Experts
+from groundup.model.specs import Attention, Experts
 
 CONTEXT = 100
 BASE = random_ids(70, seed=3).tolist()
@@ -45,6 +47,15 @@ def _windowed(preset: str) -> ModelConfig:
     return replace(config, layers=layers)
 
 
+def _with_some_windows(preset: str, attention: int, *windows: int | None) -> ModelConfig:
+    """As many layers like that one as there are windows, each of which sees so many tokens."""
+    config = tiny_config(preset, kv_heads=1, context=CONTEXT)
+    layer = config.layers[attention]
+    others = [one for one in config.layers if not isinstance(one.mixer, Attention)]
+    seeing = [replace(layer, mixer=replace(layer.attention, window=window)) for window in windows]
+    return replace(config, layers=(*seeing[:1], *others[:1], *seeing[1:]))
+
+
 def _with_capacity() -> ModelConfig:
     """Experts that take the first three tokens of a text each, and so count what they took."""
     config = tiny_config("mixtral", context=CONTEXT)
@@ -61,7 +72,11 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
 }
 CONFIGS |= {name: lambda name=name: tiny_config(name, context=CONTEXT) for name in ("mixtral", "deepseek_v3", "gpt2")}
 CONFIGS |= {"windowed": lambda: _windowed("llama"), "windowed, with induction": lambda: _windowed("groundup")}
-CONFIGS |= {"with capacity": _with_capacity}
+CONFIGS |= {
+    "with capacity": _with_capacity,
+    "some windows": lambda: _with_some_windows("llama", 0, 13, None, 5),
+    "some windows, recurrent": lambda: _with_some_windows("qwen3_next", -1, None, 13),
+}
 
 
 @cache
@@ -73,10 +88,36 @@ def workload_model(name: str) -> LanguageModel:
 CASES = [(name, False) for name in CONFIGS] + [(name, True) for name in CONFIGS if is_packable(workload_model(name))]
 
 
+def pool_of(
+    model: LanguageModel,
+    blocks: int,
+    budget: int,
+    most_running: int,
+    host: int = 0,
+    block_size: int = BLOCK_TOKENS,
+    further: int = 0,
+) -> BlockPool:
+    """As the engine has it, but with only so many blocks of windows beside those that are in sight."""
+    windows, window = None, window_of(model)
+    if window is not None:
+        count = min(blocks, blocks_in_sight(window, most_running, budget, block_size) + further)
+        windows = WindowBlocks(count, blocks, window, block_size)
+    return BlockPool(blocks, host=host, block_size=block_size, windows=windows)
+
+
 def runner_of(model: LanguageModel, pool: BlockPool, packed: bool) -> StepRunner:
+    window_blocks = None if pool.windows is None else pool.windows.count
     if packed:
-        return DeviceRunner(model, pool.count, pool.host, pool.block_size, most_texts=5, record=unrecorded)
-    return Runner(model, pool.count, pool.host)
+        return DeviceRunner(
+            model,
+            pool.count,
+            pool.host,
+            pool.block_size,
+            most_texts=5,
+            record=unrecorded,
+            window_blocks=window_blocks,
+        )
+    return Runner(model, pool.count, pool.host, window_blocks)
 
 
 class Watching:
@@ -205,9 +246,10 @@ class Unreliable(DraftGuesser):
     """The model itself as its draft, and a place at which its guesses go wrong."""
 
     def __init__(self, model: LanguageModel | EncoderDecoder, blocks: int, most_running: int) -> None:
-        self.pool = BlockPool(blocks)
+        self.pool = pool_of(decoder_of(model), blocks, 24, most_running)
         scheduler = Scheduler(self.pool, 24, most_running, reach=reach(decoder_of(model)))
-        super().__init__(Runner(model, blocks), scheduler)
+        runner = Runner(model, blocks) if isinstance(model, EncoderDecoder) else runner_of(model, self.pool, False)
+        super().__init__(runner, scheduler)
 
     def guess(self, texts: Items[tuple[Writing, int]]) -> list[list[int]]:
         found = super().guess(texts)
@@ -250,6 +292,7 @@ def serve(
             loop.step()
         elif time > max(comer.at for comer in comers):
             assert scheduler.pool.available == scheduler.pool.count
+            assert scheduler.pool.windows is None or scheduler.pool.windows.available == scheduler.pool.windows.count
             assert not scheduler.running and not scheduler.waiting
             assert all(list(map(len, comer.told)) == lengths for comer, lengths in heard)
             return

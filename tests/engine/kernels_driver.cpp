@@ -293,14 +293,14 @@ void attention() {
     std::vector<int64_t> slots;
     for (int64_t i = 0; i < counts.back(); ++i) slots.push_back(table[s * most + i / size] * size + i % size);
     auto k = random<float>(counts.back() * kv_heads * dim);
-    const StoreJob store{blocks, k.get(), k.get(), slots.data(), counts.back(), kv_heads * dim, kv_heads * dim};
+    const StoreJob store{blocks, k.get(), k.get(), slots.data(), counts.back(), kv_heads * dim, kv_heads * dim, 0};
     groundup_store(&store);
   }
   const int64_t tokens = starts.back();
   auto queries = random<float>(tokens * heads * dim), out = random<float>(tokens * heads * dim), sinks = random<float>(heads);
   const AttentionJob job{blocks, queries.get(), out.get(), table.data(), starts.data(), counts.data(),
                          draw() % 2 ? sinks.get() : nullptr, sequences, heads, heads * dim, heads * dim, most,
-                         int64_t(draw() % 40), 0.1f, draw() % 2 ? 5.0f : 0.0f};
+                         int64_t(draw() % 40), 0, 0.1f, draw() % 2 ? 5.0f : 0.0f};
   groundup_attend(&job);
   require_finite(out.get(), tokens * heads * dim, "attention");
 }

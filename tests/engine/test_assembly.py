@@ -1,6 +1,7 @@
 """What is assembled for a model: as much cache as was said, and limits in which something can be computed."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from sourced import sourced_model
 from tiny import hot_decoder, tiny_config
 
 import groundup as gu
-from groundup.engine import assembly
+from groundup.engine import cache_plan
 from groundup.engine.assembly import assemble, cache_tokens_for
 from groundup.engine.blocks import BLOCK_TOKENS
 from groundup.engine.kernels import KeyValueBlocks
@@ -54,7 +55,7 @@ def test_the_usual_cache_takes_the_memory_that_it_may(
     preset: str, quantized: bool, cache_type: Any, compiled: None, monkeypatch: pytest.MonkeyPatch
 ):
     """No more but for the last block, and no less than half."""
-    monkeypatch.setattr(assembly, "CACHE_BYTES", 400_000)
+    monkeypatch.setattr(cache_plan, "CACHE_BYTES", 400_000)
     engine = gu.Engine(_model(preset, quantized), stop_ids=[], most_running=500, cache_type=cache_type)
     engine.generate([[1, 2, 3]], max_tokens=2)
     held, blocks = _held_bytes(engine._loop._runner), engine._pool.count
@@ -62,8 +63,37 @@ def test_the_usual_cache_takes_the_memory_that_it_may(
     assert held >= 200_000
 
 
+def _with_a_window(quantized: bool, window: int | None) -> LanguageModel:
+    """Three layers, all but the second of which see so many tokens."""
+    config = tiny_config("llama", kv_heads=1, context=1000)
+    layer = config.layers[0]
+    seeing = replace(layer, mixer=replace(layer.attention, window=window))
+    model = hot_decoder(replace(config, layers=(seeing, layer, seeing)), dtype=torch.float32)
+    if quantized:
+        quantize_model(model, W8)
+    return model
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_where_some_layers_see_a_window_as_much_memory_holds_more_tokens(
+    quantized: bool, compiled: None, monkeypatch: pytest.MonkeyPatch
+):
+    """Three texts have at most 3 · (2 + 2) + 1 blocks of 20 tokens in sight; a quarter of all blocks comes to that."""
+    monkeypatch.setattr(cache_plan, "CACHE_BYTES", 400_000)
+    tokens = {}
+    for window in (20, None):
+        engine = gu.Engine(_with_a_window(quantized, window), stop_ids=[], most_running=3, step_tokens=16)
+        engine.generate([[1, 2, 3]], max_tokens=2)
+        pool, held = engine._pool, _held_bytes(engine._loop._runner)
+        assert held * (pool.count - 1) / pool.count <= 400_000
+        assert held >= 200_000
+        tokens[window] = pool.tokens
+        assert pool.windows is None if window is None else pool.windows.count == 13 + pool.count // 4
+    assert tokens[20] > 1.3 * tokens[None]
+
+
 def test_the_usual_cache_holds_a_text_of_full_length_however_small_it_may_be(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(assembly, "CACHE_BYTES", 1)
+    monkeypatch.setattr(cache_plan, "CACHE_BYTES", 1)
     pool = assemble(_model("llama", quantized=False), 64, 4).pool
     assert pool.tokens == 112  # 100 in whole blocks
     (written,) = gu.Engine(_model("llama", quantized=False), stop_ids=[]).generate([[1] * 90], max_tokens=500)
@@ -76,8 +106,8 @@ def test_the_usual_cache_holds_a_text_of_full_length_however_small_it_may_be(mon
 def test_the_usual_cache_leaves_half_of_the_memory_however_long_texts_may_be(monkeypatch: pytest.MonkeyPatch):
     """Two layers of a head of 8 or more: what a text of 100 tokens takes would be all of the memory."""
     model = _model("llama", quantized=False)
-    everything = assemble(model, 64, 1).pool.tokens * assembly._token_bytes(model, torch.float32)
-    monkeypatch.setattr(assembly, "memory_bytes", lambda device: everything)
+    everything = assemble(model, 64, 1).pool.tokens * sum(cache_plan._token_bytes(model, torch.float32))
+    monkeypatch.setattr(cache_plan, "memory_bytes", lambda device: everything)
     engine = gu.Engine(model, stop_ids=[])
     assert 100 / 2 <= engine._pool.tokens <= 112 / 2 + BLOCK_TOKENS
     with pytest.raises(ValueError, match="a text of up to 90 tokens does not fit into the cache"):

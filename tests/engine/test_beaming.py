@@ -23,9 +23,10 @@ from groundup.engine.choose import make_chooser
 from groundup.engine.constrain import GrammarCompiler
 from groundup.engine.jobs import Piece
 from groundup.engine.loop import Loop
-from groundup.engine.runner import Runner, is_recurrent, reach
+from groundup.engine.runner import Runner, is_recurrent
 from groundup.engine.sampling import Sampling
 from groundup.engine.scheduler import Scheduler
+from groundup.engine.sight import reach
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import quantize_model
 from groundup.quantize.matrix import WEIGHT_FORMATS

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, BlockTable, blocks_for
+from groundup.engine.block_table import BlockTable
+from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 
 COUNT = 12
 

@@ -4,18 +4,22 @@ import gc
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tiny import hot_decoder, random_ids, tiny_config
+from workloads import pool_of
 
 import groundup as gu
-from groundup.engine.blocks import BlockPool, Copy
+from groundup.engine import cache_plan
+from groundup.engine.blocks import BlockPool
 from groundup.engine.compiled import CACHE_TYPES, CompiledRunner, cache_dtype, is_compilable
+from groundup.engine.copies import Copy
 from groundup.engine.kernels import library
 from groundup.engine.loading import use_kernels
-from groundup.engine.runner import reach
 from groundup.engine.scheduler import Scheduler
+from groundup.engine.sight import reach
 from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, LowRank, LowRankTable
@@ -102,7 +106,15 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "clamped heads": lambda: _with_attention(tiny_config("qwen3"), clip=0.8),
     "bounded gates": lambda: _with_network(tiny_config("llama"), sharpness=1.7, limit=1.2, up_offset=0.7),
     "window": lambda: _with_attention(tiny_config("llama", context=100), window=11, sinks=True),
+    "some windows": lambda: _with_windows(11, None, 5),
 }
+
+
+def _with_windows(*windows: int | None) -> ModelConfig:
+    config = tiny_config("llama", context=100)
+    layer = config.layers[0]
+    seeing = [replace(layer, mixer=replace(layer.attention, window=window)) for window in windows]
+    return replace(config, layers=tuple(seeing))
 
 
 def _quantized(name: str, format: str = "w8", head: bool = False) -> LanguageModel:
@@ -135,10 +147,11 @@ def _differences(
 
     The texts are computed side by side in steps of 24 tokens, and are written on up to `longest` tokens.
     """
-    runner = CompiledRunner(model, 40, 24, torch.float32)
+    pool = pool_of(model, 40, 24, len(prompts))
+    runner = CompiledRunner(model, 40, 24, torch.float32, None if pool.windows is None else pool.windows.count)
     for adapter in dict.fromkeys(one for one in adapters if one is not None):
         runner.adapters.add(adapter)
-    scheduler = Scheduler(BlockPool(40), 24, len(prompts), reach=reach(model))
+    scheduler = Scheduler(pool, 24, len(prompts), reach=reach(model))
     wanted = adapters or [None] * len(prompts)
     texts = [scheduler.add(prompt, 60, adapter=adapter) for prompt, adapter in zip(prompts, wanted, strict=True)]
     seen: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(texts))}
@@ -187,6 +200,27 @@ def test_a_text_is_the_same_to_the_bit_whatever_is_computed_beside_it(name: str)
     guessing = gu.Engine(model, stop_ids=[], speculate=gu.PromptLookup())
     for one, other in zip(expected, guessing.generate(prompts, max_tokens=30), strict=True):
         assert one.tokens == other.tokens and one.logprobs == other.logprobs
+
+
+@pytest.mark.parametrize("host", [0, 300])
+@pytest.mark.parametrize("cache_type", ["float32", "bfloat16", "int8"])
+def test_texts_are_the_same_to_the_bit_with_as_few_blocks_of_windows_as_can_be(
+    cache_type: Any, host: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Others have taken what was out of sight when a text comes again, or one that begins like it."""
+    model = _quantized("some windows", "w4_g32", head=True)
+    shared = random_ids(40, seed=1).tolist()
+    prompts = [[*shared[: 7 * number], *random_ids(40, seed=number).tolist()] for number in range(6)]
+    limits = {"step_tokens": 24, "most_running": 2, "cache_type": cache_type}
+    alone = gu.Engine(model, stop_ids=[], **limits)
+    expected = [alone.generate([prompt], max_tokens=20)[0] for prompt in prompts]
+    monkeypatch.setattr(cache_plan, "BLOCKS_PER_FURTHER_ONE", 100)
+    crowd = gu.Engine(model, stop_ids=[], cache_tokens=240, host_tokens=host, **limits)
+    assert crowd._pool.windows is not None and crowd._pool.windows.count == 2 * 3 + 2 < crowd._pool.count
+    for _ in range(3):
+        for one, other in zip(expected, crowd.generate(prompts, max_tokens=20), strict=True):
+            assert one.tokens == other.tokens and one.logprobs == other.logprobs
+    assert crowd._pool.windows.available == 8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

@@ -16,18 +16,25 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 
 
-def _inputs(texts: int, blocks: int, seed: int) -> StepInputs:
+def _inputs(texts: int, blocks: int, seed: int, windowed: bool = False) -> StepInputs:
     """Texts of one new token, of up to so many blocks."""
     random = np.random.default_rng(seed)
     counts = random.integers(1, blocks * BLOCK_SIZE + 1, texts).astype(np.int32)
     table = random.integers(0, 50, (texts, blocks)).astype(np.int32)
     slots = random.integers(0, 200, texts)
-    tables = StepTables(counts - 1, slots, table, np.arange(texts + 1, dtype=np.int32), counts)
+    window_table = random.integers(0, 50, (texts, blocks)).astype(np.int32)
+    windows = (random.integers(0, 200, texts), window_table) if windowed else ()
+    tables = StepTables(counts - 1, slots, table, np.arange(texts + 1, dtype=np.int32), counts, *windows)
     return step_inputs(random.integers(0, 64, texts), tables, BLOCK_SIZE, CPU)
 
 
 def _summary(inputs: StepInputs) -> Tensor:
-    """(texts, 4): shows each number that a step may look at; of the block table, what belongs to a text."""
+    """(texts, 4), or 8 with windows: each number that a step may look at; of block tables, what belongs to a text."""
+    if inputs.windowed is not None:
+        plain, windows = (
+            inputs._replace(attention=each, windowed=None) for each in (inputs.attention, inputs.windowed)
+        )
+        return torch.cat((_summary(plain), _summary(windows)), dim=1)
     tables, texts = inputs.attention, len(inputs.ids_m)
     assert tables.most_queries == 1 and tables.most_keys >= int(tables.key_counts_s.max())
     columns = torch.arange(tables.block_table.shape[1])
@@ -37,7 +44,8 @@ def _summary(inputs: StepInputs) -> Tensor:
     return torch.stack((inputs.ids_m, inputs.positions_m * 300 + tables.slots_m, starts.long(), in_table), dim=1)
 
 
-def test_replayed_steps_are_those_of_their_own_inputs():
+@pytest.mark.parametrize("windowed", [False, True])
+def test_replayed_steps_are_those_of_their_own_inputs(windowed: bool):
     computed: list[int] = []
 
     def compute(inputs: StepInputs) -> Tensor:
@@ -53,7 +61,7 @@ def test_replayed_steps_are_those_of_their_own_inputs():
     graphs = DecodeGraphs(compute, record, CPU, most=20, blocks=7, block_size=BLOCK_SIZE)
     shapes = [(1, 2), (8, 7), (8, 1), (1, 7), (8, 3), (24, 2), (1, 1)]
     for seed, (texts, blocks) in enumerate(shapes):
-        inputs = _inputs(texts, blocks, seed)
+        inputs = _inputs(texts, blocks, seed, windowed)
         assert torch.equal(graphs.run(inputs), _summary(inputs))
     assert computed == [texts for texts, _ in shapes] and len(recorded) == 3
 
@@ -80,13 +88,19 @@ def test_texts_that_fill_up_a_step_have_one_token_in_the_block_of_nobody():
     counts = np.array([9, 2], dtype=np.int32)
     table = np.array([[3, 1, 5], [2, 0, 0]], dtype=np.int32)
     slots = np.array([20, 9])
-    tables = StepTables(counts - 1, slots, table, np.arange(3, dtype=np.int32), counts)
-    more = padded(tables, 4, padding_block=7, block_size=BLOCK_SIZE)
+    windows = np.array([4, 5]), table + 1
+    tables = StepTables(counts - 1, slots, table, np.arange(3, dtype=np.int32), counts, *windows)
+    more = padded(tables, 4, padding_block=7, block_size=BLOCK_SIZE, window_padding_block=6)
     assert more.positions_m.tolist() == [8, 1, 0, 0]
     assert more.slots_m.tolist() == [20, 9, 28, 28]
     assert more.block_table.tolist() == [[3, 1, 5], [2, 0, 0], [7, 7, 7], [7, 7, 7]]
     assert more.query_starts.tolist() == [0, 1, 2, 3, 4]
     assert more.key_counts_s.tolist() == [9, 2, 1, 1]
+    assert more.window_slots_m is not None and more.window_slots_m.tolist() == [4, 5, 24, 24]
+    assert more.window_table is not None
+    assert more.window_table.tolist() == [[4, 2, 6], [3, 1, 1], [6, 6, 6], [6, 6, 6]]
+    without = padded(tables._replace(window_slots_m=None, window_table=None), 4, 7, BLOCK_SIZE)
+    assert without.window_slots_m is None and without.window_table is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import greedy, hot_decoder, random_ids, tiny_config
 from torch import Tensor
-from workloads import CONFIGS
+from workloads import CONFIGS, pool_of, workload_model
 
 import groundup as gu
 from groundup.engine import device_runner, loading
@@ -119,6 +119,17 @@ def test_logits_are_those_of_the_model_recorded_or_not(name: str):
         assert 1 <= recording.recorded <= 3 and recording.replayed > recording.recorded
     else:
         assert name in ("mixtral", "gpt_oss") and recording.recorded == 0
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[3, 4], [5], [6]]])
+def test_recorded_steps_find_what_layers_see_in_blocks_of_windows(prompts: list[list[int]]):
+    """As few as four texts can have in sight. Three are filled up with one that belongs to nobody."""
+    model, recording = workload_model("some windows"), Recording()
+    pool = pool_of(model, 40, 24, 4)
+    assert pool.windows is not None and pool.windows.count == 4 * 3 + 2
+    runner = DeviceRunner(model, 40, 0, 16, 4, record=recording, window_blocks=pool.windows.count)
+    _require_equal(model, *_serve(runner, prompts, pool=pool))
+    assert recording.replayed > recording.recorded > 0
 
 
 def _random_adapter(model: LanguageModel, name: str, seed: int) -> Adapter:
@@ -246,8 +257,10 @@ def test_a_gpu_says_what_the_model_says_but_for_rounding(name: str, compiles: bo
     """Against the same weights in float64: not much farther off than the model itself is in bfloat16, padded."""
     exact = hot_decoder(tiny_config(name, context=300), dtype=torch.bfloat16)
     model = hot_decoder(tiny_config(name, context=300), dtype=torch.bfloat16).cuda()
-    pool = BlockPool(8, host=8, block_size=256)
-    found, tokens = _serve(runner_of(model, pool.count, pool.host, 24, 4, torch.bfloat16, compiles), PROMPTS, pool=pool)
+    pool = pool_of(model, 8, 24, 4, host=8, block_size=256)
+    windows = None if pool.windows is None else pool.windows.count
+    runner = runner_of(model, pool.count, pool.host, 24, 4, torch.bfloat16, compiles, windows)
+    found, tokens = _serve(runner, PROMPTS, pool=pool)
     plain, _ = _serve(Runner(model, 40), PROMPTS)
     exact = exact.double()
     for found_tv, plain_tv, ids in zip(found, plain, tokens, strict=True):

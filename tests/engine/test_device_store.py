@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import hot_decoder, tiny_config
 
-from groundup.engine.blocks import Copy
+from groundup.engine.copies import Copy
 from groundup.engine.device_store import DeviceStore
 from groundup.engine.paged_attention import AttentionTables
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from groundup.engine.blocks import BLOCK_TOKENS, Copy
+from groundup.engine.blocks import BLOCK_TOKENS
+from groundup.engine.copies import Copy
 from groundup.engine.paged import PagedStore
 
 BLOCKS, HOST = 4, 3

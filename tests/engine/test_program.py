@@ -68,7 +68,7 @@ def test_a_program_does_what_its_kernels_do():
     kernels.rope(q, cosine, sine, positions, interleaved=False)
     kernels.rope(k, cosine, sine, positions, interleaved=True)
     expected_blocks.store(k, v.view(TOKENS, kv_heads, dim), torch.from_numpy(tables.slots_m))
-    block_table, starts, counts = map(torch.from_numpy, tables[2:])
+    block_table, starts, counts = map(torch.from_numpy, tables[2:5])
     options = {"scale": 0.3, "window": 5, "softcap": 2.0, "sinks_h": sinks}
     seen = kernels.attend(q, expected_blocks, block_table, starts, counts, **options).flatten(1)
     expected = 2 * (x + kernels.linear(kernels.quantize(kernels.activate(seen, None, "gelu")), out))
@@ -235,6 +235,45 @@ def test_what_does_not_fit_is_refused():
         program.gather(matrix, program.numbers(9), program.buffers(1, 70))
     with pytest.raises(ValueError, match=r"`starts` must have shape \(2,\)"):
         program.grouped(quantized, torch.zeros(3), [Product(matrix, None, program.buffer("out", 8))])
+
+
+def test_blocks_of_windows_are_found_by_tables_of_their_own():
+    """Two programs that differ in nothing else, whose tables differ in where the blocks are."""
+    queries = _random(TOKENS, 8, seed=1)
+    stored = [_random(TOKENS, 8, seed=seed) for seed in (2, 3)]
+    tables = _tables([4, 1, 2], [0, 0, 0])
+    elsewhere = tables._replace(
+        slots_m=np.zeros_like(tables.slots_m),
+        block_table=np.zeros_like(tables.block_table),
+        window_slots_m=tables.slots_m,
+        window_table=tables.block_table,
+    )
+    found = []
+    for about, are_windowed in ((tables, False), (elsewhere, True)):
+        program = Program(ROOM)
+        q, k, v = (program.buffer(name, 8) for name in "qkv")
+        blocks = kernels.KeyValueBlocks.empty(3, 1, 8, 16, are_windowed=are_windowed)
+        program.store(blocks, k, v)
+        program.attend(q, blocks, q, scale=0.3, window=3)
+        for buffer, content in zip((q, k, v), (queries, *stored), strict=True):
+            buffer[:TOKENS] = content
+        program.run(about)
+        found.append(q[:TOKENS].clone())
+    assert torch.equal(*found)
+
+
+def test_tables_of_windows_are_to_be_there_and_within_what_there_is():
+    program = Program(4)
+    keys = program.buffer("keys", 8)
+    program.store(kernels.KeyValueBlocks.empty(1, 1, 8, 16, are_windowed=True), keys, keys)
+    tables = _tables([2], [0])
+    with pytest.raises(ValueError, match="there are no tables of the blocks of windows"):
+        program.run(tables)
+    slots = np.array([0, 16])
+    with pytest.raises(ValueError, match="beyond the 16 slots that there are of windows"):
+        program.run(tables._replace(window_slots_m=slots, window_table=tables.block_table))
+    with pytest.raises(ValueError, match="2 rows do not fit a program"):
+        program.run_rows(2)
 
 
 def test_a_run_beyond_what_the_program_is_for_is_refused():

@@ -12,6 +12,8 @@ from scheduled import WISHES, Machine, Wish, serve
 from groundup.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Sequence
+from groundup.engine.sight import blocks_in_sight
+from groundup.engine.window_blocks import WindowBlocks
 
 
 @settings(max_examples=150, deadline=None)
@@ -23,11 +25,26 @@ from groundup.engine.sequence import Sequence
     recurrent=st.booleans(),
     reach=st.sampled_from([None, 0, 5, 17]),
     host=st.sampled_from([0, 2, 30]),
+    window=st.sampled_from([None, 1, 5, 16, 40]),
+    further=st.integers(0, 6),
 )
 def test_all_are_served_whatever_comes_and_nothing_is_left(
-    wishes: list[Wish], count: int, budget: int, most_running: int, recurrent: bool, reach: int | None, host: int
+    wishes: list[Wish],
+    count: int,
+    budget: int,
+    most_running: int,
+    recurrent: bool,
+    reach: int | None,
+    host: int,
+    window: int | None,
+    further: int,
 ):
-    pool = BlockPool(count, host=host)
+    """window: of layers that have blocks of their own, as many as all can have in sight and so many more."""
+    windows = None
+    if reach is None and window is not None:
+        in_sight = blocks_in_sight(window, most_running, budget, BLOCK_TOKENS)
+        windows = WindowBlocks(min(count, in_sight + further), count, window, BLOCK_TOKENS)
+    pool = BlockPool(count, host=host, windows=windows)
     if recurrent:
         wishes = [replace(wish, guesses=0) for wish in wishes]
     scheduler = Scheduler(pool, budget, most_running, recurrent=recurrent, reach=reach)
@@ -40,6 +57,7 @@ def test_all_are_served_whatever_comes_and_nothing_is_left(
             assert machine.answers[sequence] == wish.answer or wish.cancelled_after is not None
         assert len(sequences) == wish.copies or wish.cancelled_after is not None
     assert pool.available == count
+    assert windows is None or windows.available == windows.count
     assert not scheduler.running and not scheduler.waiting
 
 

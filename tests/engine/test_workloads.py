@@ -23,6 +23,7 @@ from workloads import (
     Watching,
     check_alone,
     finish,
+    pool_of,
     runner_of,
     serve,
     workload_model,
@@ -35,9 +36,10 @@ from groundup.engine.guessing import Guesser, Speculation
 from groundup.engine.jobs import Writing
 from groundup.engine.loop import Loop
 from groundup.engine.rows import Logits
-from groundup.engine.runner import Runner, is_recurrent, reach
+from groundup.engine.runner import Runner, is_recurrent
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sequence import Step
+from groundup.engine.sight import reach
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 
@@ -52,9 +54,10 @@ def _turn(
     host: int = 0,
     packed: bool = False,
     block_size: int = BLOCK_TOKENS,
+    further: int = 0,
 ) -> CountingScheduler:
-    """Serve the requests to their ends. host: blocks in the host's memory. packed: see `CASES`."""
-    pool = BlockPool(blocks, host=host, block_size=block_size)
+    """Serve the requests to their ends. host: blocks in the host's memory. packed: see `CASES`. further: `pool_of`."""
+    pool = pool_of(model, blocks, budget, most_running, host, block_size, further)
     scheduler = CountingScheduler(pool, budget, most_running, recurrent=is_recurrent(model), reach=reach(model))
     speculation = None if guesser is None else Speculation(guesser, guesses=6, step_guesses=30)
     serve(Loop(runner_of(model, pool, packed), scheduler, speculation), scheduler, requests)
@@ -69,13 +72,31 @@ def _turn(
     budget=st.sampled_from([5, 24, 100]),
     most_running=st.integers(1, 5),
     host=st.sampled_from([0, 2, 20]),
+    further=st.integers(0, 3),
 )
 def test_any_workload_gives_the_logits_of_the_model_alone(
-    name: str, packed: bool, requests: list[Request], blocks: int, budget: int, most_running: int, host: int
+    name: str,
+    packed: bool,
+    requests: list[Request],
+    blocks: int,
+    budget: int,
+    most_running: int,
+    host: int,
+    further: int,
 ):
     requests = [request.fresh() for request in requests]
     model, block_size = workload_model(name), 24 if packed else BLOCK_TOKENS
-    _turn(model, requests, blocks, budget, most_running, host=host, packed=packed, block_size=block_size)
+    _turn(
+        model,
+        requests,
+        blocks,
+        budget,
+        most_running,
+        host=host,
+        packed=packed,
+        block_size=block_size,
+        further=further,
+    )
     check_alone(workload_model(name), *requests)
 
 

@@ -8,23 +8,17 @@ from typing import NamedTuple
 import torch
 
 from groundup.engine.blocks import BlockPool, blocks_for
-from groundup.engine.cache_memory import memory_bytes, memory_for
+from groundup.engine.cache_memory import memory_for
+from groundup.engine.cache_plan import CachePlan
 from groundup.engine.compiled import CacheType, cache_dtype
-from groundup.engine.kernels import STRIP
-from groundup.engine.kernels.checks import round_up
-from groundup.engine.layer_program import key_value_shape
 from groundup.engine.loading import use_kernels
 from groundup.engine.ranges import COUNT, NATURAL
-from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent, reach
+from groundup.engine.runner import StepRunner, decoder_of, depends_on_the_longest, is_recurrent
 from groundup.engine.runners import block_size_of, largest_block_size, runner_of
 from groundup.engine.scheduler import Scheduler
-from groundup.model.config import AudioConfig
+from groundup.engine.sight import reach
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
-from groundup.model.specs import Attention, LatentAttention
-
-# What the cache may hold by default, of keys and values.
-CACHE_BYTES = 2**30
 
 
 class Assembly(NamedTuple):
@@ -67,19 +61,20 @@ def assemble(
     """
     decoder = decoder_of(model)
     use_kernels(decoder)
-    dtype = cache_dtype(decoder, cache_type)
+    plan = CachePlan(model, cache_dtype(decoder, cache_type), block_size_of(model), most_running, step_tokens)
+    size = plan.block_size
     if cache_tokens is None:
-        cache_tokens = _usual_cache_tokens(model, most_running, dtype)
+        cache_tokens = plan.usual_tokens()
     if host_tokens is None:
         host_tokens = 0 if model.device.type == "cpu" else cache_tokens
-    size = block_size_of(model)
     blocks, host_blocks = blocks_for(cache_tokens, size), blocks_for(host_tokens, size)
+    windows = plan.window_blocks(blocks)
     # First what takes most memory: where that is not there, the pool does not begin to count blocks.
-    runner = runner_of(model, blocks, host_blocks, step_tokens, most_running, dtype, compile_layers)
-    tokens = host_tokens + (cache_tokens if model.device.type == "cpu" else 0)
-    size_bytes = tokens * _token_bytes(decoder, dtype)
-    with memory_for("`cache_tokens` and `host_tokens`", tokens, size_bytes, torch.device("cpu")):
-        pool = BlockPool(blocks, host=host_blocks, block_size=size)
+    runner = runner_of(model, blocks, host_blocks, step_tokens, most_running, plan.dtype, compile_layers, windows)
+    near = cache_tokens if model.device.type == "cpu" else 0
+    size_bytes = plan.size_bytes(near) + plan.host_bytes(host_tokens)
+    with memory_for("`cache_tokens` and `host_tokens`", near + host_tokens, size_bytes, torch.device("cpu")):
+        pool = BlockPool(blocks, host=host_blocks, block_size=size, windows=plan.windows(blocks))
     scheduler = Scheduler(
         pool,
         step_tokens,
@@ -96,29 +91,3 @@ def cache_tokens_for(texts: int, tokens: int, device: torch.device) -> int:
     size = largest_block_size(device)
     # A text is admitted only where each running one could get another block.
     return texts * (blocks_for(tokens, size) + 1) * size
-
-
-def _usual_cache_tokens(model: LanguageModel | EncoderDecoder, most_running: int, dtype: torch.dtype) -> int:
-    """As many as fit into `CACHE_BYTES` and can be of use, but at least one text of full length and its source.
-
-    However long texts may be, no more than half of the memory.
-    """
-    longest = model.config.max_positions
-    if isinstance(model, EncoderDecoder):
-        encoder = model.config.encoder
-        longest += encoder.positions if isinstance(encoder, AudioConfig) else longest
-    token_bytes = _token_bytes(decoder_of(model), dtype)
-    wanted = max(longest, min(CACHE_BYTES // token_bytes, most_running * longest))
-    return max(1, min(wanted, memory_bytes(model.device) // 2 // token_bytes))
-
-
-def _token_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
-    """Bytes that are held for each token, at most: keys and values of all layers in this type, and its id."""
-    numbers, scales = 0, 0
-    for layer in model.config.layers:
-        if isinstance(layer.mixer, Attention | LatentAttention):
-            # As the kernels keep them, who take most: values are filled up to whole strips.
-            heads, head_dim = key_value_shape(layer.mixer)
-            numbers += heads * (head_dim + round_up(head_dim, STRIP))
-            scales += 2 * heads if dtype == torch.int8 else 0
-    return numbers * dtype.itemsize + 4 * scales + 8

@@ -14,21 +14,15 @@ import secrets
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
+
+from groundup.engine.copies import Copy
+from groundup.engine.window_blocks import WindowBlocks
 
 # Tokens of a block, where nothing else asks for more.
 BLOCK_TOKENS = 16
-
-
-class Copy(NamedTuple):
-    """What stands in one block is to be written into another before a step, after all copies that came earlier."""
-
-    source: int
-    target: int
 
 
 class BlockPool:
@@ -37,14 +31,23 @@ class BlockPool:
     count: blocks that sequences can hold, 0 … count - 1. host: further ones after them, in the host's memory, which
     nobody holds: what is known moves there when its block is taken, the least recently used making room.
     snapshots: recurrent states that are kept beside known blocks, at most. block_size: tokens of a block.
+    windows: None where all layers remember what stands in a block for as long.
     """
 
-    def __init__(self, count: int, snapshots: int = 64, host: int = 0, block_size: int = BLOCK_TOKENS) -> None:
+    def __init__(
+        self,
+        count: int,
+        snapshots: int = 64,
+        host: int = 0,
+        block_size: int = BLOCK_TOKENS,
+        windows: WindowBlocks | None = None,
+    ) -> None:
         if count < 1:
             raise ValueError(f"a pool needs at least one block, not {count}")
         if host < 0:
             raise ValueError(f"a pool has no block on the host or more, not {host}")
         self.count, self.host, self.block_size = count, host, block_size
+        self.windows = windows
         self._snapshots = snapshots
         self._references = [0] * count
         # Those that nobody holds, in the order in which they are taken.
@@ -102,18 +105,28 @@ class BlockPool:
         copies, self._copies = self._copies, []
         return copies
 
-    def hold(self, blocks: Sequence[int]) -> list[int]:
+    def hold(self, blocks: Sequence[int], seen: slice = slice(0)) -> list[int]:
         """Hold blocks that are known or that somebody else holds once more; those on the host come back for it.
 
+        seen: places of those that are in sight from now on, where there are blocks of windows.
         Returns where they are now. Raises IndexError if there is no room for those that come back.
         """
+        windows, in_sight = self.windows, set(blocks[seen])
         for block in blocks:
             if block < self.count:
                 self._free.pop(block, None)
                 self._references[block] += 1
+                if windows is not None and block in in_sight:
+                    windows.watch(block)
             else:
                 del self._spare[block]  # so that nothing is written there before it is read
-        return self._bring_back(blocks)
+                if windows is not None and block not in in_sight:
+                    windows.forget(block)
+        near = self._bring_back(blocks)
+        if windows is not None:
+            for block in in_sight & near.keys():
+                windows.watch(near[block])
+        return [near.get(block, block) for block in blocks]
 
     def release(self, block: int) -> None:
         """Let go of a block; when the last holder does, it may be taken, sooner if nothing known stands in it."""
@@ -123,6 +136,8 @@ class BlockPool:
         if self._references[block] == 0:
             self._free[block] = None
             self._free.move_to_end(block, last=block in self._content)
+            if self.windows is not None and block not in self._content:
+                self.windows.forget(block)
 
     def is_held(self, block: int) -> bool:
         """Whether anybody holds it; never one on the host."""
@@ -135,14 +150,14 @@ class BlockPool:
     def publish(self, block: int, content: bytes, tokens: Sequence[int]) -> None:
         """Make a whole block known by its hash, for others to share; where another already is, that one stays.
 
-        One on the host does not: this one is nearer.
+        But for one on the host, since this one is nearer, and one of which less is remembered.
         """
         other = self._known.get(content)
-        if other is not None and other >= self.count:
-            del self._content[other]
-            self._spare.move_to_end(other, last=False)
-        elif other is not None:
-            return
+        if other is not None:
+            has_less = self.windows is not None and self.windows.has(block) > self.windows.has(other)
+            if other < self.count and not has_less:
+                return
+            self._supersede(other)
         self._known[content] = block
         self._content[block] = content, tuple(tokens)
 
@@ -167,122 +182,39 @@ class BlockPool:
             self._states.move_to_end(content)
         return self._states.get(content)
 
-    def _bring_back(self, blocks: Sequence[int]) -> list[int]:
-        """The same blocks, with those on the host moved to others, each held once."""
+    def _supersede(self, block: int) -> None:
+        """Another is known in the place of this block, whose turn to be taken comes first."""
+        del self._content[block]
+        order = self._spare if block >= self.count else self._free
+        if block in order:
+            order.move_to_end(block, last=False)
+            if self.windows is not None:
+                self.windows.forget(block)
+
+    def _bring_back(self, blocks: Sequence[int]) -> dict[int, int]:
+        """Where those on the host are now, each held once."""
         far = [block for block in blocks if block >= self.count]
         near = {block: self.take() for block in far}
         for block in far:
             self._move(block, near[block])
             self._spare[block] = None
             self._spare.move_to_end(block, last=False)
-        return [near.get(block, block) for block in blocks]
+        return near
 
     def _move(self, source: int, target: int) -> None:
         self._content[target] = self._content.pop(source)
         self._known[self._content[target][0]] = target
         self.copy(source, target)
+        if self.windows is not None:
+            self.windows.move(source, target)
 
     def _forget(self, block: int) -> None:
         if block in self._content:
             content, _ = self._content.pop(block)
             del self._known[content]
             self._states.pop(content, None)
-
-
-class BlockTable:
-    """The blocks of one sequence, in order; the first `dropped` have been given back, as nothing sees them any more."""
-
-    def __init__(self, pool: BlockPool) -> None:
-        self._pool = pool
-        self.blocks: list[int] = []
-        self.dropped = 0
-        self._numbers: npt.NDArray[np.int32] | None = None
-
-    @property
-    def room(self) -> int:
-        """Tokens that fit, those in dropped blocks included."""
-        return (self.dropped + len(self.blocks)) * self._pool.block_size
-
-    @property
-    def first_token(self) -> int:
-        """Index of the first token that is still there."""
-        return self.dropped * self._pool.block_size
-
-    def numbers(self) -> npt.NDArray[np.int32]:
-        """The blocks as an array, with zeros for those that were dropped; the same one until they change."""
-        if self._numbers is None:
-            self._numbers = np.array([0] * self.dropped + self.blocks, dtype=np.int32)
-        return self._numbers
-
-    def block_of(self, index: int) -> int:
-        """The block that holds the tokens from index · block size on."""
-        return self.blocks[index - self.dropped]
-
-    def has_room(self, tokens: int, written: int) -> bool:
-        """Whether `grow` has nothing to do."""
-        if tokens > self.room:
-            return False
-        return not any(map(self._pool.is_shared, self.blocks[self._place_of(written) :]))
-
-    def wanted(self, tokens: int, written: int) -> int:
-        """Blocks that `grow` would take from the pool."""
-        return max(0, self._pool.blocks_for(tokens) - self.dropped - len(self.blocks)) + len(self._shared_from(written))
-
-    def grow(self, tokens: int, written: int) -> None:
-        """Make room for `tokens` in all, `written` of which are there, in blocks that nobody else holds."""
-        self._numbers = None
-        for place in self._shared_from(written):
-            old, self.blocks[place] = self.blocks[place], self._pool.take()
-            if (self.dropped + place) * self._pool.block_size < written:
-                self._pool.copy(old, self.blocks[place])
-            self._pool.release(old)
-        while self.room < tokens:
-            self.blocks.append(self._pool.take())
-
-    def adopt(self, blocks: Sequence[int]) -> None:
-        """Begin with known blocks."""
-        self.blocks, self._numbers = self._pool.hold(blocks), None
-
-    def fork(self) -> "BlockTable":
-        """Another table of the same blocks."""
-        other = BlockTable(self._pool)
-        other.adopt(self.blocks)
-        other.dropped = self.dropped
-        return other
-
-    def drop_before(self, token: int) -> None:
-        """Give back the blocks in which all tokens come before this one."""
-        gone = min(token // self._pool.block_size - self.dropped, len(self.blocks))
-        if gone > 0:
-            self._release(self.blocks[:gone])
-            self.blocks = self.blocks[gone:]
-            self.dropped += gone
-            self._numbers = None
-
-    def shrink(self, tokens: int) -> None:
-        """Give back the blocks behind those that `tokens` fill."""
-        kept = self._pool.blocks_for(tokens) - self.dropped
-        self._release(self.blocks[kept:])
-        self.blocks, self._numbers = self.blocks[:kept], None
-
-    def release(self) -> None:
-        """Give everything back."""
-        self._release(self.blocks)
-        self.blocks, self.dropped, self._numbers = [], 0, None
-
-    def _release(self, blocks: Sequence[int]) -> None:
-        # The last ones are taken first: what comes later in a text is of less use to others.
-        for block in reversed(blocks):
-            self._pool.release(block)
-
-    def _shared_from(self, written: int) -> list[int]:
-        """Places of the blocks that are still to be written to, and held by others too."""
-        places = range(self._place_of(written), len(self.blocks))
-        return [place for place in places if self._pool.is_shared(self.blocks[place])]
-
-    def _place_of(self, written: int) -> int:
-        """Of the block that is written to next, where so many tokens are there."""
-        return max(0, written // self._pool.block_size - self.dropped)
+            if self.windows is not None:
+                self.windows.forget(block)
 
 
 def blocks_for(tokens: int, block_size: int = BLOCK_TOKENS) -> int:

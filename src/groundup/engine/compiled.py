@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from groundup.engine.blocks import BLOCK_TOKENS, Copy, blocks_for
+from groundup.engine.blocks import BLOCK_TOKENS, blocks_for
 from groundup.engine.cache_memory import memory_for
+from groundup.engine.copies import Copy, at_once
 from groundup.engine.head_program import HeadRunner
 from groundup.engine.kernels import KeyValueBlocks, library
 from groundup.engine.kernels.low_rank import AdaptedTokens
@@ -22,9 +23,9 @@ from groundup.engine.kernels.program import Program
 from groundup.engine.layer_program import LayerWriter, is_writable, key_value_shape
 from groundup.engine.norm_program import write_norm
 from groundup.engine.offered import Lookups, Offered, is_offerable
-from groundup.engine.paged import at_once
 from groundup.engine.runner import StepRunner, depends_on_the_longest
 from groundup.engine.sequence import Chunk, Step
+from groundup.engine.sight import windowed_layers
 from groundup.engine.step_tables import StepMemory, step_ids
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
@@ -62,16 +63,24 @@ class CompiledRunner(StepRunner):
     """A quantized decoder whose layers are a program, and the blocks in which its sequences lie.
 
     blocks: all there are, since those of the host lie in the same memory. most_tokens: of one step.
-    dtype: of keys and values, one of `CACHE_TYPES`.
+    dtype: of keys and values, one of `CACHE_TYPES`. window_blocks: likewise for layers that see a window, if these have
+    their own.
     """
 
-    def __init__(self, model: LanguageModel, blocks: int, most_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        blocks: int,
+        most_tokens: int,
+        dtype: torch.dtype,
+        window_blocks: int | None = None,
+    ) -> None:
         super().__init__(model)
         self._blocks = blocks
-        self._key_values = _empty_blocks(model, blocks, dtype)
+        self._key_values = _empty_blocks(model, blocks, dtype, window_blocks)
         self._lookups = Lookups(model)
         longest = min(blocks, blocks_for(model.config.max_positions))
-        self._memory = StepMemory(most_tokens, longest, BLOCK_TOKENS)
+        self._memory = StepMemory(most_tokens, longest, BLOCK_TOKENS, windowed=window_blocks is not None)
         self._program = Program(most_tokens)
         self._offered = Offered(self._program, model)
         leaves_md = self._write()
@@ -81,7 +90,8 @@ class CompiledRunner(StepRunner):
         self._head = HeadRunner(model, leaves_md)
 
     def run(self, step: Step) -> Tensor:
-        self._copy(step.copies)
+        self._copy(step.copies, are_windowed=False)
+        self._copy(step.window_copies, are_windowed=True)
         adapters_m: list[Adapter | None] = []
         if any(chunk.sequence.adapter for chunk in step.chunks):
             adapters_m = [chunk.sequence.adapter for chunk in step.chunks for _ in range(chunk.length)]
@@ -118,11 +128,12 @@ class CompiledRunner(StepRunner):
         positions_1m = torch.from_numpy(self._memory.positions_m[None, : len(ids)]).long()
         return self.model.embed(torch.tensor([ids]), positions_1m)[0]
 
-    def _copy(self, copies: list[Copy]) -> None:
+    def _copy(self, copies: Sequence[Copy], are_windowed: bool) -> None:
         for group in at_once(copies, self._blocks):
             sources, targets = map(list, zip(*group, strict=True))
             for one in self._key_values:
-                one.copy(sources, targets)
+                if one.are_windowed == are_windowed:
+                    one.copy(sources, targets)
 
     def _write(self) -> Tensor:
         """Write the layers; returns the buffer of what leaves them."""
@@ -146,14 +157,23 @@ class CompiledRunner(StepRunner):
         return leaves_md
 
 
-def _empty_blocks(model: LanguageModel, blocks: int, dtype: torch.dtype) -> list[KeyValueBlocks]:
+def _empty_blocks(
+    model: LanguageModel, blocks: int, dtype: torch.dtype, window_blocks: int | None
+) -> list[KeyValueBlocks]:
     """Room for keys and values of each layer. Raises ValueError where there is no memory for it."""
     mixers = [layer.mixer for layer in model.config.layers]
     shapes = [key_value_shape(mixer) for mixer in mixers if isinstance(mixer, Attention | LatentAttention)]
-    tokens = blocks * BLOCK_TOKENS
-    size_bytes = 2 * tokens * dtype.itemsize * sum(heads * head_dim for heads, head_dim in shapes)
-    with memory_for("`cache_tokens` and `host_tokens`", tokens, size_bytes, model.device):
-        return [KeyValueBlocks.empty(blocks, *shape, BLOCK_TOKENS, dtype) for shape in shapes]
+    counts, windowed = [blocks] * len(shapes), set[int]()
+    if window_blocks is not None:
+        windowed = set(windowed_layers(model))
+        counts = [window_blocks if layer in windowed else blocks for layer in range(len(shapes))]
+    numbers = sum(count * heads * head_dim for count, (heads, head_dim) in zip(counts, shapes, strict=True))
+    size_bytes = 2 * BLOCK_TOKENS * dtype.itemsize * numbers
+    with memory_for("`cache_tokens` and `host_tokens`", blocks * BLOCK_TOKENS, size_bytes, model.device):
+        return [
+            KeyValueBlocks.empty(count, *shape, BLOCK_TOKENS, dtype, are_windowed=layer in windowed)
+            for layer, (count, shape) in enumerate(zip(counts, shapes, strict=True))
+        ]
 
 
 def is_compilable(model: LanguageModel) -> bool:

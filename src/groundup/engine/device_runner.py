@@ -37,6 +37,7 @@ class DeviceRunner(StepRunner):
     blocks: of so many tokens (`block_size`) on the model's device. host_blocks: further ones in the host's memory.
     most_texts: of a step. record: see `DecodeGraphs`; None where no step is to be recorded.
     compile_with: the backend of `torch.compile` by which the model's layers are compiled, in place; None: they are not.
+    window_blocks: for layers that see a window, if these have their own.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class DeviceRunner(StepRunner):
         most_texts: int,
         record: Record | None = None,
         compile_with: str | None = None,
+        window_blocks: int | None = None,
     ) -> None:
         super().__init__(model)
-        self._store = DeviceStore(model, blocks, host_blocks, block_size)
+        self._store = DeviceStore(model, blocks, host_blocks, block_size, window_blocks)
         self._graphs: DecodeGraphs | None = None
         if record is not None and is_recordable(model):
             longest = blocks_for(model.config.max_positions, block_size)
@@ -62,17 +64,17 @@ class DeviceRunner(StepRunner):
 
     @torch.no_grad()
     def run(self, step: Step) -> Tensor:
-        self._store.copy(step.copies)
+        self._store.copy(step.copies, step.window_copies)
         has_adapters = any(chunk.sequence.adapter is not None for chunk in step.chunks)
         return self._adapted(step.chunks) if has_adapters else self._plain(step.chunks)
 
     def _plain(self, chunks: list[Chunk]) -> Tensor:
-        tokens, block_size = sum(chunk.length for chunk in chunks), self._store.block_size
-        ids_m, tables = np.array(step_ids(chunks)), step_tables(chunks, block_size)
+        tokens, store, block_size = sum(chunk.length for chunk in chunks), self._store, self._store.block_size
+        ids_m, tables = np.array(step_ids(chunks)), step_tables(chunks, block_size, store.has_windows)
         size = None if self._graphs is None or tokens > len(chunks) else self._graphs.size_for(tokens)
         if self._graphs is None or size is None:
             return self._hidden(step_inputs(ids_m, tables, block_size, self.model.device))
-        tables = padded(tables, size, self._store.padding_block, block_size)
+        tables = padded(tables, size, store.padding_block, block_size, store.window_padding_block)
         ids_m = np.pad(ids_m, (0, size - tokens))
         return self._graphs.run(step_inputs(ids_m, tables, block_size, torch.device("cpu")))[:tokens]
 
@@ -87,7 +89,7 @@ class DeviceRunner(StepRunner):
     def _adapted(self, chunks: list[Chunk]) -> Tensor:
         """A step with adapters, each token being a row to them; one that was recorded would have no hooks."""
         adapters = [chunk.sequence.adapter for chunk in chunks for _ in range(chunk.length)]
-        tables = step_tables(chunks, self._store.block_size)
+        tables = step_tables(chunks, self._store.block_size, self._store.has_windows)
         ids_m = np.array(step_ids(chunks))
         inputs = step_inputs(ids_m, tables, self._store.block_size, self.model.device)
         with self.adapted(adapters):
@@ -95,16 +97,22 @@ class DeviceRunner(StepRunner):
 
     def _hidden(self, inputs: StepInputs) -> Tensor:
         """The final activations (m, d)."""
-        cache = self._store.cache(inputs.attention)
+        cache = self._store.cache(inputs.attention, inputs.windowed)
         return self.model.hidden(inputs.ids_m[None], inputs.positions_m[None], cache=cache)[0]
 
 
 def device_runner(
-    model: LanguageModel, blocks: int, host_blocks: int, block_size: int, most_texts: int, compiles: bool
+    model: LanguageModel,
+    blocks: int,
+    host_blocks: int,
+    block_size: int,
+    most_texts: int,
+    compiles: bool,
+    window_blocks: int | None = None,
 ) -> DeviceRunner:
     """As a GPU runs it: one-token steps are CUDA graphs, and layers are compiled if that is wanted."""
-    compiler = "inductor" if compiles else None
-    return DeviceRunner(model, blocks, host_blocks, block_size, most_texts, CudaRecorder(model.device), compiler)
+    compiler, recorder = "inductor" if compiles else None, CudaRecorder(model.device)
+    return DeviceRunner(model, blocks, host_blocks, block_size, most_texts, recorder, compiler, window_blocks)
 
 
 def runs_on_device(model: LanguageModel) -> bool:

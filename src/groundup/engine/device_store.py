@@ -7,61 +7,83 @@ Shape suffixes: m new tokens of all texts, h heads, j kv heads, k head dimension
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from groundup.engine.blocks import Copy
 from groundup.engine.cache_memory import memory_for
-from groundup.engine.paged import at_once
+from groundup.engine.copies import Copy, at_once
 from groundup.engine.paged_attention import AttentionTables, attend_to_blocks
+from groundup.engine.sight import windowed_layers
 from groundup.model.context import Visibility
 from groundup.model.language_model import LanguageModel
 from groundup.model.specs import Attention
 
 
 class DeviceStore:
-    """What the layers of a model remember, in its own type. Raises ValueError where there is no memory for it."""
+    """What the layers of a model remember, in its own type.
 
-    def __init__(self, model: LanguageModel, blocks: int, host_blocks: int, block_size: int) -> None:
+    window_blocks: for layers that see a window, if these have their own.
+    Raises ValueError where there is no memory for it.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        blocks: int,
+        host_blocks: int,
+        block_size: int,
+        window_blocks: int | None = None,
+    ) -> None:
         self.block_size, self.padding_block = block_size, blocks
-        self._blocks = blocks
+        self.window_padding_block = window_blocks or 0
+        self.has_windows = window_blocks is not None
+        self._windowed = set(windowed_layers(model)) if self.has_windows else set()
         dtype, device = model.compute_dtype or model.embedding.dtype, model.device
-
         shapes = [(block_size, layer.attention.kv_heads, layer.attention.head_dim) for layer in model.config.layers]
 
-        def memory(setting: str, count: int, place: torch.device, pinned: bool) -> list[Tensor]:
-            numbers = 2 * count * sum(map(math.prod, shapes))
-            with memory_for(setting, count * block_size, numbers * dtype.itemsize, place):
+        def memory(setting: str, counts: Items[int], place: torch.device, pinned: bool) -> list[Tensor]:
+            numbers = 2 * sum(count * math.prod(shape) for count, shape in zip(counts, shapes, strict=True))
+            with memory_for(setting, max(counts) * block_size, numbers * dtype.itemsize, place):
                 # Zeros: what nobody has written to is multiplied by zero where a text ends within a block, which makes
                 # nothing of any number but of one that is none.
                 return [
-                    torch.zeros((2, count, *shape), dtype=dtype, device=place, pin_memory=pinned) for shape in shapes
+                    torch.zeros((2, count, *shape), dtype=dtype, device=place, pin_memory=pinned)
+                    for count, shape in zip(counts, shapes, strict=True)
                 ]
 
         is_far = device.type == "cuda" and host_blocks > 0
-        self._device = memory("`cache_tokens`", blocks + 1, device, pinned=False)
-        self._host = memory("`host_tokens`", host_blocks, torch.device("cpu"), pinned=is_far)
+        own = [self.window_padding_block if layer in self._windowed else blocks for layer in range(len(shapes))]
+        self._device = memory("`cache_tokens`", [count + 1 for count in own], device, pinned=False)
+        self._host = memory("`host_tokens`", [host_blocks] * len(shapes), torch.device("cpu"), pinned=is_far)
 
-    def copy(self, copies: Items[Copy]) -> None:
+    def copy(self, copies: Items[Copy], window_copies: Items[Copy] = ()) -> None:
         """Copy blocks one after the other, before a step writes to them."""
-        for group in at_once(copies, self._blocks):
-            sources, froms = self._memories([copy.source for copy in group])
-            targets, tos = self._memories([copy.target for copy in group])
-            for source, target in zip(sources, targets, strict=True):
-                target[:, tos] = source[:, froms].to(target.device)
+        others = [layer for layer in range(len(self._device)) if layer not in self._windowed]
+        self._copy(copies, self.padding_block, others)
+        self._copy(window_copies, self.window_padding_block, self._windowed)
 
-    def cache(self, tables: AttentionTables) -> "StepBlocks":
-        """The model's cache for one step."""
-        return StepBlocks([LayerBlocks(memory[0], memory[1], tables) for memory in self._device], tables.most_keys)
+    def cache(self, tables: AttentionTables, windowed: AttentionTables | None = None) -> "StepBlocks":
+        """The model's cache for one step. windowed: for the layers that have blocks of windows."""
+        layers = []
+        for layer, (keys_pbjk, values_pbjk) in enumerate(self._device):
+            own = windowed if windowed is not None and layer in self._windowed else tables
+            layers.append(LayerBlocks(keys_pbjk, values_pbjk, own))
+        return StepBlocks(layers, tables.most_keys)
 
-    def _memories(self, blocks: Items[int]) -> tuple[list[Tensor], list[int]]:
-        """The memories of all layers in which these blocks lie, and their places there."""
-        on_host = blocks[0] >= self._blocks
-        return self._host if on_host else self._device, [block - on_host * self._blocks for block in blocks]
+    def _copy(self, copies: Items[Copy], blocks: int, layers: Iterable[int]) -> None:
+        """Of layers that have so many blocks on the device."""
+        for group in at_once(copies, blocks):
+            (sources, froms), (targets, tos) = (
+                (self._host, [block - blocks for block in side]) if side[0] >= blocks else (self._device, list(side))
+                for side in zip(*group, strict=True)
+            )
+            for layer in layers:
+                target = targets[layer]
+                target[:, tos] = sources[layer][:, froms].to(target.device)
 
 
 @dataclass

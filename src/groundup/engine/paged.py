@@ -10,7 +10,7 @@ less than another. No padding ever stands between what was there and what is new
 Shape suffixes: b sequences, t new tokens, s all tokens, h kv heads, k head dimension, n slots.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
@@ -19,8 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groundup.engine.blocks import BLOCK_TOKENS, BlockTable, Copy
+from groundup.engine.block_table import BlockTable
+from groundup.engine.blocks import BLOCK_TOKENS
 from groundup.engine.cache_memory import memory_for
+from groundup.engine.copies import Copy, at_once
 from groundup.engine.sequence import Chunk
 from groundup.model.attention import attend
 from groundup.model.context import Visibility
@@ -87,77 +89,92 @@ def _slots_like(new_hnk: Tensor, setting: str, slots: int, device: torch.device)
 
 
 class PagedStore:
-    """Tokens of all blocks, and their keys and values in each layer; see `BlockPool` for those of the host."""
+    """Tokens of all blocks, and their keys and values in each layer; see `BlockPool` for those of the host.
 
-    def __init__(self, layers: int, blocks: int, host_blocks: int = 0) -> None:
-        self.padding_slot = blocks * BLOCK_TOKENS
-        self._blocks = blocks
-        self.ids = Slots(blocks, host_blocks)
-        self.keys = [Slots(blocks, host_blocks) for _ in range(layers)]
-        self.values = [Slots(blocks, host_blocks) for _ in range(layers)]
-
-    def copy(self, copies: Items[Copy]) -> None:
-        """Copy blocks one after the other, before a step writes to them."""
-        for group in at_once(copies, self._blocks):
-            sources, targets = zip(*group, strict=True)
-            for slots in (self.ids, *self.keys, *self.values):
-                slots.copy(sources, targets)
-
-
-def at_once(copies: Items[Copy], blocks: int) -> Iterator[list[Copy]]:
-    """The same copies in groups of which none needs or replaces what another has written.
-
-    blocks: how many lie in the first memory; those of a group all lead from one memory to one.
+    windowed: numbers of the layers that have `window_blocks` blocks of their own.
     """
 
-    def ways(copy: Copy) -> tuple[bool, bool]:
-        return copy.source >= blocks, copy.target >= blocks
+    def __init__(
+        self, layers: int, blocks: int, host_blocks: int = 0, windowed: Collection[int] = (), window_blocks: int = 0
+    ) -> None:
+        self.padding_slot, self.window_padding_slot = blocks * BLOCK_TOKENS, window_blocks * BLOCK_TOKENS
+        self.windowed = windowed
+        self._blocks, self._window_blocks = blocks, window_blocks
+        counts = [window_blocks if layer in windowed else blocks for layer in range(layers)]
+        self.ids = Slots(blocks, host_blocks)
+        self.keys = [Slots(count, host_blocks) for count in counts]
+        self.values = [Slots(count, host_blocks) for count in counts]
 
-    group: list[Copy] = []
-    written: set[int] = set()
-    for copy in copies:
-        if group and (ways(copy) != ways(group[0]) or not written.isdisjoint(copy)):
-            yield group
-            group, written = [], set()
-        group.append(copy)
-        written.add(copy.target)
-    if group:
-        yield group
+    def copy(self, copies: Items[Copy], window_copies: Items[Copy] = ()) -> None:
+        """Copy blocks one after the other, before a step writes to them."""
+        others = [layer for layer in range(len(self.keys)) if layer not in self.windowed]
+        _copy(copies, self._blocks, [self.ids, *self._kept_by(others)])
+        _copy(window_copies, self._window_blocks, self._kept_by(self.windowed))
+
+    def _kept_by(self, layers: Iterable[int]) -> list[Slots]:
+        return [kept[layer] for kept in (self.keys, self.values) for layer in layers]
+
+
+def _copy(copies: Items[Copy], blocks: int, memories: Items[Slots]) -> None:
+    """blocks: of these memories, without the host's."""
+    for group in at_once(copies, blocks):
+        sources, targets = zip(*group, strict=True)
+        for slots in memories:
+            slots.copy(sources, targets)
 
 
 class Layout(NamedTuple):
     """Where the tokens of one call lie.
 
     slots_bs: of all tokens, the padding slot where there is none. positions_bt: of the new ones.
+    window_slots_bs: in the blocks of windows, padding also for what is out of sight; None where there are none.
     segments_bs: 0 for tokens, -1 for padding; None where there is no padding.
     """
 
     slots_bs: Tensor
     positions_bt: Tensor
     segments_bs: Tensor | None
+    window_slots_bs: Tensor | None
 
 
-def lay_out(chunks: Items[Chunk], padding_slot: int, device: torch.device) -> Layout:
+def lay_out(chunks: Items[Chunk], store: PagedStore, device: torch.device) -> Layout:
     """The layout of chunks of equal length."""
+    padding_slot = store.padding_slot
     ends = [chunk.start + chunk.length for chunk in chunks]
     lengths = [end - chunk.sequence.table.first_token for end, chunk in zip(ends, chunks, strict=True)]
     slots_bs = np.full((len(chunks), max(lengths)), padding_slot, dtype=np.int64)
     for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
         slots_bs[row, max(lengths) - length :] = slots_of(chunk.sequence.table, length)
     positions_bt = np.array([chunk.start for chunk in chunks])[:, None] + np.arange(chunks[0].length)
+    window_slots_bs = None
+    if store.windowed:
+        window_slots_bs = np.full_like(slots_bs, store.window_padding_slot)
+        for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
+            first, slots = window_slots_of(chunk.sequence.table, length)
+            window_slots_bs[row, max(lengths) - length + first :] = slots
     padded = min(lengths) < max(lengths)
     segments_bs = -(slots_bs == padding_slot).astype(np.int32) if padded else None
     return Layout(
         torch.from_numpy(slots_bs).to(device),
         torch.from_numpy(positions_bt).to(device),
         None if segments_bs is None else torch.from_numpy(segments_bs).to(device),
+        None if window_slots_bs is None else torch.from_numpy(window_slots_bs).to(device),
     )
 
 
 def slots_of(table: BlockTable, tokens: int) -> npt.NDArray[np.int64]:
     """The slots of the first tokens that a table holds."""
-    blocks = np.array(table.blocks, dtype=np.int64)
-    return (blocks[:, None] * BLOCK_TOKENS + np.arange(BLOCK_TOKENS)).ravel()[:tokens]
+    return _slots_in(np.array(table.blocks, dtype=np.int64))[:tokens]
+
+
+def window_slots_of(table: BlockTable, tokens: int) -> tuple[int, npt.NDArray[np.int64]]:
+    """The first of so many tokens that is in sight, and the slots from there on, in blocks of windows."""
+    first = table.closed * BLOCK_TOKENS
+    return first, _slots_in(table.window_numbers()[table.closed :].astype(np.int64))[: tokens - first]
+
+
+def _slots_in(blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return (blocks[:, None] * BLOCK_TOKENS + np.arange(BLOCK_TOKENS)).ravel()
 
 
 class LayerStep:
@@ -229,9 +246,13 @@ class StepCache:
         new = layout.positions_bt.shape[1]
         nothing = [Remembered(None, None)] * len(store.keys)
         by_layer = zip(*(nothing if one is None else one for one in before), strict=True)
-        parts = zip(store.keys, store.values, by_layer, strict=True)
+        slots = [self._slots_bs] * len(store.keys)
+        if layout.window_slots_bs is not None:
+            for layer in store.windowed:
+                slots[layer] = layout.window_slots_bs
+        parts = zip(store.keys, store.values, slots, by_layer, strict=True)
         self.layers = [
-            LayerStep(keys, values, self._slots_bs, new, rows, source_slots_bs) for keys, values, rows in parts
+            LayerStep(keys, values, own_bs, new, rows, source_slots_bs) for keys, values, own_bs, rows in parts
         ]
 
     @property

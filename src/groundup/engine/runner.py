@@ -18,6 +18,7 @@ from groundup.engine.encoding import Encoding
 from groundup.engine.paged import PagedStore, StepCache, lay_out
 from groundup.engine.sequence import Chunk, Step
 from groundup.engine.sequence import Sequence as Text
+from groundup.engine.sight import windowed_layers
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, Adapters
@@ -89,19 +90,27 @@ class Runner(StepRunner):
 
     model: a decoder, or an encoder-decoder, all of whose sequences then have a source.
     blocks: of the store, on the model's device. host_blocks: further ones in the host's memory.
+    window_blocks: for layers that see a window, if these have their own.
     """
 
-    def __init__(self, model: LanguageModel | EncoderDecoder, blocks: int, host_blocks: int = 0) -> None:
+    def __init__(
+        self,
+        model: LanguageModel | EncoderDecoder,
+        blocks: int,
+        host_blocks: int = 0,
+        window_blocks: int | None = None,
+    ) -> None:
         decoder = decoder_of(model)
         super().__init__(decoder)
-        self._store = PagedStore(len(decoder.layers), blocks, host_blocks)
+        windowed = [] if window_blocks is None else windowed_layers(decoder)
+        self._store = PagedStore(len(decoder.layers), blocks, host_blocks, windowed, window_blocks or 0)
         self._encoding = Encoding(model, self._store) if isinstance(model, EncoderDecoder) else None
         self._remembers = is_recurrent(decoder)
         self._alone = depends_on_the_longest(decoder)
 
     @torch.no_grad()
     def run(self, step: Step) -> Tensor:
-        self._store.copy(step.copies)
+        self._store.copy(step.copies, step.window_copies)
         if self._encoding is not None:
             self._encoding.read(step.chunks)
         found = dict(pair for chunks in self._together(step.chunks) for pair in self._call(chunks))
@@ -122,7 +131,7 @@ class Runner(StepRunner):
     def _call(self, chunks: list[Chunk]) -> Iterator[tuple[Text, Tensor]]:
         """The final activations (t, d) of each sequence's new tokens."""
         device = self.model.device
-        layout = lay_out(chunks, self._store.padding_slot, device)
+        layout = lay_out(chunks, self._store, device)
         sources = None if self._encoding is None else self._encoding.layout(chunks)
         states = [chunk.sequence.state for chunk in chunks]
         cache = StepCache(self._store, layout, states, None if sources is None else sources.slots_bs)
@@ -165,19 +174,3 @@ def depends_on_the_longest(model: LanguageModel) -> bool:
         and isinstance(mixer.rope.scaling, DynamicScaling | LongRopeScaling)
         for mixer in mixers
     )
-
-
-def reach(model: LanguageModel) -> int | None:
-    """Tokens before the next one that some layer can see; None where that is all of them."""
-    config = model.config
-    if config.ngram_buckets or config.induction is not None or config.relative_positions is not None:
-        return None
-    farthest = 0
-    for layer in config.layers:
-        if isinstance(layer.mixer, LatentAttention):
-            return None
-        if isinstance(layer.mixer, Attention):
-            if layer.mixer.window is None:
-                return None
-            farthest = max(farthest, layer.mixer.window)
-    return farthest

@@ -29,18 +29,22 @@ def runner_of(
     most_texts: int,
     dtype: torch.dtype,
     compiles: bool = False,
+    window_blocks: int | None = None,
 ) -> StepRunner:
     """What computes the model's steps.
 
     blocks, host_blocks: of the size that `block_size_of` gives, and further ones in the host's memory.
     most_tokens, most_texts: of a step. dtype: of keys and values, one that `cache_dtype` gives.
     compiles: whether the layers of a model that a GPU runs are compiled.
+    window_blocks: for layers that see a window, if these have their own; and as many more as there are on the host.
     Raises ValueError where it runs no such model, and where there is no memory for so many blocks.
     """
     if isinstance(model, LanguageModel) and is_compilable(model) and not compiles:
-        return CompiledRunner(model, blocks + host_blocks, most_tokens, dtype)
+        own = None if window_blocks is None else window_blocks + host_blocks
+        return CompiledRunner(model, blocks + host_blocks, most_tokens, dtype, own)
     if isinstance(model, LanguageModel) and runs_on_device(model):
-        return device_runner(model, blocks, host_blocks, block_size_of(model), most_texts, compiles)
+        size = block_size_of(model)
+        return device_runner(model, blocks, host_blocks, size, most_texts, compiles, window_blocks)
     if compiles:
         raise ValueError("`compile_layers` is for models that a GPU runs as docs/engine.md says; this is none of them")
-    return Runner(model, blocks, host_blocks)
+    return Runner(model, blocks, host_blocks, window_blocks)

@@ -104,7 +104,11 @@ class Scheduler:
         chunks = self._next()
         while not chunks and self._idle_gives_way():
             chunks = self._next()
-        return Step(chunks, self.pool.take_copies())
+        windows = self.pool.windows
+        if windows is not None:
+            for sequence, start, length in chunks:
+                sequence.table.open(start + length)
+        return Step(chunks, self.pool.take_copies(), () if windows is None else windows.take_copies())
 
     def _next(self) -> list[Chunk]:
         before = len(self.running)
@@ -180,10 +184,12 @@ class Scheduler:
         """What follows from tokens from `start` on being computed."""
         if not self._whole_prompts and sequence.computed // self.pool.block_size > start // self.pool.block_size:
             self._publish(sequence, start)
-        if self._reach is not None:
-            # One token stays in any case: by what is before it a layer tells that a token is not the first.
+        if self._reach is not None or self.pool.windows is not None:
             certain = min(sequence.computed, sequence.certain)
-            sequence.table.drop_before(certain - max(self._reach, 1))
+            if self._reach is not None:
+                # One token stays in any case: by what is before it a layer tells that a token is not the first.
+                sequence.table.drop_before(certain - max(self._reach, 1))
+            sequence.table.close_behind(certain)
 
     def _publish(self, sequence: Sequence, start: int) -> None:
         whole = min(sequence.computed, sequence.certain) // self.pool.block_size
@@ -231,13 +237,11 @@ class Scheduler:
             if block is None:
                 break
             found.append(block)
-        if not self._recurrent:
-            return found, None
-        while found:
-            state = self.pool.state_after(found[-1])
-            if state is not None:
-                return found, state
-            found.pop()
+        windows = self.pool.windows
+        for length in reversed(range(1, len(found) + 1) if windows is None else windows.usable(found)):
+            state = self.pool.state_after(found[length - 1]) if self._recurrent else None
+            if state is not None or not self._recurrent:
+                return found[:length], state
         return [], None
 
     def _prompt_chunks(self, prompts: Items[Sequence], budget: int) -> list[Chunk]:

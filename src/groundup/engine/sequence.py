@@ -8,7 +8,9 @@ and is computed anew differ only in how many are left. Which of them come next i
 from collections.abc import Sequence as Items
 from typing import Any, NamedTuple
 
-from groundup.engine.blocks import BlockPool, BlockTable, Copy
+from groundup.engine.block_table import BlockTable
+from groundup.engine.blocks import BlockPool
+from groundup.engine.copies import Copy
 from groundup.engine.source import Source
 from groundup.model.lora import Adapter
 
@@ -118,7 +120,11 @@ class Chunk(NamedTuple):
 
 
 class Step(NamedTuple):
-    """copies: of blocks, one after the other before anything is computed."""
+    """copies: of blocks, one after the other before anything is computed.
+
+    window_copies: of the blocks of windows, likewise.
+    """
 
     chunks: list[Chunk]
     copies: list[Copy]
+    window_copies: Items[Copy] = ()

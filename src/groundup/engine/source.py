@@ -9,7 +9,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from groundup.engine.blocks import BlockPool, BlockTable, blocks_for
+from groundup.engine.block_table import BlockTable
+from groundup.engine.blocks import BlockPool, blocks_for
 
 
 class Source:

@@ -51,6 +51,7 @@ class KeyValueBlocks:
     In bfloat16 numbers that are summed over stand in pairs: keys (…, head_dim / 2, block_size, 2 dimensions), with a
     zero beside the last one of an odd number, and values (…, block_size / 2, head_dim padded to 16, 2 tokens).
     key_scales, value_scales: (blocks, kv_heads, block_size) float32 where they are int8, else empty.
+    are_windowed: whether programs find them by the tables for blocks of windows.
     """
 
     head_dim: int
@@ -58,10 +59,17 @@ class KeyValueBlocks:
     values: Tensor
     key_scales: Tensor
     value_scales: Tensor
+    are_windowed: bool = False
 
     @classmethod
     def empty(
-        cls, blocks: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype = torch.float32
+        cls,
+        blocks: int,
+        kv_heads: int,
+        head_dim: int,
+        block_size: int,
+        dtype: torch.dtype = torch.float32,
+        are_windowed: bool = False,
     ) -> "KeyValueBlocks":
         """Room for `blocks` blocks of `block_size` tokens, float32, bfloat16 or int8."""
         if block_size < 1 or block_size % STRIP:
@@ -78,7 +86,7 @@ class KeyValueBlocks:
             keys = torch.empty(blocks, kv_heads, head_dim, block_size, dtype=dtype)
             values = torch.empty(blocks, kv_heads, block_size, padded, dtype=dtype)
         scaled = (blocks, kv_heads, block_size) if dtype == torch.int8 else (0,)
-        return cls(head_dim, keys, values, torch.empty(scaled), torch.empty(scaled))
+        return cls(head_dim, keys, values, torch.empty(scaled), torch.empty(scaled), are_windowed)
 
     @property
     def block_size(self) -> int:
@@ -107,7 +115,7 @@ class KeyValueBlocks:
             address("slots", slots_m, torch.int64),
         )
         strides = keys_mhd.stride(0), values_mhd.stride(0)
-        library.call("store", jobs.StoreJob(self.fields(), *pointers, len(slots_m), *strides))
+        library.call("store", jobs.StoreJob(self.fields(), *pointers, len(slots_m), *strides, False))
 
 
 def matrix_fields(matrix: QuantizedMatrix) -> jobs.PackedMatrixFields:
@@ -249,7 +257,7 @@ def attend(
         address("query_starts", query_starts, torch.int32),
         address("key_counts", key_counts_s, torch.int32),
     ]
-    sizes = sequences, heads, queries_mhd.stride(0), heads * head_dim, block_table.shape[1], window or 0
+    sizes = sequences, heads, queries_mhd.stride(0), heads * head_dim, block_table.shape[1], window or 0, False
     job = jobs.AttentionJob(
         blocks.fields(), pointer, out_mhd.data_ptr(), *tables, address("sinks", sinks_h), *sizes, scale, softcap or 0.0
     )

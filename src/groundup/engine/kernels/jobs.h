@@ -260,6 +260,7 @@ struct StoreJob {
   int64_t rows;
   int64_t key_stride;
   int64_t value_stride;
+  int64_t windowed;  // in a program: whether the slots are those in blocks of windows
 };
 
 // Causal attention of the last tokens of each sequence to all of its keys.
@@ -277,6 +278,7 @@ struct AttentionJob {
   int64_t out_stride;
   int64_t table_stride;
   int64_t window;  // keys that a query sees, itself included; 0 is all
+  int64_t windowed;  // in a program: whether the table is that of blocks of windows
   float scale;
   float softcap;  // 0 is none
 };
@@ -315,6 +317,8 @@ struct ProgramJob {
   const int32_t* block_table;
   const int32_t* query_starts;
   const int32_t* key_counts;  // see AttentionJob
+  const int64_t* window_slots;
+  const int32_t* window_table;  // slots and table of the layers that have blocks of windows
   const AdaptedTokens* adapted;
   int64_t adapters;  // of which there are so many
 };

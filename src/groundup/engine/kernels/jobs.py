@@ -136,7 +136,7 @@ class StoreJob(ctypes.Structure):
     _fields_ = (
         ("blocks", KeyValueBlocksFields),
         *((name, c_void_p) for name in ("keys", "values", "slots")),
-        *((name, c_int64) for name in ("rows", "key_stride", "value_stride")),
+        *((name, c_int64) for name in ("rows", "key_stride", "value_stride", "windowed")),
     )
 
 
@@ -144,7 +144,8 @@ class AttentionJob(ctypes.Structure):
     _fields_ = (
         ("blocks", KeyValueBlocksFields),
         *((name, c_void_p) for name in ("queries", "out", "block_table", "query_starts", "key_counts", "sinks")),
-        *((name, c_int64) for name in ("sequences", "heads", "query_stride", "out_stride", "table_stride", "window")),
+        *((name, c_int64) for name in ("sequences", "heads", "query_stride", "out_stride", "table_stride")),
+        *((name, c_int64) for name in ("window", "windowed")),
         ("scale", c_float),
         ("softcap", c_float),
     )
@@ -181,7 +182,8 @@ class ProgramJob(ctypes.Structure):
     _fields_ = (
         ("instructions", c_void_p),
         *((name, c_int64) for name in ("count", "tokens", "sequences", "table_stride")),
-        *((name, c_void_p) for name in ("positions", "slots", "block_table", "query_starts", "key_counts", "adapted")),
+        *((name, c_void_p) for name in ("positions", "slots", "block_table", "query_starts", "key_counts")),
+        *((name, c_void_p) for name in ("window_slots", "window_table", "adapted")),
         ("adapters", c_int64),
     )
 

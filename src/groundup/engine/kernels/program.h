@@ -37,12 +37,12 @@ inline AddJob fitted(AddJob job, const ProgramJob& step) {
 }
 
 inline StoreJob fitted(StoreJob job, const ProgramJob& step) {
-  job.rows = step.tokens, job.slots = step.slots;
+  job.rows = step.tokens, job.slots = job.windowed ? step.window_slots : step.slots;
   return job;
 }
 
 inline AttentionJob fitted(AttentionJob job, const ProgramJob& step) {
-  job.block_table = step.block_table, job.table_stride = step.table_stride;
+  job.block_table = job.windowed ? step.window_table : step.block_table, job.table_stride = step.table_stride;
   job.query_starts = step.query_starts, job.key_counts = step.key_counts, job.sequences = step.sequences;
   return job;
 }

@@ -255,8 +255,9 @@ class Program(Script):
         self._require_rows("keys", keys_mk, width)
         self._require_rows("values", values_mk, width)
         pointers = keys_mk.data_ptr(), values_mk.data_ptr(), None
-        self._slots = min(self._slots, len(blocks.keys) * blocks.block_size)
-        self._append(jobs.StoreJob(blocks.fields(), *pointers, 0, width, width), blocks, keys_mk, values_mk)
+        self._bound_slots(blocks.are_windowed, len(blocks.keys) * blocks.block_size)
+        job = jobs.StoreJob(blocks.fields(), *pointers, 0, width, width, blocks.are_windowed)
+        self._append(job, blocks, keys_mk, values_mk)
 
     def attend(
         self,
@@ -279,7 +280,7 @@ class Program(Script):
         if sinks_h is not None:
             require_shape("sinks", sinks_h, (heads,))
         pointers = queries_mk.data_ptr(), out_mk.data_ptr(), None, None, None, address("sinks", sinks_h)
-        sizes = 0, heads, width, width, 0, window or 0
+        sizes = 0, heads, width, width, 0, window or 0, blocks.are_windowed
         job = jobs.AttentionJob(blocks.fields(), *pointers, *sizes, scale, softcap or 0.0)
         self._append(job, queries_mk, blocks, out_mk, sinks_h)
 

@@ -26,9 +26,10 @@ class Script:
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        # Positions that every table has rows for, and slots that are in all blocks.
+        # Positions that every table has rows for, and slots that are in all blocks, and in all of windows.
         self._positions: float = math.inf
         self._slots: float = math.inf
+        self._window_slots: float = math.inf
         # What is done in turn: instructions that follow each other are one call of the library.
         self._parts: list[list[jobs.Instruction] | Callable[[int], object]] = []
         self._written: list[ctypes.Array[jobs.Instruction] | Callable[[int], object]] | None = None
@@ -69,13 +70,18 @@ class Script:
             raise ValueError(f"a token stands beyond the {self._positions} positions that there are tables for")
         if tables.end_slot > self._slots:
             raise ValueError(f"a token's keys lie beyond the {self._slots} slots that there are")
+        if tables.end_window_slot == 0 and self._window_slots < math.inf:
+            raise ValueError("there are no tables of the blocks of windows, which some layer has")
+        if tables.end_window_slot > self._window_slots:
+            raise ValueError(f"a token's keys lie beyond the {self._window_slots} slots that there are of windows")
         self._perform(adapted, tables.tokens, tables.sequences, tables.table_stride, *tables.pointers)
 
     def run_rows(self, rows: int, adapted: Sequence[AdaptedTokens] = ()) -> None:
         """Do all of it for so many rows, which belong to no text: for programs without rope, keys and values."""
-        if rows > self.tokens or self._positions != math.inf or self._slots != math.inf or self._has_numbers:
+        bounds = self._positions, self._slots, self._window_slots
+        if rows > self.tokens or min(bounds) != math.inf or self._has_numbers:
             raise ValueError(f"{rows} rows do not fit a program for {self.tokens}, or it wants to know their places")
-        self._perform(adapted, rows, 0, 0, *[None] * 5)
+        self._perform(adapted, rows, 0, 0, *[None] * 7)
 
     def _perform(self, adapted: Sequence[AdaptedTokens], tokens: int, *about: int | None) -> None:
         """about: the next fields of a `ProgramJob`."""
@@ -88,6 +94,13 @@ class Script:
                 part(tokens)
             else:
                 library.call("program", jobs.ProgramJob(ctypes.addressof(part), len(part), tokens, *about, *more))
+
+    def _bound_slots(self, are_windowed: bool, slots: int) -> None:
+        """Some layer has no more."""
+        if are_windowed:
+            self._window_slots = min(self._window_slots, slots)
+        else:
+            self._slots = min(self._slots, slots)
 
     def _append(self, job: Any, *kept: Any, count: int = 1) -> None:
         """The next instruction: a job, or an array of so many of a kind. kept: what it points to."""

@@ -14,7 +14,7 @@ import torch
 class Tables(Protocol):
     """What a run is about: tables of so many tokens of so many sequences, and where they lie.
 
-    table_stride: blocks in a row of the block table. end_position, end_slot: behind the highest of each.
+    table_stride: blocks in a row of a block table. end_position, end_slot, end_window_slot: behind the highest of each.
     pointers: to what `StepTables` has, in this order.
     """
 
@@ -29,7 +29,9 @@ class Tables(Protocol):
     @property
     def end_slot(self) -> int: ...
     @property
-    def pointers(self) -> tuple[int, ...]: ...
+    def end_window_slot(self) -> int: ...
+    @property
+    def pointers(self) -> tuple[int | None, ...]: ...
 
 
 class StepTables(NamedTuple):
@@ -37,6 +39,7 @@ class StepTables(NamedTuple):
 
     positions_m: int32, the place of each token in its text. slots_m: int64, where its keys and values go.
     block_table: int32 (s, most blocks). query_starts: int32 (s + 1). key_counts_s: int32. See `kernels.attend`.
+    window_slots_m, window_table: slots and block table for layers that have blocks of windows; None without them.
     """
 
     positions_m: npt.NDArray[np.int32]
@@ -44,6 +47,8 @@ class StepTables(NamedTuple):
     block_table: npt.NDArray[np.int32]
     query_starts: npt.NDArray[np.int32]
     key_counts_s: npt.NDArray[np.int32]
+    window_slots_m: npt.NDArray[np.int64] | None = None
+    window_table: npt.NDArray[np.int32] | None = None
 
     @property
     def tokens(self) -> int:
@@ -70,8 +75,12 @@ class StepTables(NamedTuple):
         return int(self.slots_m.max()) + 1
 
     @property
-    def pointers(self) -> tuple[int, ...]:
-        return tuple(each.ctypes.data for each in self)
+    def end_window_slot(self) -> int:
+        return 0 if self.window_slots_m is None else int(self.window_slots_m.max()) + 1
+
+    @property
+    def pointers(self) -> tuple[int | None, ...]:
+        return tuple(None if each is None else each.ctypes.data for each in self)
 
 
 class Numbers:
