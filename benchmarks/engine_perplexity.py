@@ -75,7 +75,7 @@ def main() -> None:
 def windows(options: Any) -> list[list[int]]:
     """Token ids of the texts to score, each begun with the begin of text; every other token is guessed once."""
     words = Tokenizer.load(options.folder)
-    stream, targets = TextStream(list(map(str, options.heldout)), words), options.window - 1
+    stream, targets = TextStream(list(map(str, options.heldout)), words, words.vocab_size), options.window - 1
     rows = heldout_rows(stream, targets, words.bos_id, windows=max(1, options.tokens // targets))
     found = []
     for packed in rows:

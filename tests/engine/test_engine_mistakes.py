@@ -142,6 +142,8 @@ def test_other_mistakes_are_told_in_a_sentence(model: LanguageModel):
     [
         ({"stop_ids": 5}, "`stop_ids`: 5 is no list of token ids"),
         ({"stop_ids": [1.5]}, "`stop_ids`: .1.5. is no list of token ids"),
+        ({"stop_ids": [3, 10**6]}, "`stop_ids`: 1000000 is no token of this model, whose ids are 0 … 63"),
+        ({"stop_ids": [-1]}, "`stop_ids`: -1 is no token of this model, whose ids are 0 … 63"),
         ({"tokenizer": "folder"}, "`tokenizer` must be a `Tokenizer`, not 'folder'"),
         ({"speculate": "yes"}, "`speculate` must be a `PromptLookup` or a `DraftModel`, not 'yes'"),
         ({"cache_type": ["int8"]}, r"`cache_type` must be one of float32, bfloat16, int8, not \['int8'\]"),

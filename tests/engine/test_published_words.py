@@ -162,7 +162,7 @@ def test_documents_are_closed_and_begun_as_texts_are(folders: dict[str, Path], t
     documents, reference = ["running runners", "A short one: ä ö ü."], _reference(folders[kind])
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    stream = TextStream([str(path)], load_tokenizer(folders[kind]))
+    stream = TextStream([str(path)], load_tokenizer(folders[kind]), 10**6)
     expected = [[*reference.encode(text, add_special_tokens=False), reference.eos_token_id] for text in documents]
     assert stream.tokens(0, stream.total_tokens).tolist() == [*expected[0], *expected[1]]
     assert stream.offsets.tolist() == [0, len(expected[0]), stream.total_tokens]
@@ -174,7 +174,7 @@ def test_documents_need_a_first_token(folders: dict[str, Path], tmp_path: Path):
     folder = byte_level(tmp_path, begins=False)
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="has no token that begins or ends a text"):
-        TextStream([__file__], load_tokenizer(folder))
+        TextStream([__file__], load_tokenizer(folder), 10**6)
 
 
 @KINDS

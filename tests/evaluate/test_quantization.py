@@ -57,6 +57,12 @@ def _by_hand(before: LanguageModel, after: LanguageModel, text: TextStream, bos:
     return sums
 
 
+def test_a_tokenizer_of_another_model_is_refused(pretrained: Callable[[str], Path], texts: Path):
+    words = Tokenizer.load(pretrained("llama"))
+    with pytest.raises(UserError, match=r"the tokenizer makes token \d+ of .*, but the model's vocabulary ends at 29"):
+        TextStream([str(texts)], words, 30)
+
+
 def test_figures_are_those_of_one_token_after_the_other(
     pretrained: Callable[[str], Path], texts: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -64,7 +70,7 @@ def test_figures_are_those_of_one_token_after_the_other(
     folder = pretrained("llama")
     words, before, after = Tokenizer.load(folder), load_language_model(folder), load_language_model(folder)
     quantize_model(after, W4)
-    text = TextStream([str(texts)], words)
+    text = TextStream([str(texts)], words, words.vocab_size)
     found = compare(before, after, text, 24)
     expected = _by_hand(before, after, text, words.bos_id, 24)
     assert [found.before_nats, found.after_nats, found.divergence_nats] == pytest.approx(expected, rel=1e-3)
@@ -108,7 +114,8 @@ def test_a_model_is_judged_by_as_much_text_as_it_takes(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setitem(quantization.LIMITS, "w8", limit)
-    total = TextStream([str(texts)], Tokenizer.load(pretrained("llama"))).total_tokens
+    words = Tokenizer.load(pretrained("llama"))
+    total = TextStream([str(texts)], words, words.vocab_size).total_tokens
     command = ["quantize", str(pretrained("llama")), "--format", "w8", "--heldout", str(texts), "--context", "32"]
     for least, good in ((total, limit > 0), (total + 1, None)):
         monkeypatch.setattr(quantization, "LEAST_TOKENS", least)

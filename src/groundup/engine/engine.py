@@ -42,7 +42,7 @@ from groundup.engine.jobs import Piece
 from groundup.engine.loading import loaded, require_adapter
 from groundup.engine.loop import Loop
 from groundup.engine.pairs import reader_of
-from groundup.engine.prompts import Prompt, listed_ids
+from groundup.engine.prompts import Prompt
 from groundup.engine.runner import decoder_of
 from groundup.engine.sampling import Sampling
 from groundup.engine.worker import Worker
@@ -101,9 +101,7 @@ class Engine(Conversing):
             raise ValueError(f"`tokenizer` must be a `Tokenizer`, not {tokenizer!r}")
         self.model, folder = loaded(model, quantize, device)
         self._reader = reader_of(self.model.config, folder, tokenizer)
-        self.stop_ids = frozenset(
-            self._reader.usual_stops() if stop_ids is None else listed_ids(stop_ids, "`stop_ids`")
-        )
+        self.stop_ids = frozenset(self._reader.stops(stop_ids))
         self._pool, scheduler, runner = assemble(
             self.model,
             step_tokens,

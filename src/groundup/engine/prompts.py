@@ -75,9 +75,12 @@ class Reader:
         return ids
 
     def _require_tokens(self, ids: Sequence[int], where: str) -> None:
-        vocab_size = self._config.vocab_size
         if not ids:
             raise ValueError(f"{where}: a prompt needs at least one token")
+        self._require_known(ids, where)
+
+    def _require_known(self, ids: Sequence[int], where: str) -> None:
+        vocab_size = self._config.vocab_size
         if (strange := next((one for one in ids if not 0 <= one < vocab_size), None)) is not None:
             raise ValueError(f"{where}: {strange} is no token of this model, whose ids are 0 … {vocab_size - 1}")
 
@@ -94,8 +97,19 @@ class Reader:
         """What token ids say behind a prompt; nothing where there is no tokenizer."""
         return self._words.spell(ids) if isinstance(self._words, TextTokenizer) else ""
 
-    def usual_stops(self) -> Collection[int]:
-        """The tokens that end a text by the folder's generation settings or, without any, by the tokenizer.
+    def stops(self, given: Collection[int] | None) -> Collection[int]:
+        """The tokens that end a text: those that are given or, without any, the usual ones.
+
+        Raises ValueError for what is no token of the model.
+        """
+        if given is None:
+            return self._usual_stops()
+        ids = listed_ids(given, "`stop_ids`")
+        self._require_known(ids, "`stop_ids`")
+        return ids
+
+    def _usual_stops(self) -> Collection[int]:
+        """Those of the folder's generation settings or, without any, of the tokenizer.
 
         Raises UserError where the settings name what is no token of the model.
         """

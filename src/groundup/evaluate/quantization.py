@@ -107,10 +107,11 @@ class TextStream:
     """Documents in memory as a stream of tokens, each closed by what ends a text, if anything: a `HeldoutStream`.
 
     bos_id: the token that stands before a document; where texts begin with none, the one that closed another.
-    Raises UserError where there is no text, and for a tokenizer with no such token.
+    vocab_size: of the model that is to read them.
+    Raises UserError where there is no text, for a tokenizer with no such token, and for tokens that the model has not.
     """
 
-    def __init__(self, paths: Sequence[str], words: TextTokenizer) -> None:
+    def __init__(self, paths: Sequence[str], words: TextTokenizer, vocab_size: int) -> None:
         end = words.end_ids[:1]
         if not (before := (*end, *words.beginning)):
             raise UserError(
@@ -122,6 +123,11 @@ class TextStream:
             raise UserError(f"{', '.join(paths)}: there is no text in it")
         all_ids = [[*ids, *end] for ids in words.encode_batch([text.decode() for text in texts])]
         self._tokens = np.fromiter(chain.from_iterable(all_ids), dtype=np.int64)
+        if (highest := max(self.bos_id, int(self._tokens.max()))) >= vocab_size:
+            raise UserError(
+                f"the tokenizer makes token {highest} of {', '.join(paths)}, but the model's vocabulary ends at "
+                f"{vocab_size - 1}: they do not belong together"
+            )
         self.offsets = np.cumsum([0, *map(len, all_ids)], dtype=np.int64)
         self.total_tokens = len(self._tokens)
         self.total_bytes = sum(map(len, texts))
@@ -151,7 +157,11 @@ def quantize_folder(config: QuantizeConfig, folder: Path, out: Path) -> dict[str
     named = _named_texts(config)
     # Where no text is read, no tokenizer is needed.
     words = load_tokenizer(folder) if named else None
-    texts = {} if words is None else {name: TextStream(paths, words) for name, paths in named.items()}
+    texts = (
+        {}
+        if words is None
+        else {name: TextStream(paths, words, model.config.vocab_size) for name, paths in named.items()}
+    )
     window = min(config.context, model.config.max_positions)
     quantized = load_language_model(folder)
     _quantize(quantized, format, _rounding(format, model, texts.get("calibration"), config, window))
