@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from typing import TypeVarTuple
 
 from torch import Tensor
@@ -139,13 +138,15 @@ class Loop:
         hidden_nd: of each text's last token, and of the guesses behind it.
         """
         try:
-            rows = iter(self._rows(ready, hidden_nd))
+            rows = self._rows(ready, hidden_nd)
         except Exception as error:  # they are computed together, so it is nobody's own
             self._fail([job for job, _ in ready], error)
             return
         searches: dict[Beaming, None] = {}
+        end = 0
         for job, sequence in ready:
-            logits = list(islice(rows, 1 + sequence.guessed))
+            start, end = end, end + 1 + sequence.guessed
+            logits = rows[start:end]
             if isinstance(job, Beaming):
                 job.hear(sequence, logits[0])
                 searches[job] = None
