@@ -41,7 +41,9 @@ def test_rows_are_the_held_out_losses_of_the_models(pretrained: Callable[[str], 
         model, tokenizer = load_language_model(folder), Tokenizer.load(folder)
         if format is not None:
             quantize_model(model, WEIGHT_FORMATS[format])
-        return heldout_loss(model, TextStream([str(text)], tokenizer), WINDOW - 1, tokenizer.bos_id).per_target
+        return heldout_loss(
+            model, TextStream([str(text)], tokenizer, tokenizer.vocab_size), WINDOW - 1, tokenizer.bos_id
+        ).per_target
 
     # A window more or fewer tokens, or a document's begin left out, would be further away than keys in bfloat16.
     plain = loss()
