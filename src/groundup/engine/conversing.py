@@ -1,7 +1,7 @@
 """The verbs of an engine that take a conversation, made of those that take prompts; `tokens/chat.py` has its form."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,10 +33,9 @@ class Conversing(ABC):
         **options: Any,
     ) -> Reply:
         """The assistant's reply to a conversation; `reply.message()` continues it."""
-        own = require_own(self.tokenizer)
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, turn_ends(own))
+        prompt, wanted = self._turn(messages, sampling, options, turn_ends)
         (written,) = self.generate([prompt], wanted, constraint=constraint, adapter=adapter)
-        return reply_of(own, written)
+        return reply_of(require_own(self.tokenizer), written)
 
     async def achat(
         self,
@@ -48,10 +47,9 @@ class Conversing(ABC):
         **options: Any,
     ) -> Reply:
         """As `chat`; cancelled as `agenerate` is."""
-        own = require_own(self.tokenizer)
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, turn_ends(own))
+        prompt, wanted = self._turn(messages, sampling, options, turn_ends)
         (written,) = await self.agenerate([prompt], wanted, constraint=constraint, adapter=adapter)
-        return reply_of(own, written)
+        return reply_of(require_own(self.tokenizer), written)
 
     def stream_chat(
         self,
@@ -63,8 +61,7 @@ class Conversing(ABC):
         **options: Any,
     ) -> Iterator[str]:
         """The words of the reply as they come, up to a tool call if it makes one."""
-        ends = word_ends(require_own(self.tokenizer))
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, ends)
+        prompt, wanted = self._turn(messages, sampling, options, word_ends)
         return self.stream(prompt, wanted, constraint=constraint, adapter=adapter)
 
     def astream_chat(
@@ -77,13 +74,22 @@ class Conversing(ABC):
         **options: Any,
     ) -> AsyncIterator[str]:
         """As `stream_chat`; it ends as `astream` does."""
-        ends = word_ends(require_own(self.tokenizer))
-        prompt, wanted = self.chat_prompt(messages), reply_wanted(sampling, options, ends)
+        prompt, wanted = self._turn(messages, sampling, options, word_ends)
         return self.astream(prompt, wanted, constraint=constraint, adapter=adapter)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens from which the assistant goes on."""
         return render(require_own(self.tokenizer), messages, add_generation_prompt=True).ids
+
+    def _turn(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None,
+        options: Mapping[str, Any],
+        ends: Callable[[Tokenizer], Collection[int]],
+    ) -> tuple[list[int], Sampling]:
+        """From where the assistant goes on, and what is asked of it. ends: of a tokenizer, the tokens it ends at."""
+        return self.chat_prompt(messages), reply_wanted(sampling, options, ends(require_own(self.tokenizer)))
 
     @property
     @abstractmethod

@@ -56,14 +56,14 @@ class DeviceStore:
                 ]
 
         is_far = device.type == "cuda" and host_blocks > 0
+        self._others = [layer for layer in range(len(shapes)) if layer not in self._windowed]
         own = [self.window_padding_block if layer in self._windowed else blocks for layer in range(len(shapes))]
         self._device = memory("`cache_tokens`", [count + 1 for count in own], device, pinned=False)
         self._host = memory("`host_tokens`", [host_blocks] * len(shapes), torch.device("cpu"), pinned=is_far)
 
     def copy(self, copies: Items[Copy], window_copies: Items[Copy] = ()) -> None:
         """Copy blocks one after the other, before a step writes to them."""
-        others = [layer for layer in range(len(self._device)) if layer not in self._windowed]
-        self._copy(copies, self.padding_block, others)
+        self._copy(copies, self.padding_block, self._others)
         self._copy(window_copies, self.window_padding_block, self._windowed)
 
     def cache(self, tables: AttentionTables, windowed: AttentionTables | None = None) -> "StepBlocks":

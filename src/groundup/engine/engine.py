@@ -70,8 +70,7 @@ class Engine(Conversing):
     quantize: "w8", "w4" or "w4_g32" for a folder whose weights are to be rounded to so many bits, and activations to 8;
         `groundup quantize` does it once and says what it costs. "fp8" on GPUs that can.
     speculate: who guesses tokens, which are computed together and kept if they are right: `PromptLookup(...)`, in texts
-        that repeat, or `DraftModel(...)`. What is written is the same with and without, but for
-        rounding.
+        that repeat, or `DraftModel(...)`. What is written is the same with and without, but for rounding.
     device: where a folder's model is computed: "cpu" (the default) or "cuda", there in bfloat16 unless its weights are
         float16. A model that is given as such is computed where it lies, in its own type.
     compile_layers: have `torch.compile` make kernels for the layers of a model on a GPU, which takes about a minute.

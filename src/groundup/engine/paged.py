@@ -10,7 +10,7 @@ less than another. No padding ever stands between what was there and what is new
 Shape suffixes: b sequences, t new tokens, s all tokens, h kv heads, k head dimension, n slots.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
@@ -104,15 +104,14 @@ class PagedStore:
         self.ids = Slots(blocks, host_blocks)
         self.keys = [Slots(count, host_blocks) for count in counts]
         self.values = [Slots(count, host_blocks) for count in counts]
+        kept = list(enumerate(zip(self.keys, self.values, strict=True)))
+        self._seeing_all = [self.ids, *(each for layer, both in kept if layer not in windowed for each in both)]
+        self._seeing_windows = [each for layer, both in kept if layer in windowed for each in both]
 
     def copy(self, copies: Items[Copy], window_copies: Items[Copy] = ()) -> None:
         """Copy blocks one after the other, before a step writes to them."""
-        others = [layer for layer in range(len(self.keys)) if layer not in self.windowed]
-        _copy(copies, self._blocks, [self.ids, *self._kept_by(others)])
-        _copy(window_copies, self._window_blocks, self._kept_by(self.windowed))
-
-    def _kept_by(self, layers: Iterable[int]) -> list[Slots]:
-        return [kept[layer] for kept in (self.keys, self.values) for layer in layers]
+        _copy(copies, self._blocks, self._seeing_all)
+        _copy(window_copies, self._window_blocks, self._seeing_windows)
 
 
 def _copy(copies: Items[Copy], blocks: int, memories: Items[Slots]) -> None:
