@@ -22,6 +22,7 @@ int groundup_set_level(int);
 void groundup_set_threads(int);
 void groundup_gather(const GatherJob*);
 void groundup_quantize(const QuantizeJob*);
+void groundup_round(const RoundJob*);
 void groundup_linear(const LinearJob*);
 void groundup_norm(const NormJob*);
 void groundup_rope(const RopeJob*);
@@ -82,7 +83,7 @@ void require_finite(const float* numbers, int64_t count, const char* what) {
 void linear() {
   const int64_t bits = draw() % 2 ? 4 : 8, width = up_to(500), rows = up_to(150), tokens = up_to(draw() % 2 ? 20 : 80);
   const int64_t group = bits == 8 ? 32 : draw() % 2 ? 128 : 32, columns = padded(width, group);
-  PackedMatrix matrix{nullptr, nullptr, rows, columns, bits == 8 ? columns : group, bits};
+  Matrix matrix{nullptr, nullptr, rows, columns, bits == 8 ? columns : group, bits == 8 ? kW8 : kW4};
   const int64_t groups = columns / matrix.group, all_rows = padded(rows, kRowMultiple);
   auto values = random<uint8_t>(all_rows * columns * bits / 8);
   auto scales = random<uint16_t>(all_rows * groups * (bits == 4 ? 1 : 2));
@@ -96,7 +97,7 @@ void linear() {
   auto x = random<float>((tokens - 1) * apart + width), bias = random<float>(rows), token_scales = random<float>(tokens);
   auto bytes = random<int8_t>(tokens * stride);
   auto sums = random<int32_t>(tokens * (stride / kSumColumns + 1));
-  const Activations activations{bytes.get(), token_scales.get(), sums.get(), tokens, stride};
+  const Activations activations{bytes.get(), token_scales.get(), sums.get(), tokens, 0, stride};
   const QuantizeJob quantize{x.get(), apart, width, activations};
   groundup_quantize(&quantize);
   auto out = random<float>(tokens * rows);
@@ -116,6 +117,44 @@ void linear() {
   const GatherJob gather{matrix, ids.get(), tokens, gathered.get(), width};
   groundup_gather(&gather);
   require_finite(gathered.get(), tokens * width, "gather");
+}
+
+// Numbers of a floating format that are small and not special.
+Numbers<uint8_t> weights_of(int64_t format, int64_t count) {
+  auto bytes = allocate<uint8_t>(count * (format == kFloat32 ? 4 : 2));
+  for (int64_t i = 0; i < count; ++i) {
+    if (format == kFloat32) reinterpret_cast<float*>(bytes.get())[i] = float(int64_t(draw() % 9) - 4);
+    else reinterpret_cast<uint16_t*>(bytes.get())[i] = uint16_t(0x3c00 | draw() % 64);
+  }
+  return bytes;
+}
+
+void floating() {
+  const int64_t format = kFloat32 + draw() % 3, columns = up_to(draw() % 2 ? 300 : 1200), rows = up_to(150);
+  const int64_t tokens = up_to(draw() % 2 ? 20 : 300), apart = columns + draw() % 3;
+  auto values = weights_of(format, rows * columns);
+  const Matrix matrix{values.get(), nullptr, rows, columns, columns, format};
+  auto x = random<float>((tokens - 1) * apart + columns), bias = random<float>(rows);
+  const int64_t stride = padded(columns, 128);
+  auto rounded = allocate<float>(padded(tokens, 16) * stride);
+  Activations activations{x.get(), nullptr, nullptr, tokens, 0, apart};
+  if (format == kBfloat16) {
+    activations.values = rounded.get(), activations.stride = stride;
+    const RoundJob round{x.get(), apart, columns, activations};
+    groundup_round(&round);
+  }
+  activations.first = draw() % tokens, activations.rows = tokens - activations.first;
+  auto out = random<float>(activations.rows * rows);
+  auto peaks = allocate<Peak>(activations.rows * ((rows + kPanel - 1) / kPanel));
+  const LinearJob job{matrix, activations, draw() % 2 ? bias.get() : nullptr, draw() % 2 ? out.get() : nullptr,
+                      out.get(), rows, draw() % 2 ? peaks.get() : nullptr, (rows + kPanel - 1) / kPanel};
+  groundup_linear(&job);
+  require_finite(out.get(), activations.rows * rows, "floating");
+  const std::vector<int64_t> ids{rows - 1, -1, 0};
+  auto gathered = random<float>(3 * columns);
+  const GatherJob gather{matrix, ids.data(), 3, gathered.get(), columns};
+  groundup_gather(&gather);
+  require_finite(gathered.get(), 3 * columns, "gather");
 }
 
 void pointwise() {
@@ -260,14 +299,14 @@ void grouped() {
   auto bytes = random<int8_t>(rows * stride);
   auto row_scales = random<float>(rows);
   auto sums = random<int32_t>(rows * (stride / kSumColumns + 1));
-  const Activations activations{bytes.get(), row_scales.get(), sums.get(), 1, stride};
+  const Activations activations{bytes.get(), row_scales.get(), sums.get(), 1, 0, stride};
   const QuantizeJob quantize{x.get(), columns, columns, activations};
   instruct(kQuantize, &quantize, rows);
   const int64_t starts[] = {0, rows / 3, rows / 3, rows};
   auto out = random<float>(2 * rows * outputs);
   std::vector<LinearJob> products;
   for (int64_t i = 0; i < 6; ++i) {
-    const PackedMatrix matrix{values.get(), scales.get(), outputs, columns, columns, 8};
+    const Matrix matrix{values.get(), scales.get(), outputs, columns, columns, kW8};
     products.push_back({matrix, activations, nullptr, nullptr, out.get() + i / 3 * rows * outputs, outputs});
   }
   const GroupedJob job{products.data(), 6, 3, starts};
@@ -313,7 +352,7 @@ int main() {
     if (!groundup_set_level(level)) continue;
     for (const int threads : {1, 3}) {
       groundup_set_threads(threads);
-      for (int i = 0; i < 60; ++i, ++rounds) linear(), pointwise(), choose(), mixtures(), grouped(), adapters(), attention();
+      for (int i = 0; i < 60; ++i, ++rounds) linear(), floating(), pointwise(), choose(), mixtures(), grouped(), adapters(), attention();
     }
   }
   std::vector<std::thread> callers;  // several threads ask the pool at once

@@ -16,6 +16,7 @@ from workloads import CONFIGS, pool_of, workload_model
 import groundup as gu
 from groundup.engine import device_runner, loading
 from groundup.engine.blocks import BlockPool
+from groundup.engine.compiled import CompiledRunner
 from groundup.engine.decode_graphs import unrecorded
 from groundup.engine.device_runner import DeviceRunner, is_packable, is_recordable, runs_on_device
 from groundup.engine.runner import Runner, StepRunner
@@ -212,7 +213,8 @@ def test_guesses_of_a_draft_on_a_device_change_nothing(pretended: None):
 def test_who_computes_is_told_by_device_type_and_model(monkeypatch: pytest.MonkeyPatch):
     plain = hot_decoder(tiny_config("llama"), dtype=torch.bfloat16)
     assert not runs_on_device(plain) and block_size_of(plain) == 16
-    assert isinstance(runner_of(plain, 4, 0, 8, 2, torch.bfloat16), Runner)
+    assert isinstance(runner_of(plain, 4, 0, 8, 2, torch.bfloat16), CompiledRunner)
+    assert isinstance(runner_of(hot_decoder(tiny_config("llama")), 4, 0, 8, 2, torch.float64), Runner)
     monkeypatch.setattr(device_runner, "_has_kernels", lambda device: True)
     assert runs_on_device(plain)
     assert not runs_on_device(plain.float()), "the kernel knows no float32"

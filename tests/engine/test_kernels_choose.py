@@ -173,7 +173,7 @@ def test_what_a_product_leaves_says_what_its_logits_say(level: str, rows: int, w
     bias_v[0 if added != -40.0 else slice(None)] = added
     program = Program(rows)
     x_md, logits, peaks = program.buffer("x", 64), program.buffer("logits", width), peaks_of(rows, width)
-    program.linear(program.quantize(x_md), Product(head, bias_v, logits, peaks=peaks))
+    program.linear(x_md, Product(head, bias_v, logits, peaks=peaks))
     x_md.copy_(_random(rows, 64, seed=rows))
     program.run_rows(rows)
     for draw in (LIKELIEST, FILTERS["all"]._replace(number=0.7)):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from groundup.engine import kernels
+from groundup.engine.kernels.matrices import FloatMatrix
 from groundup.engine.kernels.program import Product, Program
 from groundup.engine.kernels.tables import StepTables
 from groundup.model.parts import Normalise
@@ -46,14 +47,14 @@ def test_a_program_does_what_its_kernels_do():
     x_md = program.buffer("x", width)
     query, key, value = (program.buffer(name, one.rows) for name, one in zip("qkv", matrices, strict=True))
     pairs = zip(matrices, (bias, None, None), (query, key, value), strict=True)
-    program.linear(program.quantize(x_md), *(Product(*each) for each in pairs))
+    program.linear(x_md, *(Product(*each) for each in pairs))
     program.norm(query, query, weight, None, 1e-6, pieces=heads)
     program.rope(query, heads, cosine, sine, interleaved=False)
     program.rope(key, kv_heads, cosine, sine, interleaved=True)
     program.store(blocks, key, value)
     program.attend(query, blocks, query, scale=0.3, window=5, softcap=2.0, sinks_h=sinks)
     program.activate(query, None, query, "gelu")
-    program.linear(program.quantize(query), Product(out, None, x_md, x_md))
+    program.linear(query, Product(out, None, x_md, x_md))
     program.add(x_md, x_md)
     x_md[:TOKENS] = x
     x_md[TOKENS:] = torch.nan
@@ -145,7 +146,7 @@ def test_groups_of_rows_have_products_of_their_own(level: str):
     )
     pairs = list(zip(matrices, biases, strict=True))
     lists = [Product(*pair, first) for pair in pairs[:3]], [Product(*pair, second) for pair in pairs[3:]]
-    program.grouped(program.quantize(x, pieces=2), starts, *lists)
+    program.grouped(x, starts, *lists)
     weights = program.buffer("weights", 2)
     program.combine(first, weights, places, sum_md, sum_md)
     for seed, buffer in enumerate((x, weights, sum_md)):
@@ -201,15 +202,15 @@ def test_what_does_not_fit_is_refused():
     program, matrix = Program(ROOM), quantize_rows(_random(8, 70, seed=0), W8)
     x, other = program.buffer("x", 70), program.buffer("other", 9)
     blocks = kernels.KeyValueBlocks.empty(3, 2, 8, 16)
-    quantized = program.quantize(x)
-    with pytest.raises(ValueError, match="a matrix of 70 columns cannot be multiplied by 9"):
-        program.linear(program.quantize(other), Product(matrix, None, program.buffer("out", 8)))
+    floating = FloatMatrix(_random(8, 70, seed=1))
+    with pytest.raises(ValueError, match="a matrix of 70 columns cannot be multiplied by rows of 9"):
+        program.linear(other, Product(matrix, None, program.buffer("out", 8)))
     with pytest.raises(ValueError, match=r"`out` must have shape \(12, 8\), not \(12, 9\)"):
-        program.linear(quantized, Product(matrix, None, other))
+        program.linear(x, Product(matrix, None, other))
     with pytest.raises(ValueError, match=r"`bias` must have shape \(8,\)"):
-        program.linear(quantized, Product(matrix, torch.zeros(7), program.buffer("out", 8)))
+        program.linear(x, Product(matrix, torch.zeros(7), program.buffer("out", 8)))
     with pytest.raises(ValueError, match="1 to 8 products, not 9"):
-        program.linear(quantized, *[Product(matrix, None, program.buffer("out", 8))] * 9)
+        program.linear(x, *[Product(matrix, None, program.buffer("out", 8))] * 9)
     with pytest.raises(ValueError, match="9 of 9 channels have no 2 equal pieces"):
         program.norm(other, other, None, None, 1e-6, pieces=2)
     with pytest.raises(ValueError, match="tables for 10 dimensions cannot turn 9 heads"):
@@ -220,8 +221,14 @@ def test_what_does_not_fit_is_refused():
         program.attend(other, blocks, other, scale=1.0)
     with pytest.raises(ValueError, match=r"`keys` must have shape \(12, 16\)"):
         program.store(blocks, other, other)
+    with pytest.raises(ValueError, match="a product's `out` cannot be what is multiplied"):
+        program.linear(x, Product(FloatMatrix(_random(70, 70, seed=1)), None, x))
     with pytest.raises(ValueError, match="9 channels have no 2 equal pieces"):
-        program.quantize(other, pieces=2)
+        narrow = quantize_rows(_random(8, 4, seed=0), W8)
+        program.grouped(other, torch.zeros(2), [Product(narrow, None, program.buffer("out of two", 16))])
+    with pytest.raises(ValueError, match="this matrix is multiplied by FloatActivations, not by IntegerActivations"):
+        mixed = [Product(one, None, program.buffer("out", 8)) for one in (matrix, floating)]
+        program.grouped(x, torch.zeros(3, dtype=torch.int64), mixed)
     kinds, streams = program.numbers(2), program.buffers(3, 70)
     with pytest.raises(ValueError, match=r"`streams` must have shape \(2, 12, 70\), not \(3, 12, 70\)"):
         program.mix(x, streams, torch.ones(2, 3), kinds)
@@ -234,7 +241,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="a matrix of 8 rows has none for every number below 9"):
         program.gather(matrix, program.numbers(9), program.buffers(1, 70))
     with pytest.raises(ValueError, match=r"`starts` must have shape \(2,\)"):
-        program.grouped(quantized, torch.zeros(3), [Product(matrix, None, program.buffer("out", 8))])
+        program.grouped(x, torch.zeros(3), [Product(matrix, None, program.buffer("out", 8))])
 
 
 def test_blocks_of_windows_are_found_by_tables_of_their_own():

@@ -1,4 +1,4 @@
-"""A scheduled step, computed by the kernels: the layers of a quantized model as one program.
+"""A scheduled step, computed by the kernels: the layers of a model as one program.
 
 Every token of a step passes through the program at once, whatever text it belongs to: nothing is padded, and a text's
 numbers do not depend on the others. What the program cannot express is left to `runner.py`; `is_compilable` tells.
@@ -19,8 +19,10 @@ from groundup.engine.copies import Copy, at_once
 from groundup.engine.head_program import HeadRunner
 from groundup.engine.kernels import KeyValueBlocks, library
 from groundup.engine.kernels.low_rank import AdaptedTokens
-from groundup.engine.kernels.program import Program
+from groundup.engine.kernels.matrices import FLOATING
+from groundup.engine.kernels.program import Product, Program
 from groundup.engine.layer_program import LayerWriter, is_writable, key_value_shape
+from groundup.engine.model_matrices import ModelMatrices, activation_dtype, are_readable, bias_of
 from groundup.engine.norm_program import write_norm
 from groundup.engine.offered import Lookups, Offered, is_offerable
 from groundup.engine.runner import StepRunner, depends_on_the_longest
@@ -33,6 +35,7 @@ from groundup.model.positions import rope_tables
 from groundup.model.rotary import Rope
 from groundup.model.specs import Attention, LatentAttention
 from groundup.model.stack import Block
+from groundup.quantize.convert import quantized_format
 
 CacheType = Literal["float32", "bfloat16", "int8"]
 CACHE_TYPES: dict[CacheType, torch.dtype] = {
@@ -43,24 +46,25 @@ CACHE_TYPES: dict[CacheType, torch.dtype] = {
 
 
 def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.dtype:
-    """The type in which keys and values are kept; by default the model's own, and bfloat16 where the kernels run it.
+    """The type in which keys and values are kept; by default the model's own, for quantized ones bfloat16.
 
     Raises ValueError if the model cannot have the one that is wanted.
     """
     if wanted is not None and wanted not in tuple(CACHE_TYPES):
         raise ValueError(f"`cache_type` must be one of {', '.join(CACHE_TYPES)}, not {wanted!r}")
+    own = activation_dtype(model)
     if is_compilable(model):
-        return CACHE_TYPES[wanted or "bfloat16"]
-    own = model.compute_dtype or model.embedding.dtype
+        narrow = quantized_format(model) is not None or own == torch.bfloat16
+        return CACHE_TYPES[wanted or ("bfloat16" if narrow else "float32")]
     if wanted is not None and CACHE_TYPES[wanted] != own:
-        raise ValueError(
-            f"`cache_type` {wanted!r} is for quantized models that the kernels run; this one keeps keys in {own}"
-        )
+        raise ValueError(f"`cache_type` {wanted!r} is for models that the kernels run; this one keeps keys in {own}")
     return own
 
 
 class CompiledRunner(StepRunner):
-    """A quantized decoder whose layers are a program, and the blocks in which its sequences lie.
+    """A decoder whose layers are a program, and the blocks in which its sequences lie.
+
+    The model's floating weights are read where they lie, so that they must not change while texts are computed.
 
     blocks: all there are, since those of the host lie in the same memory. most_tokens: of one step.
     dtype: of keys and values, one of `CACHE_TYPES`. window_blocks: likewise for layers that see a window, if these have
@@ -82,12 +86,13 @@ class CompiledRunner(StepRunner):
         longest = min(blocks, blocks_for(model.config.max_positions))
         self._memory = StepMemory(most_tokens, longest, BLOCK_TOKENS, windowed=window_blocks is not None)
         self._program = Program(most_tokens)
-        self._offered = Offered(self._program, model)
+        self._matrices = ModelMatrices(model)
+        self._offered = Offered(self._program, self._matrices, model)
         leaves_md = self._write()
         # What leaves the layers in a step of so many tokens. Made once: after the weights have passed through the
         # processor's caches, a slice of a tensor takes 40 µs.
         self._leaves = [leaves_md[:tokens] for tokens in range(most_tokens + 1)]
-        self._head = HeadRunner(model, leaves_md)
+        self._head = HeadRunner(model, self._matrices, leaves_md)
 
     def run(self, step: Step) -> Tensor:
         self._copy(step.copies, are_windowed=False)
@@ -99,34 +104,33 @@ class CompiledRunner(StepRunner):
             return self._through(step.chunks, adapted)
 
     def logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
-        rows = len(adapters)
-        self.peaks = None
-        if not self._head.computes(rows):
-            return super().logits(hidden_nd, adapters)
+        return self._head_logits(hidden_nd, adapters)
+
+    def _head_logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
+        rows, most = len(adapters), self._head.most_rows
+        if rows > most:
+            firsts = range(0, rows, most)
+            parts = [(hidden_nd[first : first + most], adapters[first : first + most]) for first in firsts]
+            logits_nv = torch.cat([self._head_logits(*part).clone() for part in parts])
+            self.peaks = None
+            return logits_nv
         with self._applied(adapters) as adapted:
             self.peaks = self._head.peaks(adapted)
             # The layers leave the same tensor in each step of as many tokens.
             return self._head.logits(None if hidden_nd is self._leaves[rows] else hidden_nd, rows, adapted)
 
     def _applied(self, adapters_m: Sequence[Adapter | None]) -> AbstractContextManager[Sequence[AdaptedTokens]]:
-        """Within it, what Python computes (routers, say) is adapted; programs are to be told what it yields."""
+        """Within it, what Python computes is adapted; programs are to be told what it yields."""
         return self.adapters.applied(adapters_m, self.model.device) if any(adapters_m) else nullcontext(())
 
     def _through(self, chunks: list[Chunk], adapted: Sequence[AdaptedTokens]) -> Tensor:
         """The final activations of all tokens, each of them a row of one call for the adapters."""
         ids, memory = step_ids(chunks), self._memory
         memory.fill(chunks)
-        entered_md = None if self._offered.looks_up else self._entered(ids)
         ngrams_md = self._lookups.ngrams(chunks, memory.positions_m)
-        self._offered.tell(ids, entered_md, ngrams_md, self._lookups.followers(chunks))
+        self._offered.tell(ids, memory.positions_m, ngrams_md, self._lookups.followers(chunks))
         self._program.run(memory, adapted)
-        return self.model.leave(self._leaves[len(ids)])
-
-    @torch.no_grad()
-    def _entered(self, ids: list[int]) -> Tensor:
-        """What enters the layers, computed by the model."""
-        positions_1m = torch.from_numpy(self._memory.positions_m[None, : len(ids)]).long()
-        return self.model.embed(torch.tensor([ids]), positions_1m)[0]
+        return self._leaves[len(ids)]
 
     def _copy(self, copies: Sequence[Copy], are_windowed: bool) -> None:
         for group in at_once(copies, self._blocks):
@@ -150,11 +154,24 @@ class CompiledRunner(StepRunner):
                 tables[spec.rope, spec.head_dim] = _turning_tables(spec.rope, spec.head_dim, rows)
             turning = None if spec.rope is None else tables[spec.rope, spec.head_dim]
             offered.mix(layer, number, x_md)
-            LayerWriter(program, layer, f"layers.{number}", turning, key_values, offered).write(x_md)
+            LayerWriter(program, self._matrices, layer, f"layers.{number}", turning, key_values, offered).write(x_md)
         leaves_md = x_md if model.final_norm is None else program.buffer("hidden", model.width)
         write_norm(program, model.final_norm, x_md, leaves_md)
+        leaves_md = self._leave(leaves_md)
         offered.point(leaves_md, model.head_matrix)
         return leaves_md
+
+    def _leave(self, x_md: Tensor) -> Tensor:
+        """Append `LanguageModel.leave`; returns the buffer of what the head is given."""
+        program, narrowed, scale = self._program, self.model.embedding_out, self.model.config.logit_scale
+        if narrowed is not None:
+            out_md = program.buffer("narrowed", self.model.config.table_width)
+            program.linear(x_md, Product(self._matrices.of(narrowed), bias_of(narrowed), out_md))
+            program.adapt(x_md, {"embedding_out": out_md})
+            x_md = out_md
+        if scale is not None:
+            program.call(lambda tokens: x_md[:tokens].mul_(scale))
+        return x_md
 
 
 def _empty_blocks(
@@ -178,10 +195,11 @@ def _empty_blocks(
 
 def is_compilable(model: LanguageModel) -> bool:
     """Whether the kernels are there and express all that is between the embedding and the head."""
-    config = model.config
-    if library.path() is None or model.device.type != "cpu":
+    if library.path() is None or model.device.type != "cpu" or activation_dtype(model) not in FLOATING:
         return False
-    if config.relative_positions is not None or not is_offerable(model):
+    if model.config.relative_positions is not None or not is_offerable(model):
+        return False
+    if not are_readable([model.head_matrix, model.embedding_out]):
         return False
     return not depends_on_the_longest(model) and all(
         isinstance(layer, Block) and is_writable(layer) for layer in model.layers

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from groundup.engine.expert_program import are_quantized, write_experts
+from groundup.engine.expert_program import are_experts_readable, write_experts
 from groundup.engine.kernels import MOST_HEAD_DIM, KeyValueBlocks
 from groundup.engine.kernels.program import Product, Program
 from groundup.engine.latent_program import padded_head_dim, write_latent
+from groundup.engine.model_matrices import ModelMatrices, are_readable, bias_of
 from groundup.engine.norm_program import write_norm
 from groundup.engine.offered import Offered
 from groundup.model.attention import SelfAttention
@@ -21,7 +22,6 @@ from groundup.model.latent import LatentSelfAttention
 from groundup.model.parts import Normalise
 from groundup.model.specs import Attention, Experts, LatentAttention, LayerSpec
 from groundup.model.stack import Block
-from groundup.quantize.modules import QuantizedLinear
 
 
 class LayerWriter:
@@ -30,13 +30,14 @@ class LayerWriter:
     def __init__(
         self,
         program: Program,
+        matrices: ModelMatrices,
         layer: Block,
         name: str,
         turning: tuple[Tensor, Tensor] | None,
         key_values: KeyValueBlocks,
         offered: Offered,
     ) -> None:
-        self._program, self._layer, self._name = program, layer, name
+        self._program, self._matrices, self._layer, self._name = program, matrices, layer, name
         self._turning, self._key_values, self._offered = turning, key_values, offered
 
     def write(self, x_md: Tensor) -> None:
@@ -153,30 +154,31 @@ class LayerWriter:
         if shared is not None:
             self._dense(shared, "feed_forward.shared", x_md, shared_md, None)
         if gate is not None:
-            self._program.call(lambda tokens: _scale(shared_md[:tokens], gate(x_md[:tokens])))
-        write_experts(self._program, network, x_md, out_md, residual_md)
+            gate_m1 = self._program.buffer("shared gate", 1)
+            self._linear(x_md, {"feed_forward.shared_gate": gate_m1}, wide=True)
+            self._program.gate(gate_m1, torch.ones(1, 1), shared_md, None, shared_md, factor=1.0)
+        logits_me = self._program.buffer("router", network.spec.router.experts)
+        self._linear(x_md, {"feed_forward.router": logits_me}, wide=True)
+        write_experts(self._program, self._matrices, network, logits_me, x_md, out_md, residual_md)
         if shared is not None:
             self._program.add(out_md, shared_md)
 
-    def _linear(self, x_mk: Tensor, outs: dict[str, Tensor], residual_mn: Tensor | None = None) -> None:
-        """The linear maps of these names, all of x, with what adapters add to them."""
+    def _linear(
+        self, x_mk: Tensor, outs: dict[str, Tensor], residual_mn: Tensor | None = None, wide: bool = False
+    ) -> None:
+        """The linear maps of these names, all of x, with what adapters add to them. wide: multiplied in float32."""
         products = []
         for name, out_mn in outs.items():
             linear = self._layer.get_submodule(name)
-            assert isinstance(linear, QuantizedLinear)
-            bias_n = None if linear.bias is None else linear.bias.detach().float()
-            products.append(Product(linear.matrix, bias_n, out_mn, residual_mn))
-        self._program.linear(self._program.quantize(x_mk), *products)
+            matrix = self._matrices.wide(linear) if wide else self._matrices.of(linear)
+            products.append(Product(matrix, bias_of(linear), out_mn, residual_mn))
+        self._program.linear(x_mk, *products)
         self._program.adapt(x_mk, {f"{self._name}.{name}": out_mn for name, out_mn in outs.items()})
 
 
-def _scale(x_md: Tensor, gate_m1: Tensor) -> None:
-    x_md *= torch.sigmoid(gate_m1)
-
-
 def is_writable(layer: Block) -> bool:
-    """Whether a program can express the layer, whose matrices must be quantized."""
-    return _is_expressible(layer.spec) and _is_quantized(layer)
+    """Whether a program can express the layer, and the kernels read its matrices."""
+    return _is_expressible(layer.spec) and _has_readable_matrices(layer)
 
 
 def _is_expressible(spec: LayerSpec) -> bool:
@@ -201,11 +203,9 @@ def key_value_shape(attention: Attention | LatentAttention) -> tuple[int, int]:
     return attention.kv_heads, attention.head_dim
 
 
-def _is_quantized(layer: Block) -> bool:
+def _has_readable_matrices(layer: Block) -> bool:
     network = layer.feed_forward
     dense = network.shared if isinstance(network, MixtureOfExperts) else network
     parts = [part for part in (layer.mixer, dense) if part is not None]
     linears = [one for part in parts for one in part.children() if not isinstance(one, Normalise)]
-    if isinstance(network, MixtureOfExperts) and not are_quantized(network):
-        return False
-    return all(isinstance(one, QuantizedLinear) for one in linears)
+    return are_readable(linears) and (not isinstance(network, MixtureOfExperts) or are_experts_readable(network))

@@ -6,7 +6,6 @@ from pathlib import Path
 from reprlib import repr as shortened
 
 import torch
-from torch import Tensor
 
 from groundup.engine import kernels
 from groundup.engine.kernels import library
@@ -17,15 +16,10 @@ from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.quantize.convert import compute_with, quantize_model, quantized_format, require_floating
 from groundup.quantize.float8 import LEAST_CAPABILITY, use_float8
-from groundup.quantize.matrix import WEIGHT_FORMATS, QuantizedMatrix
+from groundup.quantize.matrix import WEIGHT_FORMATS
 from groundup.quantize.modules import Arithmetic
 
-
-def _linear(x_mk: Tensor, matrix: QuantizedMatrix, bias_n: Tensor | None) -> Tensor:
-    return kernels.linear(kernels.quantize(x_mk), matrix, bias_n)
-
-
-KERNELS = Arithmetic(_linear, kernels.gather)
+KERNELS = Arithmetic(kernels.product, kernels.gather)
 
 FLOAT8_NAME = "fp8"
 ENGINE_FORMATS = (*WEIGHT_FORMATS, FLOAT8_NAME)

@@ -1,4 +1,4 @@
-"""What layers of our own preset are offered beside their input: the first layer's input, n-grams, followers, values.
+"""What enters the layers, and what those of our own preset are offered beside it: n-grams, followers, values.
 
 All of it follows from the tokens of the texts: it is looked up once for a step and lies in buffers of the program, from
 which each layer takes its own mixture (`model/shortcuts.py`, `model/induction.py`).
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from groundup.engine.followers import EarlierPlaces
-from groundup.engine.kernels.program import Program
+from groundup.engine.kernels.program import Product, Program
+from groundup.engine.kernels.tables import Numbers
+from groundup.engine.model_matrices import ModelMatrices, activation_dtype, are_readable, bias_of
 from groundup.engine.norm_program import write_norm
 from groundup.engine.sequence import Chunk
 from groundup.engine.sequence import Sequence as Text
@@ -24,8 +26,6 @@ from groundup.model.induction import NOWHERE
 from groundup.model.language_model import LanguageModel
 from groundup.model.shortcuts import TokenValues
 from groundup.model.stack import Block
-from groundup.quantize.matrix import QuantizedMatrix
-from groundup.quantize.modules import QuantizedMatrixModule
 
 
 class Lookups:
@@ -77,14 +77,12 @@ def earlier_tokens(chunks: Sequence[Chunk], distance: int) -> npt.NDArray[np.int
 class Offered:
     """The buffers of one program, and the instructions that fill and use them."""
 
-    def __init__(self, program: Program, model: LanguageModel) -> None:
-        self._program, self._model = program, model
-        self._heads, vocabulary = model.induction, model.config.vocab_size
-        self.looks_up = _is_looked_up(model)
-        # Buffers of what enters the first layer.
-        self._entered: list[Tensor] = []
+    def __init__(self, program: Program, matrices: ModelMatrices, model: LanguageModel) -> None:
+        self._program, self._matrices, self._model = program, matrices, model
+        self._heads, vocabulary, learned = model.induction, model.config.vocab_size, model.config.learned_positions
         lengths, followers = (0, 0) if self._heads is None else (len(self._heads.spec.lengths), self._heads.spec.terms)
         self._ids = program.numbers(vocabulary)
+        self._positions = None if learned is None else program.numbers(learned.rows + learned.offset)
         # What entered the first layer, n-grams, and each of the followers.
         streams = 1 + (model.ngrams is not None) + followers if model.config.residual_mix else 0
         self._streams_jmd = program.buffers(streams, model.width)
@@ -95,27 +93,43 @@ class Offered:
             self._gather_followers(self._heads.table)
 
     def enter(self, x_md: Tensor) -> None:
-        """Have what enters the layers looked up by the program, if it can; x: the buffer of the first layer's input."""
-        self._entered += [x_md, *self._streams_jmd[:1]]
-        if self.looks_up:
-            for out_md in self._entered:
-                self._program.gather(matrix_of(self._model.embedding), self._ids, out_md[None])
-                self._program.adapt_table("embedding", self._ids, out_md)
-                write_norm(self._program, self._model.embedding_norm, out_md, out_md)
+        """Append what enters the layers, as `LanguageModel.embed` has it; x: the buffer of the first layer's input."""
+        for out_md in (x_md, *self._streams_jmd[:1]):
+            self._look_up(out_md)
+            write_norm(self._program, self._model.embedding_norm, out_md, out_md)
+
+    def _look_up(self, out_md: Tensor) -> None:
+        program, model, widened = self._program, self._model, self._model.embedding_in
+        found_md = out_md if widened is None else program.buffer("embedding", model.config.table_width)
+        self._gather("embedding", self._ids, found_md)
+        if widened is not None:
+            program.linear(found_md, Product(self._matrices.of(widened), bias_of(widened), out_md))
+            program.adapt(found_md, {"embedding_in": out_md})
+        if model.config.embedding_scale is not None:
+            scale = float(torch.tensor(model.config.embedding_scale, dtype=activation_dtype(model)))
+            program.call(lambda tokens: out_md[:tokens].mul_(scale))
+        if self._positions is not None:
+            position_md = program.buffer("position", model.width)
+            self._gather("positions", self._positions, position_md)
+            program.add(out_md, position_md)
+
+    def _gather(self, table: str, numbers: Numbers, out_mk: Tensor) -> None:
+        """The vectors of a table of the model, with what adapters add to them."""
+        self._program.gather(self._matrices.of(self._model.get_submodule(table)), numbers, out_mk[None])
+        self._program.adapt_table(table, numbers, out_mk)
 
     def tell(
         self,
         ids: list[int],
-        entered_md: Tensor | None,
+        positions_m: npt.NDArray[np.int32],
         ngrams_md: Tensor | None,
         followers: Sequence[tuple[int, ...]] | None,
     ) -> None:
-        """What the next run is about. entered_md: what enters the layers, unless the program looks it up."""
+        """What the next run is about. positions_m: of these tokens, and perhaps of others behind them."""
         tokens = len(ids)
         self._ids.tell(ids)
-        if entered_md is not None:
-            for out_md in self._entered:
-                out_md[:tokens] = entered_md
+        if self._positions is not None and self._model.config.learned_positions is not None:
+            self._positions.tell((positions_m[:tokens] + self._model.config.learned_positions.offset).tolist())
         if ngrams_md is not None:
             self._streams_jmd[1, :tokens] = ngrams_md
         if self._heads is not None and self._followers is not None and followers is not None:
@@ -137,7 +151,7 @@ class Offered:
     def add_values(self, values: TokenValues, input_md: Tensor, value_mk: Tensor) -> None:
         """Append what the tokens' own vectors add to their attention values."""
         rows_mk = self._program.buffer("token values", value_mk.shape[1])
-        self._program.gather(matrix_of(values.table), self._ids, rows_mk[None])
+        self._program.gather(self._matrices.of(values.table), self._ids, rows_mk[None])
         self._program.gate(input_md, values.gate.detach().float(), rows_mk, value_mk, value_mk, factor=2.0)
 
     def point(self, hidden_md: Tensor, head: nn.Module) -> None:
@@ -151,27 +165,18 @@ class Offered:
 
     def _gather_followers(self, table: nn.Module) -> None:
         assert self._followers is not None
-        self._program.gather(matrix_of(table), self._followers, self._rows_nmd)
-
-
-def matrix_of(table: nn.Module) -> QuantizedMatrix:
-    """Of a table that is quantized."""
-    assert isinstance(table, QuantizedMatrixModule)
-    return table.matrix
-
-
-def _is_looked_up(model: LanguageModel) -> bool:
-    """Whether a program can look up what enters the layers; else the model computes it."""
-    beside = (model.config.embedding_scale, model.config.learned_positions, model.embedding_in, model.token_types)
-    return isinstance(model.embedding, QuantizedMatrixModule) and all(one is None for one in beside)
+        self._program.gather(self._matrices.of(table), self._followers, self._rows_nmd)
 
 
 def is_offerable(model: LanguageModel) -> bool:
-    """Whether a program can offer all that the layers want: what it looks up there must be quantized."""
+    """Whether a program can look up all that enters the layers, or is offered to them."""
+    if model.token_types is not None or model.transform is not None:
+        return False
     values = [layer.token_values for layer in model.layers if isinstance(layer, Block)]
-    tables: list[nn.Module] = [each.table for each in values if each is not None]
+    tables: list[nn.Module | None] = [model.embedding, model.embedding_in, model.positions]
+    tables += [each.table for each in values if each is not None]
     if model.induction is not None:
         tables += [model.induction.table, model.head_matrix]
-        if model.embedding_out is not None or model.transform is not None or model.config.logit_scale is not None:
-            return False  # the followers' logits come behind these, which are no part of the program
-    return all(isinstance(table, QuantizedMatrixModule) for table in tables)
+        if model.embedding_out is not None or model.config.logit_scale is not None:
+            return False  # the followers' logits come behind these
+    return are_readable(tables)

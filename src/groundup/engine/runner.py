@@ -60,19 +60,22 @@ class StepRunner(ABC):
 
         hidden_nd: of n tokens, from `run`. adapters: of each of them.
         """
-        with self.adapters.applied(adapters, hidden_nd.device):
-            return widen(self.model.logits(hidden_nd[None])[0]).cpu()
+        return self._head_logits(hidden_nd, adapters).cpu()
 
     @torch.no_grad()
     def score(self, hidden_nd: Tensor, next_ids: list[int], adapter: Adapter | None, top: int) -> list[Choice]:
         """The tokens that came next in a text, with so many of the likeliest; computed as the trainer's loss is."""
         found: list[Choice] = []
         for start in range(0, len(next_ids), HEAD_TOKENS):
-            with self.adapters.applied([adapter], hidden_nd.device):
-                logits_nv = widen(self.model.logits(hidden_nd[None, start : start + HEAD_TOKENS])[0])
             ids = next_ids[start : start + HEAD_TOKENS]
-            found += _choices_of(logits_nv[: len(ids)], ids, top)
+            logits_nv = self._head_logits(hidden_nd[start : start + len(ids)], [adapter] * len(ids))
+            found += _choices_of(logits_nv, ids, top)
         return found
+
+    def _head_logits(self, hidden_nd: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
+        """(n, vocab) where the model lies, otherwise like `logits`."""
+        with self.adapters.applied(adapters, hidden_nd.device):
+            return widen(self.model.logits(hidden_nd[None])[0])
 
 
 def _choices_of(logits_nv: Tensor, ids: list[int], top: int) -> list[Choice]:

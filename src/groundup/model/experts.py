@@ -36,6 +36,11 @@ def route(spec: Router, logits_ne: Tensor, correction_e: Tensor | None = None) -
     correction_e: added to the scores for the choice, not for the weights (DeepSeek-V3, eq. 16), or None.
     """
     scores_ne = logits_ne.sigmoid() if spec.score == "sigmoid" else logits_ne.softmax(dim=-1)
+    return choose(spec, logits_ne, scores_ne, correction_e)
+
+
+def choose(spec: Router, logits_ne: Tensor, scores_ne: Tensor, correction_e: Tensor | None) -> tuple[Routing, Tensor]:
+    """The same by these scores."""
     rank_ne = scores_ne.detach() if correction_e is None else scores_ne.detach() + correction_e
     if spec.chosen_groups < spec.groups:
         rank_neg = rank_ne.unflatten(-1, (spec.groups, -1))

@@ -1,4 +1,4 @@
-"""The CPU kernels on tensors: quantized products, norms, rotary positions, activations, attention to blocks of keys.
+"""The CPU kernels on tensors: products, norms, rotary positions, activations, attention to blocks of keys.
 
 Every function checks types, shapes and bounds, since the library checks nothing, and computes in float32. A token's
 result depends neither on the tokens around it nor on the number of threads, to the bit.
@@ -14,34 +14,21 @@ from torch import Tensor
 
 from groundup.engine.kernels import jobs, library
 from groundup.engine.kernels.checks import address, require_shape, require_within, round_up, rows_address
+from groundup.engine.kernels.matrices import (
+    Activations,
+    FloatActivations,
+    IntegerActivations,
+    Matrix,
+    RoundedActivations,
+    activations_for,
+    matrix_fields,
+    require_fitting,
+)
 from groundup.model.specs import Activation
-from groundup.quantize.matrix import QuantizedMatrix
 
-# What the library pads and takes steps of: see jobs.h.
-STRIDE_MULTIPLE, SUM_COLUMNS, STRIP, MOST_HEAD_DIM, MOST_STREAMS = 128, 32, 16, 512, 64
+# What the library takes steps of, and its bounds: see jobs.h.
+STRIP, MOST_HEAD_DIM, MOST_STREAMS = 16, 512, 64
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "tanh")
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Quantized activations of `columns` channels: values int8 (m, padded), scales float32 (m), running sums int32."""
-
-    columns: int
-    values: Tensor
-    scales: Tensor
-    running_sums: Tensor
-
-    @classmethod
-    def empty(cls, rows: int, columns: int) -> "Activations":
-        """Room for so many tokens."""
-        stride = round_up(columns, STRIDE_MULTIPLE)
-        values = torch.empty(rows, stride, dtype=torch.int8)
-        sums = torch.empty(rows, stride // SUM_COLUMNS + 1, dtype=torch.int32)
-        return cls(columns, values, torch.empty(rows), sums)
-
-    def fields(self) -> jobs.ActivationsFields:
-        pointers = self.values.data_ptr(), self.scales.data_ptr(), self.running_sums.data_ptr()
-        return jobs.ActivationsFields(*pointers, *self.values.shape)
 
 
 @dataclass(frozen=True)
@@ -118,16 +105,8 @@ class KeyValueBlocks:
         library.call("store", jobs.StoreJob(self.fields(), *pointers, len(slots_m), *strides, False))
 
 
-def matrix_fields(matrix: QuantizedMatrix) -> jobs.PackedMatrixFields:
-    """Where the numbers of a matrix lie, which must outlive the call that is told."""
-    values = address("values", matrix.values, torch.uint8)
-    scales = address("scales", matrix.scales, torch.float16 if matrix.format.bits == 4 else torch.float32)
-    group = matrix.format.group or matrix.padded_columns
-    return jobs.PackedMatrixFields(values, scales, matrix.rows, matrix.padded_columns, group, matrix.format.bits)
-
-
-def gather(matrix: QuantizedMatrix, ids_m: Tensor) -> Tensor:
-    """Rows of the matrix by number (int64), dequantized: (m, columns)."""
+def gather(matrix: Matrix, ids_m: Tensor) -> Tensor:
+    """Rows of the matrix by number (int64), as float32: (m, columns)."""
     require_within("ids", ids_m, matrix.rows)
     out_mk = torch.empty(len(ids_m), matrix.columns)
     pointers = address("ids", ids_m, torch.int64), len(ids_m), out_mk.data_ptr()
@@ -135,24 +114,45 @@ def gather(matrix: QuantizedMatrix, ids_m: Tensor) -> Tensor:
     return out_mk
 
 
-def quantize(x_mk: Tensor) -> Activations:
+def quantize(x_mk: Tensor) -> IntegerActivations:
     """Tokens of float32 as int8; see `quantize_activations`, whose values these are."""
-    pointer, (rows, columns) = rows_address("x", x_mk), x_mk.shape
-    activations = Activations.empty(rows, columns)
-    library.call("quantize", jobs.QuantizeJob(pointer, x_mk.stride(0), columns, activations.fields()))
-    return activations
+    made = IntegerActivations.empty(*x_mk.shape)
+    library.call("quantize", jobs.QuantizeJob(*_rows_of(x_mk), made.fields()))
+    return made
 
 
-def linear(activations: Activations, matrix: QuantizedMatrix, bias_n: Tensor | None = None) -> Tensor:
-    """x Wᵀ (+ b) as (m, n) float32."""
-    if activations.columns != matrix.columns:
-        raise ValueError(f"a matrix of {matrix.columns} columns cannot be multiplied by rows of {activations.columns}")
+def activations_of(x_mk: Tensor, matrix: Matrix) -> Activations:
+    """Tokens of float32 as this matrix is multiplied by them."""
+    kind = activations_for(matrix)
+    if kind is IntegerActivations:
+        return quantize(x_mk)
+    pointer, stride, columns = _rows_of(x_mk)
+    if kind is FloatActivations:
+        return FloatActivations(len(x_mk), columns, stride, x_mk)
+    made = RoundedActivations.empty(len(x_mk), columns)
+    library.call("round", jobs.RoundJob(pointer, stride, columns, made.fields()))
+    return made
+
+
+def _rows_of(x_mk: Tensor) -> tuple[int, int, int]:
+    """Address, stride and width."""
+    return rows_address("x", x_mk), x_mk.stride(0), x_mk.shape[1]
+
+
+def linear(x: Activations, matrix: Matrix, bias_n: Tensor | None = None) -> Tensor:
+    """x Wᵀ (+ b) as (m, n) float32. x: as `activations_of` makes them for such a matrix."""
+    require_fitting(x, matrix)
     if bias_n is not None:
         require_shape("bias", bias_n, (matrix.rows,))
-    out_mn = torch.empty(len(activations.values), matrix.rows)
+    out_mn = torch.empty(x.rows, matrix.rows)
     pointers = address("bias", bias_n), None, out_mn.data_ptr()
-    library.call("linear", jobs.LinearJob(matrix_fields(matrix), activations.fields(), *pointers, matrix.rows))
+    library.call("linear", jobs.LinearJob(matrix_fields(matrix), x.fields(), *pointers, matrix.rows))
     return out_mn
+
+
+def product(x_mk: Tensor, matrix: Matrix, bias_n: Tensor | None = None) -> Tensor:
+    """The same of tokens of float32."""
+    return linear(activations_of(x_mk, matrix), matrix, bias_n)
 
 
 def rms_norm(x_mk: Tensor, weight_k: Tensor | None, eps: float, plus_one: bool = False) -> Tensor:

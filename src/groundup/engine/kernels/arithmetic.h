@@ -18,6 +18,11 @@ INLINE F load(const int8_t* from) {
   return to_float(widen(x));
 }
 INLINE void store(float* to, F x) { std::memcpy(to, &x, sizeof x); }
+INLINE void store(uint16_t* to, F x) {  // as bfloat16, to the nearest, halves to even
+  const U bits = (U)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const H halves = narrow(x == x ? rounded : (bits >> 16 | 0x40));
+  std::memcpy(to, &halves, sizeof halves);
+}
 
 // As many of W numbers as are left, zeros for the others.
 INLINE F load(const float* from, int64_t left) {
@@ -35,6 +40,15 @@ template <typename Vector>
 INLINE Vector load_as(const void* from) {
   Vector x;
   std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+// As much of it as there is in `left` numbers, zeros behind.
+template <typename Vector, typename Number>
+INLINE Vector load_part(const Number* from, int64_t left) {
+  if (left * static_cast<int64_t>(sizeof(Number)) >= static_cast<int64_t>(sizeof(Vector))) return load_as<Vector>(from);
+  Vector x = {};
+  if (left > 0) std::memcpy(&x, from, left * sizeof(Number));
   return x;
 }
 

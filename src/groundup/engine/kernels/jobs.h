@@ -18,29 +18,45 @@ constexpr int64_t kMaxStreams = 64;
 // What ranks of adapters are padded to a multiple of.
 constexpr int64_t kRankMultiple = 4;
 
-// A quantized matrix, packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
+// What the numbers of a matrix are: integers of 4 or 8 bits, or floating.
+enum Format : int64_t { kW4, kW8, kFloat32, kBfloat16, kFloat16, kFormats };
+
+// A quantized matrix is packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
 // unsigned around 8 or 128; `scales` [n/16][k/group][16], half precision with 4 bits and float32 with 8.
 // In 4 bits a byte holds column k in its low half and column k + 4 in its high half.
-struct PackedMatrix {
+// A floating one is as anybody has it, `values` [n][k], without scales.
+struct Matrix {
   const uint8_t* values;
   const void* scales;
   int64_t rows;     // without padding
-  int64_t columns;  // padded to a multiple of group
-  int64_t group;    // columns that share a scale; all of them with 8 bits
-  int64_t bits;     // 4 or 8
+  int64_t columns;  // of a quantized one: padded to a multiple of group
+  int64_t group;    // columns that share a scale: all of them with 8 bits
+  int64_t format;   // see Format
 };
 
-// Quantized activations: values [m][stride] in -127..127 with zeros behind the row's end, one scale for each token, and
+// What is multiplied by a matrix, as its format wants it.
+// Quantized: values [m][stride] in -127..127 with zeros behind the row's end, one scale for each token, and
 // running_sums[m][i] = the sum of the token's first 32·i values, from which that of any group is one subtraction.
+// float32, for matrices of float32 and of half precision: values [m][stride], no more.
+// bfloat16: what RoundJob has made, in an order of the level's own; the stride is that of QuantizeJob.
 struct Activations {
-  int8_t* values;
+  void* values;
   float* scales;
   int32_t* running_sums;  // [m][stride / 32 + 1]
   int64_t rows;
-  int64_t stride;  // a multiple of 128
+  int64_t first;   // the number of the first of these rows
+  int64_t stride;  // of QuantizeJob and RoundJob: a multiple of 128
 };
 
 struct QuantizeJob {
+  const float* input;
+  int64_t input_stride;
+  int64_t width;
+  Activations out;
+};
+
+// Rounds to bfloat16; there is room for 4 · stride bytes for each token of whole sets of 16.
+struct RoundJob {
   const float* input;
   int64_t input_stride;
   int64_t width;
@@ -53,9 +69,9 @@ struct Peak {
   float largest, total;
 };
 
-// out[m][n] = scales[m] · Σ_g scale[n][g] · Σ_k weight[n][k] · value[m][k] + bias[n] + residual[m][n]
+// out[m][n] = scales[m] · Σ_g scale[n][g] · Σ_k weight[n][k] · value[m][k] + bias[n] + residual[m][n], or without scales
 struct LinearJob {
-  PackedMatrix weight;
+  Matrix weight;
   Activations input;
   const float* bias;      // or null
   const float* residual;  // or null; may be `out` itself
@@ -65,9 +81,9 @@ struct LinearJob {
   int64_t peak_stride;
 };
 
-// Rows of a packed matrix by number, as float32: what an embedding is.
+// Rows of a matrix by number, as float32: what an embedding is.
 struct GatherJob {
-  PackedMatrix weight;
+  Matrix weight;
   const int64_t* ids;  // negative: a row of zeros
   int64_t count;
   float* out;
@@ -285,10 +301,10 @@ struct AttentionJob {
 
 // A model's step as instructions, each an operation with its job; those that follow each other work on what the ones
 // before have left. In such a job, what counts tokens counts what there is of each token instead: the `rows` of a norm
-// are heads, those of quantized activations mostly 1, the `count` of a sum is the width. `tokens` and the tables below hold for all of them.
+// are heads, those of activations mostly 1, the `count` of a sum is the width. `tokens` and the tables below hold for all of them.
 enum Operation : int64_t {
   kQuantize, kLinear, kNorm, kRope, kActivate, kAdd, kStore, kAttend, kGather, kMix, kGate, kCombine, kGrouped,
-  kAdapt, kOperations
+  kAdapt, kRound, kOperations
 };
 
 struct Instruction {

@@ -4,14 +4,14 @@ import ctypes
 from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 
 
-class PackedMatrixFields(ctypes.Structure):
+class MatrixFields(ctypes.Structure):
     _fields_ = (
         ("values", c_void_p),
         ("scales", c_void_p),
         ("rows", c_int64),
         ("columns", c_int64),
         ("group", c_int64),
-        ("bits", c_int64),
+        ("format", c_int64),
     )
 
 
@@ -21,6 +21,7 @@ class ActivationsFields(ctypes.Structure):
         ("scales", c_void_p),
         ("running_sums", c_void_p),
         ("rows", c_int64),
+        ("first", c_int64),
         ("stride", c_int64),
     )
 
@@ -29,9 +30,13 @@ class QuantizeJob(ctypes.Structure):
     _fields_ = (("input", c_void_p), ("input_stride", c_int64), ("width", c_int64), ("out", ActivationsFields))
 
 
+class RoundJob(ctypes.Structure):
+    _fields_ = QuantizeJob._fields_
+
+
 class LinearJob(ctypes.Structure):
     _fields_ = (
-        ("weight", PackedMatrixFields),
+        ("weight", MatrixFields),
         ("input", ActivationsFields),
         *((name, c_void_p) for name in ("bias", "residual", "out")),
         ("out_stride", c_int64),
@@ -42,7 +47,7 @@ class LinearJob(ctypes.Structure):
 
 class GatherJob(ctypes.Structure):
     _fields_ = (
-        ("weight", PackedMatrixFields),
+        ("weight", MatrixFields),
         ("ids", c_void_p),
         ("count", c_int64),
         ("out", c_void_p),
@@ -191,13 +196,14 @@ class ProgramJob(ctypes.Structure):
 # The operations of a program, by the numbers that the library gives them.
 OPERATIONS = (
     *(QuantizeJob, LinearJob, NormJob, RopeJob, ActivateJob, AddJob, StoreJob, AttentionJob),
-    *(GatherJob, MixJob, GateJob, CombineJob, GroupedJob, AdaptJob),
+    *(GatherJob, MixJob, GateJob, CombineJob, GroupedJob, AdaptJob, RoundJob),
 )
 
 # The library's functions, without `groundup_`, and what each is told.
 FUNCTIONS: dict[str, type[ctypes.Structure]] = {
     "gather": GatherJob,
     "quantize": QuantizeJob,
+    "round": RoundJob,
     "linear": LinearJob,
     "norm": NormJob,
     "rope": RopeJob,

@@ -6,8 +6,8 @@
 //
 // jobs.h: what a call is told; pool.h: threads; packing.h: the layout of weights; lanes.h, arithmetic.h: one register
 // and what is made of it; matrix_registers.h: the large ones of AMX; blocks.h: where keys and values lie; peaks.h: what is
-// known of logits; linear.h, low_rank.h, pointwise.h, store.h, attention.h, choose.h: the kernels; program.h: many of them
-// in one call. Callers check sizes: nothing is checked here.
+// known of logits; linear.h, floating.h, low_rank.h, pointwise.h, store.h, attention.h, choose.h: the kernels; program.h:
+// many of them in one call. Callers check sizes: nothing is checked here.
 
 #include <algorithm>
 #include <cmath>
@@ -40,9 +40,9 @@ constexpr int64_t kWorthwhile = 4096;
 // The kernels of one level. Each works on the items begin … end - 1 of its job.
 struct Kernels {
   void (*quantize)(const QuantizeJob&, int64_t, int64_t);
+  void (*round)(const RoundJob&, int64_t, int64_t);
   int64_t (*linear_items)(const LinearJob&);
-  void (*linear_nibbles)(const LinearJob&, int64_t, int64_t);
-  void (*linear_bytes)(const LinearJob&, int64_t, int64_t);
+  void (*linear[kFormats])(const LinearJob&, int64_t, int64_t);
   int64_t (*down_items)(const LowRankJob&);
   void (*down)(const LowRankJob&, int64_t, int64_t);
   int64_t (*up_items)(const LowRankJob&);
@@ -228,6 +228,7 @@ struct Rows {
 
 Rows<GatherJob> rows_of(const GatherJob& job) { return {packing::gather, job.count, job.width}; }
 Rows<QuantizeJob> rows_of(const QuantizeJob& job) { return {chosen().quantize, job.out.rows, job.width}; }
+Rows<RoundJob> rows_of(const RoundJob& job) { return {chosen().round, job.out.rows, job.width}; }
 Rows<NormJob> rows_of(const NormJob& job) { return {chosen().norm, job.rows, job.width}; }
 Rows<RopeJob> rows_of(const RopeJob& job) { return {chosen().rope, job.rows, job.heads * job.dims}; }
 Rows<ActivateJob> rows_of(const ActivateJob& job) { return {chosen().activate, job.rows, job.width}; }
@@ -248,7 +249,7 @@ void perform(const Job& job) {
 }
 
 void linear(const LinearJob& job, int64_t begin, int64_t end) {
-  (job.weight.bits == 4 ? chosen().linear_nibbles : chosen().linear_bytes)(job, begin, end);
+  chosen().linear[job.weight.format](job, begin, end);
 }
 
 void perform(const LinearJob* jobs, int64_t count) {
@@ -285,6 +286,7 @@ void groundup_set_threads(int threads) { pool::set_threads(threads); }
 
 void groundup_gather(const GatherJob* job) { perform(*job); }
 void groundup_quantize(const QuantizeJob* job) { perform(*job); }
+void groundup_round(const RoundJob* job) { perform(*job); }
 void groundup_linear(const LinearJob* job) { perform(*job); }
 void groundup_norm(const NormJob* job) { perform(*job); }
 void groundup_rope(const RopeJob* job) { perform(*job); }

@@ -43,6 +43,17 @@ INLINE H narrow(U x) { return (H)_mm512_cvtepi32_epi16((__m512i)x); }
 INLINE S narrow(I x) { return (S)_mm512_cvtepi32_epi8((__m512i)x); }
 INLINE float reduce_max(F x) { return _mm512_reduce_max_ps((__m512)x); }
 INLINE float reduce_add(F x) { return _mm512_reduce_add_ps((__m512)x); }
+// The sums of four registers.
+INLINE void add_up(const F (&x)[4], float (&sums)[4]) {
+  const auto neighbours = [](F a, F b) __attribute__((always_inline)) {
+    return _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  };
+  const __m512d ab = _mm512_castps_pd(neighbours(x[0], x[1])), cd = _mm512_castps_pd(neighbours(x[2], x[3]));
+  const __m512 all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                                   _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 // Those of x where `kept` is -1, side by side; all W places at `to` may be written to. Returns how many.
 INLINE int64_t pack(float* to, F x, I kept) {
   const __mmask16 mask = _mm512_movepi32_mask((__m512i)kept);
@@ -104,6 +115,11 @@ INLINE float reduce_add(F x) {
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
+INLINE void add_up(const F (&x)[4], float (&sums)[4]) {
+  const __m256 ab = _mm256_hadd_ps((__m256)x[0], (__m256)x[1]), cd = _mm256_hadd_ps((__m256)x[2], (__m256)x[3]);
+  const __m256 all = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
 INLINE I widen_pairs(__m256i pairs) { return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 // Pairs are added in 16 bits: 2 · 15 · 127 fits.
 INLINE I dot_nibbles(I sums, B weights, I values) {
@@ -134,6 +150,9 @@ INLINE H narrow(U x) { return __builtin_convertvector(x, H); }
 INLINE S narrow(I x) { return __builtin_convertvector(x, S); }
 INLINE float reduce_max(F x) { return std::max(std::max(x[0], x[1]), std::max(x[2], x[3])); }
 INLINE float reduce_add(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+INLINE void add_up(const F (&x)[4], float (&sums)[4]) {
+  for (int i = 0; i < 4; ++i) sums[i] = reduce_add(x[i]);
+}
 INLINE I dot_nibbles(I sums, B weights, I values) {
   typedef int8_t Signed __attribute__((vector_size(4 * W)));
   typedef int16_t Wide __attribute__((vector_size(8 * W)));

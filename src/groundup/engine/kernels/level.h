@@ -6,6 +6,10 @@
 #include "matrix_registers.h"
 #endif
 #include "linear.h"
+#if GROUNDUP_LEVEL >= 4
+#include "floating_matrix.h"
+#endif
+#include "floating.h"
 #include "low_rank.h"
 #include "pointwise.h"
 #include "blocks.h"
@@ -17,6 +21,7 @@
 #undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
-    quantize, linear_items, linear<true>, linear<false>, down_items, down, up_items, up, norm, rope, activate, add, mix, gate, combine, choose,
+    quantize, round_rows, linear_items,
+    {linear<true>, linear<false>, linear_rows<kFloat32>, linear_rows<kBfloat16>, linear_rows<kFloat16>}, down_items, down, up_items, up, norm, rope, activate, add, mix, gate, combine, choose,
     store, attention_items, attend,
 };

@@ -30,7 +30,7 @@ static void quantize(const QuantizeJob& job, int64_t begin, int64_t end) {
     const float* x = job.input + m * job.input_stride;
     const Scale found = scale_of(x, width);
     job.out.scales[m] = found.scale;
-    int8_t* values = job.out.values + m * stride;
+    int8_t* values = static_cast<int8_t*>(job.out.values) + m * stride;
     const auto keep = [&](int64_t i, F part) __attribute__((always_inline)) {
       const S whole = narrow(round_to_int(part * found.inverse));
       std::memcpy(values + i, &whole, sizeof whole);
@@ -45,16 +45,21 @@ static void quantize(const QuantizeJob& job, int64_t begin, int64_t end) {
 }
 
 template <bool kNibbles>
-struct Format {
+struct Packing {
   static constexpr int64_t kStep = kNibbles ? 8 : 4;  // columns of 16 channels in 64 bytes
   static constexpr int32_t kZero = kNibbles ? 8 : kByteZero;
 };
+
+// The int8 of a token.
+INLINE const int8_t* integers_of(const LinearJob& job, int64_t token) {
+  return static_cast<const int8_t*>(job.input.values) + (job.input.first + token) * job.input.stride;
+}
 
 // The results of a token in W channels from n on.
 INLINE void put(const LinearJob& job, int64_t token, int64_t n, F total) {
   const int64_t left = job.weight.rows - n, at = token * job.out_stride + n;
   F y = job.bias == nullptr ? F{} : load(job.bias + n, left);
-  y = fma(total, splat(job.input.scales[token]), y);
+  y = fma(total, splat(job.input.scales[job.input.first + token]), y);
   if (job.residual != nullptr) y += load(job.residual + at, left);
   store(job.out + at, y, left);
 }
@@ -63,7 +68,7 @@ INLINE void put(const LinearJob& job, int64_t token, int64_t n, F total) {
 template <bool kNibbles, int kRows, int kPanels>
 struct Tile {
   static constexpr int kVectors = kPanels * kPanel / W;
-  static constexpr int64_t kStep = Format<kNibbles>::kStep;
+  static constexpr int64_t kStep = Packing<kNibbles>::kStep;
   using Sums = I[kRows][kVectors];
   using Totals = F[kRows][kVectors];
 
@@ -137,10 +142,10 @@ struct Tile {
     const int64_t stride = job.input.stride / kSumColumns + 1;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const int32_t* running = job.input.running_sums + (row + r) * stride;
+      const int32_t* running = job.input.running_sums + (job.input.first + row + r) * stride;
       const int32_t sum = running[end / kSumColumns] - running[begin / kSumColumns];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = splat(-Format<kNibbles>::kZero * sum);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = splat(-Packing<kNibbles>::kZero * sum);
     }
   }
 
@@ -148,7 +153,7 @@ struct Tile {
   INLINE_MEMBER void accumulate(Sums& sums, int64_t begin, int64_t end) const {
     const int64_t panel_bytes = job.weight.columns / kStep * 64;
     const uint8_t* bytes = job.weight.values + panel * panel_bytes;
-    const int8_t* values = job.input.values + row * job.input.stride;
+    const int8_t* values = integers_of(job, row);
     for (int64_t k = begin; k < end; k += kStep) {
       B both[kVectors];
 #pragma GCC unroll 8
@@ -229,7 +234,7 @@ static void block(const LinearJob& job, int64_t begin, int64_t end, int64_t pane
     const int64_t stop = std::min(job.weight.columns, k + kBlockColumns);
     // While the first tokens pass by this block, the next is fetched: of these panels, or the first of the next ones.
     const int64_t columns = (stop < job.weight.columns ? stop : job.weight.columns * kTilePanels) - k;
-    const int64_t ahead = columns / Format<kNibbles>::kStep * 64;
+    const int64_t ahead = columns / Packing<kNibbles>::kStep * 64;
     for (int64_t row = begin; row < end;) {
       // Seven rows are better done as four and three than as six and one.
       const int64_t tiles = (end - row + kTileRows - 1) / kTileRows, rows = (end - row + tiles - 1) / tiles;
@@ -261,7 +266,7 @@ static void linear(const LinearJob& job, int64_t begin, int64_t end) {
 #endif
   for (int64_t i = begin; i < end; ++i) {
     if (rows == 1) {
-      const int64_t ahead = job.weight.columns * kSinglePanels / Format<kNibbles>::kStep * 64;
+      const int64_t ahead = job.weight.columns * kSinglePanels / Packing<kNibbles>::kStep * 64;
       Tile<kNibbles, 1, kSinglePanels>{job, 0, i * kSinglePanels, ahead}.run(0, job.weight.columns, none);
       find_peaks(job, 0, 1, i * kSinglePanels, kSinglePanels);
     } else {

@@ -15,8 +15,8 @@ struct Unpacked {
 };
 
 template <bool kNibbles>
-static void unpack(const PackedMatrix& matrix, int64_t panel, Unpacked& weights) {
-  constexpr int64_t kStep = Format<kNibbles>::kStep;
+static void unpack(const Matrix& matrix, int64_t panel, Unpacked& weights) {
+  constexpr int64_t kStep = Packing<kNibbles>::kStep;
   const int64_t ahead = kTilePanels * matrix.columns / kStep * 64;  // the next panels are fetched meanwhile
   const int64_t steps = (weights.end - weights.begin) / kStep;
   for (int64_t p = 0; p < kTilePanels; ++p) {
@@ -135,7 +135,7 @@ struct MatrixTile {
 
   INLINE_MEMBER void multiply(int64_t begin, int64_t end) const {
     const int64_t stride = job.input.stride;
-    const int8_t* values = job.input.values + row * stride;
+    const int8_t* values = integers_of(job, row);
     for (int64_t k = begin; k < end; k += at_once) {
       const int64_t from = (k - weights.begin) * kPanel;
       _tile_loadd(4, values + k, stride);

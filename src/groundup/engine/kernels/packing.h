@@ -1,4 +1,4 @@
-// Where a number of a packed matrix lies, the same for every level: see PackedMatrix.
+// Where a number of a matrix lies, the same for every level: see Matrix.
 #pragma once
 
 #include <algorithm>
@@ -19,19 +19,19 @@ inline float half_to_float(uint16_t half) {
 namespace packing {
 
 // Where column k of channel n lies; with 4 bits, k's bit of value 4 chooses the half of the byte.
-inline int64_t byte_of(const PackedMatrix& matrix, int64_t n, int64_t k) {
-  const int64_t step = matrix.bits == 4 ? 8 : 4, steps = matrix.columns / step;
+inline int64_t byte_of(const Matrix& matrix, int64_t n, int64_t k) {
+  const int64_t step = matrix.format == kW4 ? 8 : 4, steps = matrix.columns / step;
   return ((n / kPanel * steps + k / step) * kPanel + n % kPanel) * 4 + k % 4;
 }
 
-inline int64_t scale_of(const PackedMatrix& matrix, int64_t n, int64_t g) {
+inline int64_t scale_of(const Matrix& matrix, int64_t n, int64_t g) {
   return (n / kPanel * (matrix.columns / matrix.group) + g) * kPanel + n % kPanel;
 }
 
 // Row n of columns begin … end - 1, which share a scale; `begin` is a multiple of 8.
-inline void gather_group(const PackedMatrix& weight, int64_t n, int64_t begin, int64_t end, float* out) {
+inline void gather_group(const Matrix& weight, int64_t n, int64_t begin, int64_t end, float* out) {
   const int64_t at = scale_of(weight, n, begin / weight.group);
-  if (weight.bits == 4) {
+  if (weight.format == kW4) {
     const float scale = half_to_float(static_cast<const uint16_t*>(weight.scales)[at]);
     for (int64_t k = begin; k < end; k += 8) {
       const uint8_t* bytes = weight.values + byte_of(weight, n, k);
@@ -48,11 +48,34 @@ inline void gather_group(const PackedMatrix& weight, int64_t n, int64_t begin, i
   }
 }
 
+inline float widened(uint16_t bfloat16) {
+  const uint32_t bits = static_cast<uint32_t>(bfloat16) << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+// A row of a floating matrix.
+inline void gather_row(const Matrix& weight, int64_t n, float* out) {
+  if (weight.format == kFloat32) {
+    std::memcpy(out, weight.values + n * weight.columns * sizeof(float), weight.columns * sizeof(float));
+    return;
+  }
+  const auto* row = reinterpret_cast<const uint16_t*>(weight.values) + n * weight.columns;
+  for (int64_t k = 0; k < weight.columns; ++k) {
+    out[k] = weight.format == kFloat16 ? half_to_float(row[k]) : widened(row[k]);
+  }
+}
+
 inline void gather(const GatherJob& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     float* out = job.out + i * job.width;
     if (job.ids[i] < 0) {
       std::fill_n(out, job.width, 0.0f);
+      continue;
+    }
+    if (job.weight.format >= kFloat32) {
+      gather_row(job.weight, job.ids[i], out);
       continue;
     }
     for (int64_t k = 0; k < job.width; k += job.weight.group) {

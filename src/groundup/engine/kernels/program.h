@@ -11,6 +11,11 @@ inline QuantizeJob fitted(QuantizeJob job, const ProgramJob& step) {
   return job;
 }
 
+inline RoundJob fitted(RoundJob job, const ProgramJob& step) {
+  job.out.rows *= step.tokens;
+  return job;
+}
+
 inline LinearJob fitted(LinearJob job, const ProgramJob& step) {
   job.input.rows = step.tokens;
   return job;
@@ -81,9 +86,7 @@ inline void perform_grouped(const GroupedJob& job) {
     const int64_t begin = job.starts[i % job.groups], rows = job.starts[i % job.groups + 1] - begin;
     if (rows == 0) continue;
     jobs.push_back(job.products[i]);
-    Activations& input = jobs.back().input;
-    input.values += begin * input.stride, input.scales += begin, input.rows = rows;
-    input.running_sums += begin * (input.stride / kSumColumns + 1);
+    jobs.back().input.first = begin, jobs.back().input.rows = rows;
     jobs.back().out += begin * jobs.back().out_stride;
   }
   perform(jobs.data(), static_cast<int64_t>(jobs.size()));
@@ -114,6 +117,7 @@ bool with_rows(const Instruction& instruction, const ProgramJob& step, const Use
 #define USE(Job) use(fitted(*static_cast<const Job*>(instruction.job), step))
   switch (instruction.operation) {
     case kQuantize: USE(QuantizeJob); return true;
+    case kRound: USE(RoundJob); return true;
     case kNorm: USE(NormJob); return true;
     case kRope: USE(RopeJob); return true;
     case kActivate: USE(ActivateJob); return true;

@@ -14,14 +14,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groundup.engine.kernels import ACTIVATIONS, MOST_STREAMS, Activations, KeyValueBlocks, jobs, matrix_fields
+from groundup.engine.kernels import ACTIVATIONS, MOST_STREAMS, KeyValueBlocks, jobs
 from groundup.engine.kernels.checks import address, require_shape
 from groundup.engine.kernels.choices import peaks_fields
 from groundup.engine.kernels.low_rank import MapShape
+from groundup.engine.kernels.matrices import (
+    Activations,
+    FloatActivations,
+    IntegerActivations,
+    Matrix,
+    RoundedActivations,
+    activations_for,
+    matrix_fields,
+    require_fitting,
+)
 from groundup.engine.kernels.script import Script
 from groundup.engine.kernels.tables import Numbers
 from groundup.model.specs import Activation, FeedForward
-from groundup.quantize.matrix import QuantizedMatrix
 
 # Products that one instruction can share out: see program.h.
 MOST_LINEARS = 8
@@ -33,7 +42,7 @@ class Product(NamedTuple):
     peaks: of the outputs where they are logits, for `Choices.choose`; see `peaks_of`.
     """
 
-    matrix: QuantizedMatrix
+    matrix: Matrix
     bias_n: Tensor | None
     out_mn: Tensor
     residual_mn: Tensor | None = None
@@ -45,32 +54,43 @@ class Program(Script):
 
     def __init__(self, tokens: int) -> None:
         super().__init__(tokens)
-        self._quantized: dict[tuple[int, int], Activations] = {}
+        self._made: dict[tuple[type[Activations], int, int], Activations] = {}
 
-    def quantize(self, x_mk: Tensor, pieces: int = 1) -> Activations:
-        """Each of the equal pieces of a token as int8; the next call with as many channels writes over them."""
+    def linear(self, x_mk: Tensor, *products: Product) -> None:
+        """Products of the same x, none of whose outputs may be x, shared out among the threads as one."""
         self._require_rows("x", x_mk)
-        columns, left = divmod(x_mk.shape[1], pieces)
-        if left:
-            raise ValueError(f"{x_mk.shape[1]} channels have no {pieces} equal pieces")
-        if (columns, pieces) not in self._quantized:
-            self._quantized[columns, pieces] = Activations.empty(self.tokens * pieces, columns)
-        made = self._quantized[columns, pieces]
-        fields = made.fields()
-        fields.rows = pieces
-        self._append(jobs.QuantizeJob(x_mk.data_ptr(), columns, columns, fields), x_mk, made)
-        return made
-
-    def linear(self, x: Activations, *products: Product) -> None:
-        """Products of the same activations, shared out among the threads as one."""
-        if not 1 <= len(products) <= MOST_LINEARS:
-            raise ValueError(f"an instruction holds 1 to {MOST_LINEARS} products, not {len(products)}")
         for each in products:
             for name, rows in (("out", each.out_mn), ("residual", each.residual_mn)):
                 if rows is not None:
                     self._require_rows(name, rows, each.matrix.rows)
-        fields = [_linear_job(x, each) for each in products]
-        self._append((jobs.LinearJob * len(fields))(*fields), x, products, count=len(fields))
+            if each.out_mn.data_ptr() == x_mk.data_ptr():
+                raise ValueError("a product's `out` cannot be what is multiplied")
+        for kind in dict.fromkeys(activations_for(each.matrix) for each in products):
+            alike = [each for each in products if activations_for(each.matrix) is kind]
+            if len(alike) > MOST_LINEARS:
+                raise ValueError(f"an instruction holds 1 to {MOST_LINEARS} products, not {len(alike)}")
+            x = self._prepared(x_mk, kind)
+            fields = [_linear_job(x, each) for each in alike]
+            self._append((jobs.LinearJob * len(fields))(*fields), x, alike, count=len(fields))
+
+    def _prepared(self, x_mk: Tensor, kind: type[Activations], pieces: int = 1) -> Activations:
+        """Each of the equal pieces of a token as activations of a kind; the next call with as many channels writes over
+        them, unless they are x itself."""
+        columns, left = divmod(x_mk.shape[1], pieces)
+        if left:
+            raise ValueError(f"{x_mk.shape[1]} channels have no {pieces} equal pieces")
+        rows = self.tokens * pieces
+        if kind is FloatActivations:
+            return FloatActivations(rows, columns, columns, x_mk)
+        assert issubclass(kind, IntegerActivations | RoundedActivations)
+        if (kind, columns, pieces) not in self._made:
+            self._made[kind, columns, pieces] = kind.empty(rows, columns)
+        made = self._made[kind, columns, pieces]
+        fields = made.fields()
+        fields.rows = pieces
+        job = jobs.QuantizeJob if kind is IntegerActivations else jobs.RoundJob
+        self._append(job(x_mk.data_ptr(), columns, columns, fields), x_mk, made)
+        return made
 
     def adapt(self, x_mk: Tensor, outs: Mapping[str, Tensor]) -> None:
         """To what linear maps of these names make of x, (m, outputs), add what the tokens' adapters do."""
@@ -92,21 +112,25 @@ class Program(Script):
         (number,) = self._maps.add({name: shape})
         self._append(jobs.AdaptJob(None, ids_nm.data_ptr(), out_mk.data_ptr(), *shape[:2], number), ids, out_mk)
 
-    def grouped(self, x: Activations, starts: Tensor, *products: Sequence[Product]) -> None:
+    def grouped(self, x: Tensor, starts: Tensor, *products: Sequence[Product]) -> None:
         """In each list of products, the first is of the rows starts[0] … starts[1] - 1 of x, and so on.
 
+        x: (tokens, pieces · columns of the matrices), as rows of these columns. All matrices are of one type.
         starts: int64, rising from 0 to no more than the rows of x: whoever fills it in between two instructions sees to
         that. A product's `out` has a place for every row of x, and there is no residual.
         """
         require_shape("starts", starts, (len(products[0]) + 1,))
+        self._require_rows("x", x)
         each_group = list(chain(*products))
+        pieces = x.shape[1] // each_group[0].matrix.columns
         for each in each_group:
-            self._require_rows("out", each.out_mn, each.matrix.rows * len(x.scales) // self.tokens)
-        fields = [_linear_job(x, each) for each in each_group]
+            self._require_rows("out", each.out_mn, each.matrix.rows * pieces)
+        given = self._prepared(x, activations_for(each_group[0].matrix), pieces)
+        fields = [_linear_job(given, each) for each in each_group]
         array = (jobs.LinearJob * len(fields))(*fields)
         sizes = len(fields), len(products[0])
         job = jobs.GroupedJob(ctypes.addressof(array), *sizes, address("starts", starts, torch.int64))
-        self._append(job, array, x, products, starts)
+        self._append(job, array, given, products, starts)
 
     def combine(self, y: Tensor, weights_mc: Tensor, places_mc: Tensor, base_mk: Tensor | None, out_mk: Tensor) -> None:
         """out = base + Σ_c weights[c] · the row of y in places[c]; `out` may be `base`.
@@ -195,7 +219,7 @@ class Program(Script):
         bounds = {"sharpness": spec.sharpness, "up_offset": spec.up_offset}
         self.activate(first_mk, second_mk, up_mk, spec.activation, limit=spec.limit, **bounds)
 
-    def gather(self, matrix: QuantizedMatrix, ids: Numbers, out_nmk: Tensor) -> None:
+    def gather(self, matrix: Matrix, ids: Numbers, out_nmk: Tensor) -> None:
         """Rows of the matrix by number, (count, tokens, columns); zeros for negative ones."""
         if ids.below > matrix.rows:
             raise ValueError(f"a matrix of {matrix.rows} rows has none for every number below {ids.below}")
@@ -287,8 +311,7 @@ class Program(Script):
 
 def _linear_job(x: Activations, product: Product) -> jobs.LinearJob:
     matrix, bias_n = product.matrix, product.bias_n
-    if x.columns != matrix.columns:
-        raise ValueError(f"a matrix of {matrix.columns} columns cannot be multiplied by {x.columns}")
+    require_fitting(x, matrix)
     if bias_n is not None:
         require_shape("bias", bias_n, (matrix.rows,))
     pointers = address("bias", bias_n), address("residual", product.residual_mn), product.out_mn.data_ptr()

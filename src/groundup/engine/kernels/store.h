@@ -3,12 +3,6 @@
 // A key is written across: its numbers go to cache lines of their own, beside those of the tokens around it. These lines
 // are asked for a head ahead, so that they come from memory together.
 
-// As bfloat16, to the nearest, halves to even; as int8.
-INLINE void store(uint16_t* to, F x) {
-  const U bits = (U)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const H halves = narrow(x == x ? rounded : (bits >> 16 | 0x40));
-  std::memcpy(to, &halves, sizeof halves);
-}
 INLINE void store(int8_t* to, F x) {
   const S bytes = narrow(round_to_int(x));
   std::memcpy(to, &bytes, sizeof bytes);
