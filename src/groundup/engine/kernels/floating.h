@@ -78,7 +78,7 @@ struct RowTile {
     for (int r = 0; r < kRows; ++r) values[r] = Read::value(x[r] + k, left);
 #pragma GCC unroll 4
     for (int c = 0; c < kChannels; ++c) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w[c] + k) + ahead, 0, 2);
+      if (ahead > 0) __builtin_prefetch(reinterpret_cast<const char*>(w[c] + k) + ahead, 0, 2);
       const auto weights = Read::weight(w[c] + k, left);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) sums[r][c] = Read::multiply_add(values[r], weights, sums[r][c]);
@@ -152,23 +152,21 @@ static void linear_rows(const LinearJob& job, int64_t begin, int64_t end) {
   }
 }
 
-// Activations as products with bfloat16 read them, see RoundJob: rows of such numbers where these are multiplied in pairs,
-// and where they are not, rows of float32 that are rounded.
-static void round_rows(const RoundJob& job, int64_t begin, int64_t end) {
+// Activations as products with bfloat16 read them, see RoundJob: where these are multiplied in matrix registers, as
+// floating_matrix.h says; else rows, of bfloat16 where it is multiplied in pairs, and of float32 that is rounded.
+#if GROUNDUP_LEVEL < 4
+static int64_t round_items(const RoundJob& job) { return job.out.rows; }
+
+static void round_to_pairs(const RoundJob& job, int64_t begin, int64_t end) {
   using Value = Reading<kBfloat16>::Value;
-  const int64_t stride = job.out.stride;
   for (int64_t m = begin; m < end; ++m) {
-    const float* x = job.input + m * job.input_stride;
-#if GROUNDUP_LEVEL >= 4
-    pair_up(x, job.width, static_cast<uint32_t*>(job.out.values), m, stride);
-#else
-    Value* values = static_cast<Value*>(job.out.values) + m * stride;
-    for (int64_t i = 0; i < stride; i += W) {
+    Value* values = static_cast<Value*>(job.out.values) + m * job.out.stride;
+    for (int64_t k = 0; k < job.out.stride; k += W) {
       uint16_t narrow[W];
-      store(narrow, load(x + i, job.width - i));
-      if constexpr (std::is_same_v<Value, float>) store(values + i, load(narrow));
-      else std::memcpy(values + i, narrow, sizeof narrow);
+      store(narrow, load(job.input + m * job.input_stride + k, job.width - k));
+      if constexpr (std::is_same_v<Value, float>) store(values + k, load(narrow));
+      else std::memcpy(values + k, narrow, sizeof narrow);
     }
-#endif
   }
 }
+#endif

@@ -32,21 +32,52 @@ INLINE void transpose(const F (&rows)[16], F (&columns)[16]) {
   }
 }
 
-// Writes token m, pairs [m/16][k/2][16], zeros behind its last column.
-static void pair_up(const float* x, int64_t width, uint32_t* pairs, int64_t m, int64_t stride) {
-  uint32_t* to = pairs + m / kPairTokens * kPairTokens * stride / 2 + m % kPairTokens;
-  const __m512i places = (__m512i)(lanes() * static_cast<int32_t>(kPairTokens));
-  for (int64_t k = 0; k < stride; k += 2 * W) {
-    uint16_t narrow[2 * W];
-    store(narrow, load(x + k, width - k));
-    store(narrow + W, load(x + k + W, width - k - W));
-    _mm512_i32scatter_epi32(to + k / 2 * kPairTokens, places, load_as<__m512i>(narrow), 4);
+// Activations are pairs [m/16][k/2][16], zeros behind their last column. An item is some columns of 16 tokens: whoever
+// writes a cache line writes all of it.
+constexpr int64_t kItemColumns = 256;
+
+static int64_t items_of_set(const RoundJob& job) { return (job.out.stride + kItemColumns - 1) / kItemColumns; }
+
+static int64_t round_items(const RoundJob& job) {
+  return (job.out.rows + kPairTokens - 1) / kPairTokens * items_of_set(job);
+}
+
+static void round_to_pairs(const RoundJob& job, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t set = i / items_of_set(job), first = set * kPairTokens, from = i % items_of_set(job) * kItemColumns;
+    float* pairs = static_cast<float*>(job.out.values) + set * kPairTokens * job.out.stride / 2;
+    for (int64_t k = from; k < std::min(from + kItemColumns, job.out.stride); k += kPairColumns) {
+      F rows[kPairTokens], columns[kPairColumns / 2];
+      for (int64_t m = 0; m < kPairTokens; ++m) {
+        uint16_t narrow[kPairColumns] = {};
+        const float* x = job.input + (first + m) * job.input_stride;
+        if (first + m < job.out.rows) {
+          store(narrow, load(x + k, job.width - k)), store(narrow + W, load(x + k + W, job.width - k - W));
+        }
+        rows[m] = load_as<F>(narrow);
+      }
+      transpose(rows, columns);
+      for (int64_t p = 0; p < kPairColumns / 2; ++p) store(pairs + (k / 2 + p) * kPairTokens, columns[p]);
+    }
   }
 }
 
-// Weights of 32 channels as registers read them, [channels/16][columns/32][16][32], zeros behind the last of both.
+// Where weights of 32 channels are read: tiles of 16 channels by 32 columns.
+struct PairWeights {
+  const uint16_t* first;
+  int64_t panel;  // numbers from the first 16 channels to the others
+  int64_t row;    // from a channel to the next
+  int64_t tile;   // from columns to the next 32
+  bool fetches;   // whether the channels behind these, which lie as these do, are fetched meanwhile
+};
+
+// Copies of weights, [channels/16][columns/32][16][32], zeros behind the last of both.
 struct CopiedWeights {
   alignas(64) uint16_t values[2][kCopies][kPanel][kPairColumns];
+
+  PairWeights weights() const {
+    return {values[0][0][0], kCopies * kPanel * kPairColumns, kPairColumns, kPanel * kPairColumns, false};
+  }
 };
 
 static void copy_weights(const Matrix& weight, int64_t channel, int64_t channels, int64_t begin, int64_t end,
@@ -93,19 +124,26 @@ INLINE void clear_sums() {
 
 // sums += channels · tokens over `count` times 32 columns. kBoth: of two sets of tokens, `stride` bytes apart.
 template <bool kBoth>
-INLINE void multiply_pairs(const CopiedWeights& weights, const char* tokens, int64_t stride, int64_t count) {
+INLINE void multiply_pairs(const PairWeights& weights, const char* tokens, int64_t stride, int64_t count) {
   settle();
-  for (int64_t i = 0; i < count; ++i, tokens += 64 * kPairColumns / 2) {
+  const uint16_t *first = weights.first, *second = weights.first + weights.panel;
+  const int64_t row_bytes = 2 * weights.row, ahead = 2 * kPanel * weights.row;
+  for (int64_t i = 0; i < count; ++i, first += weights.tile, second += weights.tile) {
+    if (weights.fetches) {
+#pragma GCC unroll 32
+      for (int64_t c = 0; c < 2 * kPanel; ++c) __builtin_prefetch(first + c * weights.row + ahead, 0, 2);
+    }
     _tile_loadd(6, tokens, 64);
-    _tile_loadd(4, weights.values[0][i], 64);
+    _tile_loadd(4, first, row_bytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, weights.values[1][i], 64);
+    _tile_loadd(5, second, row_bytes);
     _tile_dpbf16ps(2, 5, 6);
     if constexpr (kBoth) {
       _tile_loadd(7, tokens + stride, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
+    tokens += kPairTokens * 2 * kPairColumns;
   }
 }
 
@@ -127,7 +165,7 @@ static void put_pairs(const LinearJob& job, const float (&sums)[kPanel][kPairTok
 }
 
 // Tokens begin … end - 1 against channels first … last - 1. Tokens of others in the same sets of 16 are multiplied with
-// them, and not written.
+// them, and not written. Where there are few, weights are read where they lie, but for the last ones of a matrix.
 static void pair_block(const LinearJob& job, int64_t begin, int64_t end, int64_t first, int64_t last, Tiles& tiles) {
   constexpr int64_t kMostSets = kBlockRows / kPairTokens / 2 + 1;
   const int64_t columns = job.weight.columns, set_bytes = kPairTokens * 2 * job.input.stride;
@@ -135,16 +173,26 @@ static void pair_block(const LinearJob& job, int64_t begin, int64_t end, int64_t
   const int64_t first_set = (origin + begin) / kPairTokens, sets = (origin + end - 1) / kPairTokens + 1 - first_set;
   const char* values = static_cast<const char*>(job.input.values) + first_set * set_bytes;
   TileShapes shapes;
-  for (int i = 0; i < 8; ++i) shapes.shape(i, 16, 64);
+  for (int i = 0; i < 8; ++i) shapes.shape(i, kPanel, 64);
   tiles.use(shapes);
   alignas(64) PairSums sums[kMostSets];
-  CopiedWeights weights;
+  CopiedWeights copies;
   for (int64_t channel = first; channel < last; channel += 2 * kPanel) {
-    for (int64_t k = 0; k < columns; k += kCopiedColumns) {
-      const int64_t stop = std::min(columns, k + kCopiedColumns), count = (stop - k + kPairColumns - 1) / kPairColumns;
-      copy_weights(job.weight, channel, std::min(last - channel, 2 * kPanel), k, stop, weights);
+    const bool reads = sets <= 2 && channel + 2 * kPanel <= last;
+    const int64_t whole = reads ? columns / kPairColumns * kPairColumns : 0;
+    for (int64_t k = 0, stop; k < columns; k = stop) {
+      stop = k < whole ? whole : std::min(columns, k + kCopiedColumns);
+      PairWeights weights;
+      if (k < whole) {
+        const auto* rows = reinterpret_cast<const uint16_t*>(job.weight.values) + channel * columns;
+        weights = {rows, kPanel * columns, columns, kPairColumns, true};
+      } else {
+        copy_weights(job.weight, channel, std::min(last - channel, 2 * kPanel), k, stop, copies);
+        weights = copies.weights();
+      }
       for (int64_t s = 0; s < sets; s += 2) {
-        const char* tokens = values + s * set_bytes + k / 2 * 64;
+        const char* tokens = values + s * set_bytes + k * kPairTokens * 2;
+        const int64_t count = (stop - k + kPairColumns - 1) / kPairColumns;
         if (k == 0) clear_sums();
         else if (sets > 2) load_sums(sums[s / 2]);
         if (s + 1 < sets) multiply_pairs<true>(weights, tokens, set_bytes, count);

@@ -40,6 +40,7 @@ constexpr int64_t kWorthwhile = 4096;
 // The kernels of one level. Each works on the items begin … end - 1 of its job.
 struct Kernels {
   void (*quantize)(const QuantizeJob&, int64_t, int64_t);
+  int64_t (*round_items)(const RoundJob&);
   void (*round)(const RoundJob&, int64_t, int64_t);
   int64_t (*linear_items)(const LinearJob&);
   void (*linear[kFormats])(const LinearJob&, int64_t, int64_t);
@@ -228,7 +229,6 @@ struct Rows {
 
 Rows<GatherJob> rows_of(const GatherJob& job) { return {packing::gather, job.count, job.width}; }
 Rows<QuantizeJob> rows_of(const QuantizeJob& job) { return {chosen().quantize, job.out.rows, job.width}; }
-Rows<RoundJob> rows_of(const RoundJob& job) { return {chosen().round, job.out.rows, job.width}; }
 Rows<NormJob> rows_of(const NormJob& job) { return {chosen().norm, job.rows, job.width}; }
 Rows<RopeJob> rows_of(const RopeJob& job) { return {chosen().rope, job.rows, job.heads * job.dims}; }
 Rows<ActivateJob> rows_of(const ActivateJob& job) { return {chosen().activate, job.rows, job.width}; }
@@ -246,6 +246,11 @@ template <typename Job>
 void perform(const Job& job) {
   const Rows<Job> rows = rows_of(job);
   run(rows.kernel, job, rows.count, rows_worthwhile(rows.width));
+}
+
+void perform(const RoundJob& job) {
+  const int64_t items = chosen().round_items(job);
+  run(chosen().round, job, items, rows_worthwhile(job.out.rows * job.width / std::max<int64_t>(1, items)));
 }
 
 void linear(const LinearJob& job, int64_t begin, int64_t end) {

@@ -21,7 +21,7 @@
 #undef INLINE_MEMBER
 
 constexpr Kernels kernels = {
-    quantize, round_rows, linear_items,
+    quantize, round_items, round_to_pairs, linear_items,
     {linear<true>, linear<false>, linear_rows<kFloat32>, linear_rows<kBfloat16>, linear_rows<kFloat16>}, down_items, down, up_items, up, norm, rope, activate, add, mix, gate, combine, choose,
     store, attention_items, attend,
 };

@@ -117,7 +117,6 @@ bool with_rows(const Instruction& instruction, const ProgramJob& step, const Use
 #define USE(Job) use(fitted(*static_cast<const Job*>(instruction.job), step))
   switch (instruction.operation) {
     case kQuantize: USE(QuantizeJob); return true;
-    case kRound: USE(RoundJob); return true;
     case kNorm: USE(NormJob); return true;
     case kRope: USE(RopeJob); return true;
     case kActivate: USE(ActivateJob); return true;
@@ -169,6 +168,7 @@ inline void pass(const Passage& passage, int64_t begin, int64_t end) {
 // What threads have to meet for.
 inline void perform(const Instruction& instruction, const ProgramJob& step) {
   switch (instruction.operation) {
+    case kRound: perform(fitted(*static_cast<const RoundJob*>(instruction.job), step)); break;
     case kLinear: perform_linears(instruction, step); break;
     case kAttend: perform(fitted(*static_cast<const AttentionJob*>(instruction.job), step)); break;
     case kGrouped: perform_grouped(*static_cast<const GroupedJob*>(instruction.job)); break;
