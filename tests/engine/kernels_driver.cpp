@@ -130,7 +130,7 @@ Numbers<uint8_t> weights_of(int64_t format, int64_t count) {
 }
 
 void floating() {
-  const int64_t format = kFloat32 + draw() % 3, columns = up_to(draw() % 2 ? 300 : 1200), rows = up_to(150);
+  const int64_t format = kFloat32 + draw() % 4, columns = up_to(draw() % 2 ? 300 : 1200), rows = up_to(150);
   const int64_t tokens = up_to(draw() % 2 ? 20 : 300), apart = columns + draw() % 3;
   auto values = weights_of(format, rows * columns);
   const Matrix matrix{values.get(), nullptr, rows, columns, columns, format};

@@ -29,6 +29,7 @@ from groundup.engine.runner import StepRunner, depends_on_the_longest
 from groundup.engine.sequence import Chunk, Step
 from groundup.engine.sight import windowed_layers
 from groundup.engine.step_tables import StepMemory, step_ids
+from groundup.engine.twin import computed_in
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter
 from groundup.model.positions import rope_tables
@@ -52,10 +53,11 @@ def cache_dtype(model: LanguageModel, wanted: CacheType | None = None) -> torch.
     """
     if wanted is not None and wanted not in tuple(CACHE_TYPES):
         raise ValueError(f"`cache_type` must be one of {', '.join(CACHE_TYPES)}, not {wanted!r}")
-    own = activation_dtype(model)
     if is_compilable(model):
+        own = activation_dtype(model)
         narrow = quantized_format(model) is not None or own == torch.bfloat16
         return CACHE_TYPES[wanted or ("bfloat16" if narrow else "float32")]
+    own = computed_in(model)
     if wanted is not None and CACHE_TYPES[wanted] != own:
         raise ValueError(f"`cache_type` {wanted!r} is for models that the kernels run; this one keeps keys in {own}")
     return own

@@ -33,7 +33,7 @@ class ModelMatrices:
         if isinstance(module, QuantizedMatrixModule):
             return module.matrix
         assert isinstance(module, Linear)
-        return FloatMatrix(module.weight.detach().float().contiguous())
+        return FloatMatrix(module.weight.detach().contiguous(), is_wide=True)
 
     def of_experts(self, module: nn.Module) -> list[Matrix]:
         """One for each."""

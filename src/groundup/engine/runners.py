@@ -7,6 +7,7 @@ from groundup.engine.compiled import CompiledRunner, is_compilable
 from groundup.engine.device_runner import device_runner, runs_on_device
 from groundup.engine.paged_attention import KERNEL_BLOCK_TOKENS
 from groundup.engine.runner import Runner, StepRunner
+from groundup.engine.twin import twin_of
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 
@@ -47,4 +48,4 @@ def runner_of(
         return device_runner(model, blocks, host_blocks, size, most_texts, compiles, window_blocks)
     if compiles:
         raise ValueError("`compile_layers` is for models that a GPU runs as docs/engine.md says; this is none of them")
-    return Runner(model, blocks, host_blocks, window_blocks)
+    return Runner(twin_of(model), blocks, host_blocks, window_blocks)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from groundup.model.context import LayerCache, Visibility
 from groundup.model.feedforward import DenseFeedForward, gated_activation
-from groundup.model.parts import Linear, Rounding, widen
+from groundup.model.parts import Linear, Multiply, Rounding, widen
 from groundup.model.specs import Experts, FeedForward, Router
 
 
@@ -85,6 +85,7 @@ class ExpertLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
         self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
         self.rounding: Rounding | None = None
+        self.multiply: Multiply | None = None
 
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
         """parts: the tokens of each expert, (any number, inputs); one without tokens costs nothing, not even a cast."""
@@ -93,12 +94,15 @@ class ExpertLinear(nn.Module):
         if self.rounding is not None:
             parts = [self.rounding.activations(x) for x in parts]
         biases = [None] * len(parts) if self.bias is None else self.bias.unbind()
+        multiply = self.multiply or _multiply
         return [
-            F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-            if len(x)
-            else x.new_empty(0, weight.shape[0])
+            multiply(x, weight, bias) if len(x) else x.new_empty(0, weight.shape[0])
             for x, weight, bias in zip(parts, weights, biases, strict=True)
         ]
+
+
+def _multiply(x: Tensor, weight_nk: Tensor, bias_n: Tensor | None) -> Tensor:
+    return F.linear(x, weight_nk.to(x.dtype), None if bias_n is None else bias_n.to(x.dtype))
 
 
 class ExpertNetworks(nn.Module):

@@ -31,16 +31,22 @@ class Rounding(Protocol):
     def activations(self, x: Tensor) -> Tensor: ...
 
 
+# x (…, k), a matrix (n, k) and a bias (n) or None → x Wᵀ + b, (…, n) in the type of x.
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
 class Matrix(nn.Module):
     """A matrix of weights: a linear map, a table of vectors, or both at once, as a tied head is.
 
     rounding: None but for training that is aware of quantization.
+    multiply: what computes products without gradients in the place of PyTorch's operators, or None.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns))
         self.rounding: Rounding | None = None
+        self.multiply: Multiply | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,6 +73,8 @@ class Matrix(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x Wᵀ + b, computed in the type of x."""
+        if self.multiply is not None:
+            return self.multiply(x, self.weight, bias)
         bias = None if bias is None else bias.to(x.dtype)
         return F.linear(self.used_input(x), self.used_weight().to(x.dtype), bias)
 

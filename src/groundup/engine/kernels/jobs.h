@@ -18,8 +18,8 @@ constexpr int64_t kMaxStreams = 64;
 // What ranks of adapters are padded to a multiple of.
 constexpr int64_t kRankMultiple = 4;
 
-// What the numbers of a matrix are: integers of 4 or 8 bits, or floating.
-enum Format : int64_t { kW4, kW8, kFloat32, kBfloat16, kFloat16, kFormats };
+// What the numbers of a matrix are: integers of 4 or 8 bits, or floating. Wide bfloat16 is multiplied by float32.
+enum Format : int64_t { kW4, kW8, kFloat32, kBfloat16, kFloat16, kWideBfloat16, kFormats };
 
 // A quantized matrix is packed: `values` [n/16][k/8][16][4] bytes of two 4-bit integers or [n/16][k/4][16][4] of 8 bits,
 // unsigned around 8 or 128; `scales` [n/16][k/group][16], half precision with 4 bits and float32 with 8.
@@ -37,7 +37,7 @@ struct Matrix {
 // What is multiplied by a matrix, as its format wants it.
 // Quantized: values [m][stride] in -127..127 with zeros behind the row's end, one scale for each token, and
 // running_sums[m][i] = the sum of the token's first 32·i values, from which that of any group is one subtraction.
-// float32, for matrices of float32 and of half precision: values [m][stride], no more.
+// float32, for matrices of float32, half precision and wide bfloat16: values [m][stride], no more.
 // bfloat16: what RoundJob has made, in an order of the level's own; the stride is that of QuantizeJob.
 struct Activations {
   void* values;

@@ -22,6 +22,7 @@
 
 constexpr Kernels kernels = {
     quantize, round_items, round_to_pairs, linear_items,
-    {linear<true>, linear<false>, linear_rows<kFloat32>, linear_rows<kBfloat16>, linear_rows<kFloat16>}, down_items, down, up_items, up, norm, rope, activate, add, mix, gate, combine, choose,
+    {linear<true>, linear<false>, linear_rows<kFloat32>, linear_rows<kBfloat16>, linear_rows<kFloat16>,
+     linear_rows<kWideBfloat16>}, down_items, down, up_items, up, norm, rope, activate, add, mix, gate, combine, choose,
     store, attention_items, attend,
 };

@@ -1,8 +1,8 @@
 """Matrices and what is multiplied by them, as the library reads both.
 
 A quantized matrix is multiplied by int8. A floating one is read where its model has it: one of float32 or of half
-precision is multiplied by the activations as they are, one of bfloat16 by the activations rounded to bfloat16. All is
-summed in float32.
+precision is multiplied by the activations as they are, one of bfloat16 by the activations rounded to bfloat16, unless
+it is `wide`. All is summed in float32.
 
 Shape suffixes: m tokens, n output channels, k input channels.
 """
@@ -20,15 +20,20 @@ from groundup.quantize.matrix import QuantizedMatrix
 STRIDE_MULTIPLE, SUM_COLUMNS = 128, 32
 # Bytes of a rounded number at most, and tokens that may lie together.
 MOST_ROUNDED_BYTES, ROUNDED_TOKENS = 4, 16
-# Formats by the numbers that the library gives them; those of 4 and 8 bits come before.
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+# Formats by the numbers that the library gives them; those of 4 and 8 bits come before, wide bfloat16 behind.
+FIRST_FLOATING, WIDE_BFLOAT16 = 2, 5
 
 
 @dataclass(frozen=True)
 class FloatMatrix:
-    """A matrix (n, k), contiguous, of one of the types in FLOATING."""
+    """A matrix (n, k), contiguous, of one of the types in FLOATING.
+
+    is_wide: multiplied by activations that are not rounded, whatever its own type; slower for many tokens.
+    """
 
     weight_nk: Tensor
+    is_wide: bool = False
 
     @property
     def rows(self) -> int:
@@ -37,6 +42,11 @@ class FloatMatrix:
     @property
     def columns(self) -> int:
         return self.weight_nk.shape[1]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded to bfloat16."""
+        return self.weight_nk.dtype == torch.bfloat16 and not self.is_wide
 
 
 Matrix = QuantizedMatrix | FloatMatrix
@@ -48,8 +58,10 @@ def matrix_fields(matrix: Matrix) -> jobs.MatrixFields:
         weight_nk, columns = matrix.weight_nk, matrix.columns
         if weight_nk.ndim != 2 or weight_nk.dtype not in FLOATING:
             raise ValueError(f"no matrix of {weight_nk.dtype} and shape {tuple(weight_nk.shape)} can be multiplied")
-        values = address("weight", weight_nk, weight_nk.dtype)
-        return jobs.MatrixFields(values, None, matrix.rows, columns, columns, 2 + FLOATING.index(weight_nk.dtype))
+        values, format = address("weight", weight_nk, weight_nk.dtype), FIRST_FLOATING + FLOATING.index(weight_nk.dtype)
+        if matrix.is_wide and weight_nk.dtype == torch.bfloat16:
+            format = WIDE_BFLOAT16
+        return jobs.MatrixFields(values, None, matrix.rows, columns, columns, format)
     bits = matrix.format.bits
     values = address("values", matrix.values, torch.uint8)
     scales = address("scales", matrix.scales, torch.float16 if bits == 4 else torch.float32)
@@ -122,7 +134,7 @@ def activations_for(matrix: Matrix) -> type[Activations]:
     """What a matrix is multiplied by."""
     if isinstance(matrix, QuantizedMatrix):
         return IntegerActivations
-    return RoundedActivations if matrix.weight_nk.dtype == torch.bfloat16 else FloatActivations
+    return RoundedActivations if matrix.rounds else FloatActivations
 
 
 def require_fitting(x: Activations, matrix: Matrix) -> None:

@@ -1,0 +1,70 @@
+"""A model of narrow weights, computed by the engine where no program can: in float32, with its weights where they lie.
+
+In bfloat16 PyTorch rounds by so much, and otherwise for other numbers of rows, that a text would depend on what is
+computed beside it. So its modules have twins, which share their parameters with them, and whose products are those of
+the kernels: activations stay float32.
+"""
+
+from collections import OrderedDict
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from groundup.engine import kernels
+from groundup.engine.kernels import library
+from groundup.engine.kernels.matrices import FloatMatrix
+from groundup.engine.model_matrices import activation_dtype
+from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.experts import ExpertLinear
+from groundup.model.language_model import LanguageModel
+from groundup.model.parts import Matrix
+
+NARROW = (torch.bfloat16, torch.float16)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def computed_in(model: LanguageModel | EncoderDecoder) -> torch.dtype:
+    """In which type the engine computes a model that is no program."""
+    own = activation_dtype(_decoder(model))
+    if own not in NARROW or model.device.type != "cpu" or library.path() is None:
+        return own
+    matrices = [each for each in model.modules() if isinstance(each, Matrix | ExpertLinear)]
+    has_own_weights = all(each.rounding is None and each.weight.dtype == own for each in matrices)
+    return torch.float32 if has_own_weights else own
+
+
+def twin_of(model: LanguageModel | EncoderDecoder) -> LanguageModel | EncoderDecoder:
+    """What computes the model in that type: itself, or its twin."""
+    dtype = computed_in(model)
+    if dtype == activation_dtype(_decoder(model)):
+        return model
+    twin = _twin(model, {})
+    twin.compute_dtype = dtype
+    return twin
+
+
+def _decoder(model: LanguageModel | EncoderDecoder) -> LanguageModel:
+    return model.decoder if isinstance(model, EncoderDecoder) else model
+
+
+def _twin(module: Model, made: dict[nn.Module, nn.Module]) -> Model:
+    """Another module with the same parameters, without what was hooked to it. made: those that there are already."""
+    twin = module.__new__(type(module))
+    made[module] = twin
+    twin.__dict__ = {**module.__dict__, "_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
+    twin._modules = {
+        name: None if child is None else made.get(child) or _twin(child, made)
+        for name, child in module._modules.items()
+    }
+    if isinstance(twin, Matrix | ExpertLinear):
+        twin.multiply = _multiply
+    return twin
+
+
+@torch.no_grad()
+def _multiply(x: Tensor, weight_nk: Tensor, bias_n: Tensor | None) -> Tensor:
+    matrix = FloatMatrix(weight_nk.detach().contiguous(), is_wide=True)
+    out_mn = kernels.product(x.reshape(-1, matrix.columns), matrix, None if bias_n is None else bias_n.float())
+    return out_mn.view(*x.shape[:-1], matrix.rows)
