@@ -1,9 +1,9 @@
-"""How far from exact numbers an engine in bfloat16 may be: hardly farther than the model itself in bfloat16.
+"""How far from exact numbers an engine of bfloat16 weights may be: not as far as the model itself in bfloat16.
 
-The model in one call and the engine in chunks, side by side with other texts, round the results of the same operations
-to 8 bits, only in other orders of summation. So both are off from exact numbers by errors of one size, about as much
-apart as independent ones: by √2 of it; and neither is farther off than the other but for chance. Anything that the
-engine rounded beside that (keys to fewer bits, say) would come on top.
+The model rounds every result to 8 bits. The engine keeps activations in float32: its programs round what is multiplied,
+keys and values, which is less; where there is no program nothing is rounded. So the engine's errors are smaller, and the
+two are apart by no more than independent errors of the model's size would be, √2 of it. Anything that the engine
+rounded beside that (keys to fewer bits, say) would come on top.
 """
 
 from copy import deepcopy
@@ -42,5 +42,5 @@ def test_an_engine_in_bfloat16_is_as_near_to_exact_numbers_as_the_model(preset: 
     found_n = torch.cat([torch.tensor(one.logprobs, dtype=torch.float64) for one in engine.score(TEXTS)])
     rounding = _size(plain_n - exact_n)
     assert rounding > 1e-3  # it is bfloat16 indeed
-    assert _size(found_n - exact_n) < 1.3 * rounding
+    assert _size(found_n - exact_n) < rounding * (1e-3 if preset == "mamba2" else 1)
     assert _size(found_n - plain_n) < 1.3 * 2**0.5 * rounding

@@ -10,6 +10,7 @@ from tiny import hot_decoder, hot_model, random_ids, tiny_config
 import groundup as gu
 from groundup.engine import kernels
 from groundup.engine.compiled import cache_dtype, is_compilable
+from groundup.engine.kernels import library
 from groundup.engine.runner import Runner
 from groundup.engine.runners import runner_of
 from groundup.engine.twin import computed_in, twin_of
@@ -67,6 +68,17 @@ def test_the_twin_computes_what_its_weights_say(name: str):
         exact = model.double()(*inputs)
     assert found.dtype == torch.float32
     assert (found - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_without_kernels_texts_are_the_same_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(library, "path", lambda: None)
+    model = hot_decoder(tiny_config("llama"), dtype=torch.bfloat16)
+    assert not is_compilable(model) and computed_in(model) == torch.float32
+    prompts = [random_ids(length, seed=length).tolist() for length in (7, 1, 33)]
+    options = {"max_tokens": 20, "temperature": 0.8}
+    expected = [gu.Engine(model, stop_ids=[]).generate([prompt], **options)[0] for prompt in prompts]
+    found = gu.Engine(model, stop_ids=[], step_tokens=11, most_running=4).generate(prompts, **options)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
 
 
 def test_its_products_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch):

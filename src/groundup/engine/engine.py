@@ -1,8 +1,8 @@
 """`groundup.Engine`: a model that serves many requests at a time, whoever they come from.
 
 Chat, evaluation, reinforcement learning and a server ask the same engine; requests that overlap in time are computed
-together, and beginnings that they share are computed once. What a request gets does not depend on the others,
-but for the rounding of unquantized bfloat16 models (docs/engine.md).
+together, and beginnings that they share are computed once. What a request gets does not depend on the others
+(docs/engine.md, "Equal texts").
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 In bfloat16 PyTorch rounds by so much, and otherwise for other numbers of rows, that a text would depend on what is
 computed beside it. So its modules have twins, which share their parameters with them, and whose products are those of
-the kernels: activations stay float32.
+the kernels: activations stay float32. Without kernels PyTorch makes float32 of the weights for each product.
 """
 
 from collections import OrderedDict
@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def computed_in(model: LanguageModel | EncoderDecoder) -> torch.dtype:
     """In which type the engine computes a model that is no program."""
     own = activation_dtype(_decoder(model))
-    if own not in NARROW or model.device.type != "cpu" or library.path() is None:
+    if own not in NARROW or model.device.type != "cpu":
         return own
     matrices = [each for each in model.modules() if isinstance(each, Matrix | ExpertLinear)]
     has_own_weights = all(each.rounding is None and each.weight.dtype == own for each in matrices)
@@ -58,7 +58,7 @@ def _twin(module: Model, made: dict[nn.Module, nn.Module]) -> Model:
         name: None if child is None else made.get(child) or _twin(child, made)
         for name, child in module._modules.items()
     }
-    if isinstance(twin, Matrix | ExpertLinear):
+    if isinstance(twin, Matrix | ExpertLinear) and library.path() is not None:
         twin.multiply = _multiply
     return twin
 

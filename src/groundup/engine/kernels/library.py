@@ -94,7 +94,7 @@ def finding() -> Finding:
     """What `groundup doctor` says about the kernels."""
     if path() is None:
         advice = "install a C++ compiler (`apt install g++` or likewise), then groundup again"
-        return Finding("missing", "kernels", f"not compiled, so quantized models run on PyTorch's operators: {advice}.")
+        return Finding("missing", "kernels", f"not compiled, so models run on PyTorch's operators: {advice}.")
     if LEVELS.index(level()) >= LEVELS.index("avx512"):
         return Finding("good", "kernels", f"compiled; they use {level()}.")
     return Finding("slow", "kernels", f"compiled; they use {level()}, a processor with AVX-512 VNNI is faster.")
