@@ -1,7 +1,7 @@
 """How far from exact numbers an engine of bfloat16 weights may be: not as far as the model itself in bfloat16.
 
-The model rounds every result to 8 bits. The engine keeps activations in float32: its programs round what is multiplied,
-keys and values, which is less; where there is no program nothing is rounded. So the engine's errors are smaller, and the
+The model rounds every result to 8 bits. The engine keeps activations in float32; its programs round what is multiplied,
+keys and values, which is less; where there is no program nothing is. So the engine's errors are smaller, and the
 two are apart by no more than independent errors of the model's size would be, √2 of it. Anything that the engine
 rounded beside that (keys to fewer bits, say) would come on top.
 """
