@@ -118,6 +118,9 @@ def test_others_compute_themselves():
         assert twin_of(narrow) is narrow
     narrow.compute_dtype = torch.float32
     assert twin_of(narrow) is narrow
+    trained = MODELS["mamba2"]().float()
+    trained.compute_dtype = torch.bfloat16  # as long as it is in training
+    assert computed_in(trained) == torch.float32 and twin_of(trained).compute_dtype == torch.float32
 
 
 def test_its_keys_are_kept_in_float32():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.engine.kernels.matrices import FloatMatrix
-from groundup.engine.model_matrices import activation_dtype
+from groundup.engine.model_matrices import activation_dtype, are_readable
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.experts import ExpertLinear
 from groundup.model.language_model import LanguageModel
@@ -30,9 +30,8 @@ def computed_in(model: LanguageModel | EncoderDecoder) -> torch.dtype:
     own = activation_dtype(_decoder(model))
     if own not in NARROW or model.device.type != "cpu":
         return own
-    matrices = [each for each in model.modules() if isinstance(each, Matrix | ExpertLinear)]
-    has_own_weights = all(each.rounding is None and each.weight.dtype == own for each in matrices)
-    return torch.float32 if has_own_weights else own
+    matrices = (each for each in model.modules() if isinstance(each, Matrix | ExpertLinear))
+    return torch.float32 if are_readable(matrices) else own
 
 
 def twin_of(model: LanguageModel | EncoderDecoder) -> LanguageModel | EncoderDecoder:
@@ -55,7 +54,7 @@ def _twin(module: Model, made: dict[nn.Module, nn.Module]) -> Model:
     made[module] = twin
     twin.__dict__ = {**module.__dict__, "_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
     twin._modules = {
-        name: None if child is None else made.get(child) or _twin(child, made)
+        name: child if child is None else made[child] if child in made else _twin(child, made)
         for name, child in module._modules.items()
     }
     if isinstance(twin, Matrix | ExpertLinear) and library.path() is not None:
