@@ -83,12 +83,17 @@ CONFIGS: dict[str, Callable[[], ModelConfig]] = {
     "a scale of its own": lambda: with_attention(tiny_config("llama", kv_heads=1, context=100), scale=0.4),
     "clamped values": lambda: with_attention(tiny_config("olmo2"), clip=0.8),
     "narrow embedding": lambda: replace(tiny_config("gpt2", context=100), embedding_width=24),
+    "positions from the third row on": lambda: _with_offset(tiny_config("gpt2", context=100), 2),
     "scaled logits": lambda: replace(tiny_config("llama", context=100), logit_scale=0.3),
     "clamped heads": lambda: with_attention(tiny_config("qwen3"), clip=0.8),
     "bounded gates": lambda: _with_network(tiny_config("llama"), sharpness=1.7, limit=1.2, up_offset=0.7),
     "window": lambda: with_attention(tiny_config("llama", context=100), window=11, sinks=True),
     "some windows": lambda: _with_windows(11, None, 5),
 }
+
+
+def _with_offset(config: ModelConfig, offset: int) -> ModelConfig:
+    return replace(config, learned_positions=replace(config.learned_positions, offset=offset))
 
 
 def _with_windows(*windows: int | None) -> ModelConfig:

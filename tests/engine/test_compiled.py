@@ -121,7 +121,15 @@ def _logits(model: LanguageModel, ids: list[int], dtype: torch.dtype) -> torch.T
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("qwen3", False), ("qwen3", True), ("gpt2", True), ("groundup", True), ("qwen2_moe", False)]
+    ("name", "head"),
+    [
+        ("qwen3", False),
+        ("qwen3", True),
+        ("gpt2", True),
+        ("groundup", True),
+        ("qwen2_moe", False),
+        ("narrow embedding", True),
+    ],
 )
 def test_adapters_add_to_their_own_texts_what_they_add_in_the_model(name: str, head: bool):
     """Also to embedding and head, whether the kernels compute these or the model does."""
@@ -204,15 +212,15 @@ def _random_adapter(model: LanguageModel, kind: str, seed: int) -> Adapter:
 
     changes: dict[str, LowRank | LowRankTable] = {}
     for path, module in model.named_modules():
-        if not path.startswith("layers.") or (kind == "few" and not path.endswith(("value", "down"))):
+        if not path.startswith(("layers.", "embedding_")) or (kind == "few" and not path.endswith(("value", "down"))):
             continue
         if isinstance(module, QuantizedLinear):
             changes[path] = LowRank(*low_rank(module.columns, module.rows))
         elif isinstance(module, Linear):
             changes[path] = LowRank(*low_rank(*module.weight.shape[::-1]))
     if kind == "all":
-        changes["embedding"] = LowRankTable(*low_rank(model.config.vocab_size, model.width))
-        changes["head_product"] = LowRank(*low_rank(model.width, model.config.vocab_size))
+        changes["embedding"] = LowRankTable(*low_rank(model.config.vocab_size, model.config.table_width))
+        changes["head_product"] = LowRank(*low_rank(model.config.table_width, model.config.vocab_size))
     return Adapter(kind, changes)
 
 

@@ -1,13 +1,17 @@
 """Models of floating weights run as programs: what the model computes, to the bit whatever is computed beside it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from programs import CONFIGS, differences
-from tiny import hot_decoder, random_ids
+from tiny import hot_decoder, random_ids, tiny_config
 from workloads import pool_of
 
 import groundup as gu
+from groundup.engine.blocks import BlockPool
 from groundup.engine.compiled import CompiledRunner, cache_dtype, is_compilable
+from groundup.engine.kernels.program import Product
 from groundup.engine.scheduler import Scheduler
 from groundup.engine.sight import reach
 from groundup.model.language_model import LanguageModel
@@ -84,10 +88,47 @@ def _require_equal_texts(model: LanguageModel) -> None:
 
 def test_scores_are_the_same_whatever_is_scored_beside_them():
     """More tokens than the head is asked for at once."""
-    model = hot_decoder(CONFIGS["llama"](), dtype=torch.bfloat16)
-    texts = [random_ids(length, seed=length).tolist() for length in (99, 60, 90, 3)]
+    model = hot_decoder(tiny_config("llama", context=300), dtype=torch.bfloat16)
+    texts = [random_ids(length, seed=length).tolist() for length in (299, 60, 190, 3)]
     alone = [gu.Engine(model, stop_ids=[]).score([text])[0] for text in texts]
     assert gu.Engine(model, stop_ids=[]).score(texts) == alone
+
+
+def test_scores_of_more_tokens_than_the_head_takes_at_once_are_those_of_fewer():
+    model = hot_decoder(tiny_config("llama", context=300)).float()
+    ids = random_ids(299, seed=1).tolist()
+    with torch.no_grad():
+        logprobs_tv = model(torch.tensor([ids]))[0].log_softmax(-1)
+    expected_t = logprobs_tv[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
+    found_t = torch.tensor(gu.Engine(model, stop_ids=[]).score([ids])[0].logprobs)
+    torch.testing.assert_close(found_t, expected_t, rtol=1e-4, atol=1e-4)
+
+
+def test_routers_see_what_is_not_rounded():
+    """A score that is rounded would send a token to another expert (Switch, section 2.4)."""
+    config = CONFIGS["qwen2_moe"]()
+    model, experts = hot_decoder(config, dtype=torch.bfloat16), config.layers[0].feed_forward.router.experts
+    runner = CompiledRunner(model, 8, 24, torch.bfloat16)
+    kept = [each for _, things in runner._program._kept for each in things if isinstance(each, list)]
+    matrices = [one.matrix for each in kept for one in each if isinstance(one, Product)]
+    wide = [one for one in matrices if one.rows in (1, experts)]
+    assert len(wide) == 4 and all(one.is_wide for one in wide)
+    assert not any(one.is_wide for one in matrices if one.rows not in (1, experts))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_scale_of_an_embedding_is_rounded_as_the_family_does(dtype: torch.dtype):
+    """Gemma rounds it to the type of the activations; layers that add nothing round nothing else."""
+    config = replace(CONFIGS["gemma2"](), final_norm=None)
+    model = hot_decoder(config, dtype=dtype)
+    for layer in model.layers:
+        layer.mixer.output.weight.data.zero_()
+        layer.feed_forward.down.weight.data.zero_()
+    runner, scheduler = CompiledRunner(model, 8, 24, torch.float32), Scheduler(BlockPool(8), 24, 1)
+    ids = random_ids(20, seed=1)
+    scheduler.add(ids.tolist(), 20)
+    scale = torch.tensor(config.embedding_scale, dtype=dtype).float()
+    assert torch.equal(runner.run(scheduler.schedule()), model.embedding.weight.detach()[ids].float() * scale)
 
 
 def test_weights_that_are_cast_as_they_are_used_are_cast_once():
