@@ -22,6 +22,13 @@ def with_attention(config: ModelConfig, **changes: object) -> ModelConfig:
     return replace(config, layers=layers)
 
 
+def with_capacity() -> ModelConfig:
+    config = tiny_config("mixtral")
+    experts = config.layers[0].feed_forward
+    router = replace(experts.router, chosen=1, normalised=False, capacity=3)
+    return replace(config, layers=(replace(config.layers[0], feed_forward=replace(experts, router=router)),) * 2)
+
+
 def _with_network(config: ModelConfig, **changes: object) -> ModelConfig:
     layers = tuple(replace(one, feed_forward=replace(one.network, **changes)) for one in config.layers)
     return replace(config, layers=layers)

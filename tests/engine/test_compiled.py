@@ -2,12 +2,11 @@
 
 import gc
 import weakref
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from programs import CONFIGS, differences, with_attention
+from programs import CONFIGS, differences, with_attention, with_capacity
 from tiny import hot_decoder, random_ids, tiny_config
 
 import groundup as gu
@@ -18,7 +17,6 @@ from groundup.engine.copies import Copy
 from groundup.engine.kernels import library
 from groundup.engine.loading import use_kernels
 from groundup.engine.scheduler import Scheduler
-from groundup.model.config import ModelConfig
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, LowRank, LowRankTable
 from groundup.model.parts import Linear
@@ -234,15 +232,8 @@ def test_what_moves_to_the_host_comes_back_as_it_was():
     assert engine.generate(prompts[:1], max_tokens=20)[0].cached == 32
 
 
-def _with_capacity() -> ModelConfig:
-    config = tiny_config("mixtral")
-    experts = config.layers[0].feed_forward
-    router = replace(experts.router, chosen=1, normalised=False, capacity=3)
-    return replace(config, layers=(replace(config.layers[0], feed_forward=replace(experts, router=router)),) * 2)
-
-
 BEYOND = {
-    "experts of a capacity": _with_capacity,
+    "experts of a capacity": with_capacity,
     "recurrence": lambda: tiny_config("mamba2"),
     "distance bias": lambda: with_attention(tiny_config("llama"), rope=None, alibi=1.0),
     "both ways": lambda: with_attention(tiny_config("llama"), causal=False),

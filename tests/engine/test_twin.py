@@ -1,10 +1,8 @@
 """Models of narrow weights that no program expresses: computed in float32, whatever is computed beside them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from programs import with_attention
+from programs import with_attention, with_capacity
 from tiny import hot_decoder, hot_model, random_ids, tiny_config
 
 import groundup as gu
@@ -14,20 +12,11 @@ from groundup.engine.kernels import library
 from groundup.engine.runner import Runner
 from groundup.engine.runners import runner_of
 from groundup.engine.twin import computed_in, twin_of
-from groundup.model.config import ModelConfig
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.language_model import LanguageModel
 from groundup.model.lora import Adapter, LowRank
 from groundup.model.parts import Linear
 from groundup.quantize.training import rounded
-
-
-def _experts_of_a_capacity() -> ModelConfig:
-    config = tiny_config("mixtral")
-    experts = config.layers[0].feed_forward
-    router = replace(experts.router, chosen=1, normalised=False, capacity=3)
-    return replace(config, layers=(replace(config.layers[0], feed_forward=replace(experts, router=router)),) * 2)
-
 
 MODELS = {
     "mamba": lambda: hot_decoder(tiny_config("mamba", context=100)),
@@ -35,7 +24,7 @@ MODELS = {
     "qwen3_next": lambda: hot_decoder(tiny_config("qwen3_next", context=100)),
     "lfm2": lambda: hot_decoder(tiny_config("lfm2", context=100)),
     "distance bias": lambda: hot_decoder(with_attention(tiny_config("llama", context=100), rope=None, alibi=1.0)),
-    "experts of a capacity": lambda: hot_decoder(_experts_of_a_capacity()),
+    "experts of a capacity": lambda: hot_decoder(with_capacity()),
     "t5": lambda: hot_model(tiny_config("t5")),
 }
 ALL_MODELS = pytest.mark.parametrize("name", list(MODELS))

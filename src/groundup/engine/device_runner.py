@@ -17,6 +17,7 @@ from torch import Tensor
 from groundup.engine.blocks import blocks_for
 from groundup.engine.decode_graphs import CudaRecorder, DecodeGraphs, Record
 from groundup.engine.device_store import DeviceStore
+from groundup.engine.model_matrices import activation_dtype
 from groundup.engine.paged_attention import KERNEL_DTYPES, is_known_to_the_kernel
 from groundup.engine.runner import StepRunner, depends_on_the_longest, is_recurrent
 from groundup.engine.sequence import Chunk, Step
@@ -117,7 +118,7 @@ def device_runner(
 
 def runs_on_device(model: LanguageModel) -> bool:
     """Whether a model is packable, and lies on a GPU in a type for which this has kernels."""
-    dtype = model.compute_dtype or model.embedding.dtype
+    dtype = activation_dtype(model)
     return is_packable(model) and dtype in KERNEL_DTYPES and _has_kernels(model.device)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from groundup.engine.cache_memory import memory_for
 from groundup.engine.copies import Copy, at_once
+from groundup.engine.model_matrices import activation_dtype
 from groundup.engine.paged_attention import AttentionTables, attend_to_blocks
 from groundup.engine.sight import windowed_layers
 from groundup.model.context import Visibility
@@ -42,7 +43,7 @@ class DeviceStore:
         self.window_padding_block = window_blocks or 0
         self.has_windows = window_blocks is not None
         self._windowed = set(windowed_layers(model)) if self.has_windows else set()
-        dtype, device = model.compute_dtype or model.embedding.dtype, model.device
+        dtype, device = activation_dtype(model), model.device
         shapes = [(block_size, layer.attention.kv_heads, layer.attention.head_dim) for layer in model.config.layers]
 
         def memory(setting: str, counts: Items[int], place: torch.device, pinned: bool) -> list[Tensor]:

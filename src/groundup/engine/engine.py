@@ -41,6 +41,7 @@ from groundup.engine.guessing import PromptLookup
 from groundup.engine.jobs import Piece
 from groundup.engine.loading import loaded, require_adapter
 from groundup.engine.loop import Loop
+from groundup.engine.model_matrices import activation_dtype
 from groundup.engine.pairs import reader_of
 from groundup.engine.prompts import Prompt
 from groundup.engine.runner import decoder_of
@@ -137,8 +138,7 @@ class Engine(Conversing):
         if isinstance(self.model, EncoderDecoder):
             family = self.model.config.family
             raise ValueError(f"adapters are for decoders and encoders; a {family} model is both and can have none here")
-        dtype = self.model.compute_dtype or self.model.embedding.dtype
-        changes = read_adapter(Path(folder), self.model.config, dtype, self.model.device)
+        changes = read_adapter(Path(folder), self.model.config, activation_dtype(self.model), self.model.device)
         self._worker.result_of(partial(self._loop.adapters.add, Adapter(name, changes))).result()
 
     def drop_adapter(self, name: str) -> None:

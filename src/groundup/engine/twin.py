@@ -15,6 +15,7 @@ from groundup.engine import kernels
 from groundup.engine.kernels import library
 from groundup.engine.kernels.matrices import FloatMatrix
 from groundup.engine.model_matrices import activation_dtype, are_readable
+from groundup.engine.runner import decoder_of
 from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.model.experts import ExpertLinear
 from groundup.model.language_model import LanguageModel
@@ -27,7 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def computed_in(model: LanguageModel | EncoderDecoder) -> torch.dtype:
     """In which type the engine computes a model that is no program."""
-    own = activation_dtype(_decoder(model))
+    own = activation_dtype(decoder_of(model))
     if own not in NARROW or model.device.type != "cpu":
         return own
     matrices = (each for each in model.modules() if isinstance(each, Matrix | ExpertLinear))
@@ -37,15 +38,11 @@ def computed_in(model: LanguageModel | EncoderDecoder) -> torch.dtype:
 def twin_of(model: LanguageModel | EncoderDecoder) -> LanguageModel | EncoderDecoder:
     """What computes the model in that type: itself, or its twin."""
     dtype = computed_in(model)
-    if dtype == activation_dtype(_decoder(model)):
+    if dtype == activation_dtype(decoder_of(model)):
         return model
     twin = _twin(model, {})
     twin.compute_dtype = dtype
     return twin
-
-
-def _decoder(model: LanguageModel | EncoderDecoder) -> LanguageModel:
-    return model.decoder if isinstance(model, EncoderDecoder) else model
 
 
 def _twin(module: Model, made: dict[nn.Module, nn.Module]) -> Model:
